@@ -1,0 +1,1 @@
+"""Selective joint fine-tuning (Ge & Yu, CVPR 2017) in JAX and Flax."""

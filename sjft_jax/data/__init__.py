@@ -1,0 +1,1 @@
+"""Random-access data sets, views and augmentation, and the paired loader."""

@@ -1,0 +1,1 @@
+"""Filter banks, adaptive histograms, and describing a data set with them."""

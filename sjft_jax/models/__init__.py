@@ -1,0 +1,1 @@
+"""Trunks, the joint network with its two heads, and pretrained weights."""

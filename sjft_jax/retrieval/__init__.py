@@ -1,0 +1,1 @@
+"""Symmetric Kullback–Leibler divergence and the exact nearest neighbours under it."""

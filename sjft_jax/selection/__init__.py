@@ -1,0 +1,1 @@
+"""Which source images each target image trains with."""
