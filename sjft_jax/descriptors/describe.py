@@ -1,0 +1,80 @@
+"""Descriptors of a data set: filter responses and their histograms, one batch at a time."""
+
+import functools
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt8
+
+from sjft_jax.descriptors import histogram
+from sjft_jax.descriptors.bank import FilterBank
+
+Batches = Iterable[UInt8[np.ndarray, 'batch height width 3']]
+
+
+def fit_edges(
+  bank: FilterBank, batches: Batches, *, num_bins: int
+) -> Float[np.ndarray, 'filter edge']:
+  """Edges of equal-mass bins over the responses to all images, in one pass (`QuantileSketch`).
+
+  Args:
+    bank: its layers lie one after another along the filter axis.
+    batches: RGB images 0–255 of the target's training set.
+    num_bins: bins per filter.
+
+  Raises:
+    ValueError: num_bins < 2, or no images.
+  """
+  if num_bins < 2:
+    raise ValueError(f'num_bins={num_bins} is less than 2; raise descriptors.num_bins')
+  sketch = histogram.QuantileSketch(sum(bank.num_filters))
+  for images, valid in _padded(batches):
+    sketch.update(bank.respond(jnp.asarray(images)), valid)
+  return sketch.edges(num_bins=num_bins)
+
+
+def describe(
+  bank: FilterBank,
+  edges: Float[Array | np.ndarray, 'filter edge'],
+  batches: Batches,
+  *,
+  smoothing: float,
+) -> Iterator[Float[Array, 'batch filter bin']]:
+  """The descriptors of each batch: one smoothed histogram per filter, on the device.
+
+  Args:
+    bank, edges: as `fit_edges` took and returned them.
+    batches: RGB images 0–255.
+    smoothing: pseudo-count per bin, in pixels (`histogram.normalize`).
+
+  Raises:
+    ValueError: smoothing ≤ 0, at once rather than with the first batch.
+  """
+  if not smoothing > 0:
+    raise ValueError(f'smoothing={smoothing} must exceed 0; raise descriptors.smoothing')
+  edges = jnp.asarray(edges)
+  return (
+    _describe(bank, edges, images, smoothing)[: valid.sum()] for images, valid in _padded(batches)
+  )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _describe(bank, edges, images, smoothing):
+  layers = jnp.split(edges, np.cumsum(bank.num_filters)[:-1])
+  counts = map(histogram.counts, layers, bank.respond(images))
+  # Layers differ in their number of pixels: each is normalised by its own.
+  return jnp.concatenate([histogram.normalize(c, smoothing=smoothing) for c in counts], axis=1)
+
+
+def _padded(
+  batches: Batches,
+) -> Iterator[tuple[UInt8[np.ndarray, 'size height width 3'], Bool[np.ndarray, 'size']]]:
+  """Fills smaller batches up to the first one's size, lest each size be compiled anew."""
+  size = 0
+  for images in batches:
+    size = max(size, len(images))
+    valid = np.arange(size) < len(images)
+    missing = size - len(images)
+    yield np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))), valid

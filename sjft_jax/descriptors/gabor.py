@@ -1,0 +1,126 @@
+"""The Gabor filter bank of Manjunath & Ma (1996): 4 scales × 6 orientations, real and imaginary.
+
+Manjunath & Ma, "Texture features for browsing and retrieval of image data", PAMI 18(8), 1996:
+the half-peak contours of the filters touch one another in the frequency plane and cover it from
+`LOWEST` to `HIGHEST` cycles per pixel.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex64, Float, UInt8
+
+LOWEST, HIGHEST = 0.05, 0.4  # centre frequencies of the coarsest and finest scale, cycles/pixel
+NUM_SCALES, NUM_ORIENTATIONS = 4, 6
+NUM_FILTERS = 2 * NUM_SCALES * NUM_ORIENTATIONS
+TRUNCATION = 3  # each filter's square support ends at 3 of the longer of its standard deviations
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, of RGB
+# Responses are rounded to this: about 1/250 of a grey level.  A flat patch has response zero, which
+# in floating point comes out as noise around 1e-7, and adaptive bins would resolve that noise.
+RESOLUTION = 2.0**-16
+
+
+@functools.cache
+def kernels() -> Complex64[np.ndarray, '24 size size']:
+  """The 24 complex filters, centred in square arrays and zero outside their own support.
+
+  Filter 6·m + n has frequency HIGHEST / a^m (m = 0 is the finest scale; a = 2) and orientation
+  θ = n·π/6, so that it oscillates along (x, y) = (cos θ, sin θ), x to the right and y down:
+
+    g(x, y) = a^-m / (2π σx σy) · exp(-½ (x'²/σx² + y'²/σy²) + 2πi · HIGHEST · x')
+    x' = a^-m (x cos θ + y sin θ),  y' = a^-m (-x sin θ + y cos θ)
+
+  with the paper's σx = 1/(2π σu), σy = 1/(2π σv).  A constant is subtracted from each over its
+  support, so that real and imaginary parts are zero-mean.  Computed in float64.
+  """
+  a = (HIGHEST / LOWEST) ** (1 / (NUM_SCALES - 1))
+  half_peak = 2 * math.log(2)
+  sigma_u = (a - 1) * HIGHEST / ((a + 1) * math.sqrt(half_peak))
+  # The paper's σv, multiplied out.
+  sigma_v = math.tan(math.pi / (2 * NUM_ORIENTATIONS)) * math.sqrt(
+    HIGHEST**2 / half_peak - sigma_u**2
+  )
+  sigma_x, sigma_y = 1 / (2 * math.pi * sigma_u), 1 / (2 * math.pi * sigma_v)
+
+  radii = [math.ceil(TRUNCATION * max(sigma_x, sigma_y) * a**m) for m in range(NUM_SCALES)]
+  bank = []
+  for m, radius in enumerate(radii):
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1] / a**m
+    for n in range(NUM_ORIENTATIONS):
+      cos, sin = math.cos(n * math.pi / NUM_ORIENTATIONS), math.sin(n * math.pi / NUM_ORIENTATIONS)
+      along, across = x * cos + y * sin, -x * sin + y * cos
+      envelope = np.exp(-((along / sigma_x) ** 2 + (across / sigma_y) ** 2) / 2)
+      g = (
+        envelope * np.exp(2j * math.pi * HIGHEST * along) / (a**m * 2 * math.pi * sigma_x * sigma_y)
+      )
+      bank.append(np.pad(g - g.mean(), max(radii) - radius))
+  return np.stack(bank).astype(np.complex64)
+
+
+@jax.jit
+def respond(
+  images: UInt8[Array, 'batch height width 3'],
+) -> tuple[Float[Array, 'batch height width 48']]:
+  """Responses to the luminance, 0–1, of RGB images of any size: one layer of 48 maps.
+
+  Maps 0–23 are the convolutions with the real parts of `kernels()`, 24–47 with the imaginary
+  parts; they have the image's size, the image being continued by its mirror image ('symmetric',
+  as often as the filter is wide).  Rounded to `RESOLUTION`.
+  """
+  coefficients = jnp.asarray(LUMINANCE, jnp.float32)
+  luminance = jnp.dot(images.astype(jnp.float32), coefficients, precision='highest') / 255
+  # The filters are zero-mean: taking half a unit away changes nothing but the rounding error.
+  luminance = luminance - 0.5
+  height, width = images.shape[1:3]
+  rows, columns = _extension(height), _extension(width)
+  transfer = jnp.asarray(_transfer(len(rows), len(columns)))
+
+  # Image by image, the working set stays in the cache: twice as fast as whole batches on a CPU.
+  def convolve(image):
+    spectrum = jnp.fft.fft2(image[rows][:, columns])
+    # The image is real: one complex product carries both parts of the filter.
+    maps = jnp.fft.ifft2(spectrum[None] * transfer)[:, :height, :width]
+    maps = jnp.concatenate([maps.real, maps.imag])
+    return jnp.moveaxis(jnp.round(maps / RESOLUTION) * RESOLUTION, 0, -1)
+
+  return (jax.lax.map(convolve, luminance),)
+
+
+def _extension(size: int) -> np.ndarray:
+  """Indices that continue an axis by mirroring, for circular convolution with `kernels()`.
+
+  Mirroring makes the axis periodic in 2·size.  A period is all that a wide filter needs; for a
+  narrower one it is enough to continue by the filter's radius on either side.
+  """
+  radius = kernels().shape[-1] // 2
+  period = min(2 * size, _fast_length(size + 2 * radius))
+  position = np.arange(period)
+  position = np.where(position < size + radius, position, position - period) % (2 * size)
+  return np.minimum(position, 2 * size - 1 - position)
+
+
+def _fast_length(length: int) -> int:
+  """The next length whose only prime factors are 2, 3 and 5."""
+  while True:
+    rest = length
+    for prime in (2, 3, 5):
+      while rest % prime == 0:
+        rest //= prime
+    if rest == 1:
+      return length
+    length += 1
+
+
+@functools.lru_cache(maxsize=8)
+def _transfer(height: int, width: int) -> Complex64[np.ndarray, '24 height width']:
+  """Fourier transform of the filters, centred at the origin of a circle of that period."""
+  bank = kernels()
+  radius = bank.shape[-1] // 2
+  offsets = np.arange(-radius, radius + 1)
+  circle = np.zeros((len(bank), height, width), np.complex128)
+  # A filter wider than the period wraps around it, more than once if need be.
+  np.add.at(circle, np.ix_(np.arange(len(bank)), offsets % height, offsets % width), bank)
+  return np.fft.fft2(circle).astype(np.complex64)

@@ -1,0 +1,329 @@
+"""The method on one page: describe → rank → (select → train → score) per round → report.
+
+Every stage leaves its artifact in the work directory; what is there already is not made again.
+"""
+
+import functools
+import json
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from sjft_jax import artifacts
+from sjft_jax.arm import Arm, Domains, Ranking, Round, Scorer, run_rounds
+from sjft_jax.config import arm_config, check_read, check_values, depth_of
+from sjft_jax.data import dataset as datasets
+from sjft_jax.data import transforms
+from sjft_jax.data.dataset import Dataset
+from sjft_jax.data.pairs import SourceOnly, views
+from sjft_jax.descriptors import bank as banks
+from sjft_jax.descriptors import describe
+from sjft_jax.models import joint, trunk
+from sjft_jax.models.pretrained import load_trunk
+from sjft_jax.report import terminal
+from sjft_jax.report.neighbors import sheet
+from sjft_jax.retrieval import knn
+from sjft_jax.training import metrics, optimizer, step
+from sjft_jax.training.checkpoints import Checkpoints
+
+ARM_NAMES = {
+  'none': 'no source (plain fine-tuning)',
+  'random': 'random source',
+  'all': 'all source',
+  'selected': 'selected source',
+  'rounds': 'selected source, growing',
+}
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+  """Everything from images to results; called again, goes on from where it was stopped.
+
+  Returns:
+    What results.json holds.
+
+  Raises:
+    ValueError: an impossible option or input, before any work where that can be known.
+  """
+  check_read(config, READERS)
+  arms = {name: arm_config(config, name) for name in config.arms}
+  domains = Domains(*open_target(**config.target), datasets.load(**config.source))
+  for options in arms.values():
+    check_values(options, num_target=len(domains.target), num_source=len(domains.source))
+  bank = banks.load(**config.bank)
+  network, variables = build_network(domains, config.seed, config.images.crop, **config.model)
+  made_from = artifacts.fingerprint(
+    json.loads(config.to_json()), *(data.fingerprint for data in vars(domains).values())
+  )
+
+  def arm(directory: str, options: ConfigDict) -> Arm:
+    solver = optimizer.sgd(**options.solver)
+    return Arm(
+      workdir / directory,
+      made_from,
+      domains,
+      step.make_train_step(network.apply, solver, **options.loss),
+      solver,
+      Scorer(step.make_predict(network.apply), options.images.to_dict(), **options.evaluation),
+      options.seed,
+      **options.training,
+    )
+
+  pretraining = arm('pretrain', config)
+  runs = {name: arm(f'arms/{name}', options) for name, options in arms.items()}
+  record(config, workdir)
+
+  finished = workdir / 'results.json'
+  if finished.exists():
+    terminal.say(f'{workdir} is finished, nothing is repeated; a new --workdir starts a new run.')
+    results = json.loads(finished.read_text())
+    terminal.table(results)
+    return results
+
+  target, test, source = vars(domains).values()
+  terminal.say(
+    f'Target: {len(target):,} training and {len(test):,} test images in {len(target.classes):,} '
+    f'classes. Source: {len(source):,} images in {len(source.classes):,} classes.'
+  )
+  ranking, seconds = Ranking(*np.zeros((2, len(target), 0), np.int32)), {}
+  depth = max((depth_of(options) for options in arms.values()), default=0)
+  if depth:
+    terminal.stage('Ranking the source by its filter responses')
+    ranking, seconds['rank'] = rank_sources(
+      workdir / 'ranking.npz', made_from, domains, bank, depth, **config.descriptors
+    )
+    draw_neighbors(workdir / 'neighbors.png', domains, ranking)
+  if config.pretrain.steps:
+    terminal.stage('Pretraining the trunk on the source')
+    variables, seconds['pretrain'] = pretrain_trunk(pretraining, variables, **config.pretrain)
+  rounds = {}
+  for number, (name, options) in enumerate(arms.items(), 1):
+    terminal.stage(f'Arm {number} of {len(arms)}: {ARM_NAMES.get(name, name)}')
+    rounds[name] = run_rounds(runs[name], variables, ranking, **options.selection)
+    seconds[f'train {name}'] = rounds[name][-1].seconds
+
+  results = {'seed': config.seed, 'device': _device(), 'seconds': seconds}
+  results |= summarise(rounds, test, config.evaluation.views)
+  artifacts.write_json(finished, results)
+  terminal.table(results)
+  terminal.say(f'Look at {workdir}: results.json, neighbors.png, arms/*/rounds/*/selection.csv')
+  return results
+
+
+def open_target(
+  *, dataset: str, path: str, train_split: str, test_split: str
+) -> tuple[Dataset, Dataset]:
+  """The target's training and test set.
+
+  Raises:
+    ValueError: a class is in one of them only.
+  """
+  train, test = (
+    datasets.load(dataset=dataset, path=path, split=split) for split in (train_split, test_split)
+  )
+  for name in sorted(set(train.classes) ^ set(test.classes)):
+    raise ValueError(
+      f'the target has no class {name!r} in {(test_split if name in train.classes else train_split)}'
+      f'; training and test set need the same classes'
+    )
+  return train, test
+
+
+def build_network(
+  domains: Domains,
+  seed: int,
+  image_size: int,
+  *,
+  name: str,
+  width: float,
+  batch_norm: str,
+  pretrained: str,
+) -> tuple[joint.Joint, dict[str, Any]]:
+  """The joint network and its first variables: heads at random, trunk at random or pretrained."""
+  network = joint.Joint(
+    trunk.build(name=name, width=width, batch_norm=batch_norm),
+    len(domains.target.classes),
+    len(domains.source.classes),
+  )
+  variables = joint.init(network, jax.random.key(seed), image_size)
+  if pretrained:
+    variables['params']['trunk'] = load_trunk(name=name, path=pretrained)
+  return network, variables
+
+
+def rank_sources(
+  path: Path,
+  made_from: str,
+  domains: Domains,
+  bank: banks.FilterBank,
+  depth: int,
+  *,
+  num_bins: int,
+  smoothing: float,
+  resize: int,
+  crop: int,
+  batch_size: int,
+) -> tuple[Ranking, float]:
+  """Describes the target, streams the source past it, and keeps the nearest; and the seconds."""
+  kept = artifacts.load(path, made_from)
+  if kept is not None:
+    terminal.say('  done before')
+    return Ranking(kept['indices'], kept['divergences']), float(kept['seconds'])
+  begun = time.monotonic()
+  view = functools.partial(transforms.describe_view, resize=resize, crop=crop)
+
+  def images(data: Dataset, what: str) -> Iterator[np.ndarray]:
+    with terminal.progress(f'{what} of {data.name}', len(data)) as advance:
+      yield from terminal.counted(views(data, view, batch_size), advance)
+
+  edges = describe.fit_edges(bank, images(domains.target, 'adaptive bins'), num_bins=num_bins)
+  targets, sources = (
+    describe.describe(bank, edges, images(data, 'histograms'), smoothing=smoothing)
+    for data in (domains.target, domains.source)
+  )
+  indices, divergences = knn.rank(
+    np.concatenate([np.asarray(block) for block in targets]),
+    (np.asarray(block) for block in sources),
+    weights=bank.weights,
+    k=depth,
+  )
+  seconds = time.monotonic() - begun
+  artifacts.save(
+    path, made_from, indices=indices, divergences=divergences, edges=edges, seconds=seconds
+  )
+  return Ranking(indices, divergences), seconds
+
+
+def draw_neighbors(path: Path, domains: Domains, ranking: Ranking) -> None:
+  """Six target images of different classes and some of their neighbours (Figure 2)."""
+  _, firsts = np.unique(domains.target.labels, return_index=True)
+  chosen = firsts[np.linspace(0, len(firsts) - 1, min(6, len(firsts))).astype(int)]
+  places = [place for place in (1, 10, 20, 30, 40) if place <= ranking.indices.shape[1]]
+
+  def cell(data: Dataset, index: int, line: str) -> tuple[np.ndarray, str, str]:
+    return data[index], data.classes[data.labels[index]], line
+
+  rows = []
+  for target in chosen:
+    row = [cell(domains.target, int(target), domains.target.key(int(target)))]
+    for place in places:
+      source, divergence = (a[target, place - 1] for a in vars(ranking).values())
+      row.append(cell(domains.source, int(source), f'divergence {divergence:.3g}'))
+    rows.append(row)
+  ordinals = [f'{place}{"st" if place == 1 else "th"} neighbour' for place in places]
+  with artifacts.written(path) as file:
+    sheet(rows, ['target image', *ordinals]).save(file, 'PNG')
+
+
+def pretrain_trunk(
+  arm: Arm, variables: dict[str, Any], *, steps: int
+) -> tuple[dict[str, Any], float]:
+  """The variables with a trunk trained on the source alone, and the seconds that took."""
+  batches = SourceOnly(**vars(arm.pairs(None, 0)))
+  with Checkpoints(arm.directory / 'checkpoints') as checkpoints:
+    progress = arm.train(arm.restore(checkpoints, variables), batches, steps, checkpoints)
+  trained = step.unreplicate(progress.state)
+  params = {**variables['params'], 'trunk': trained.params['trunk']}
+  return {'params': params, 'batch_stats': trained.batch_stats}, progress.seconds
+
+
+def summarise(
+  rounds: dict[str, list[Round]], test: Dataset, views: tuple[str, ...]
+) -> dict[str, Any]:
+  """Every score of every arm, and the rows of the closing table."""
+
+  def scores(p: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    return {
+      view: {
+        'mean_class_accuracy': metrics.mean_class_accuracy(p[view], test.labels, len(test.classes)),
+        'top1': metrics.top1(p[view], test.labels),
+      }
+      for view in views
+    }
+
+  arms: dict[str, Any] = {}
+  table: dict[str, tuple[int, dict[str, np.ndarray]]] = {}
+  for name, done in rounds.items():
+    title = ARM_NAMES.get(name, name)
+    arms[name] = {
+      'rounds': [
+        {
+          'source_images': r.source_images,
+          'num_neighbors': {'mean': float(r.num_neighbors.mean()), 'max': int(r.num_neighbors.max())},
+          'hardness': float(r.hardness.mean()),
+          'training_accuracy': float(r.is_correct.mean()),
+          'seconds': r.seconds,
+          'test': scores(r.test),
+        }
+        for r in done
+      ]
+    }
+    table[title] = (done[-1].source_images, done[-1].test)
+    if len(done) > 1:
+      fused = {view: np.mean([r.test[view] for r in done], axis=0) for view in views}
+      arms[name]['fused'] = scores(fused)
+      table[f'{title}, fused over {len(done)} rounds'] = (done[-1].source_images, fused)
+  baseline = rounds['none'][-1].test[views[0]] if 'none' in rounds else None
+  rows = []
+  for title, (source_images, p) in table.items():
+    row = {'name': title, 'source_images': source_images, **scores(p)[views[0]]}
+    if baseline is not None and p[views[0]] is not baseline:
+      gain = metrics.paired_gain(p[views[0]], baseline, test.labels)
+      row |= dict(zip(('gain', 'standard_error'), gain, strict=True))
+    rows.append(row)
+  return {'test_images': len(test), 'view': views[0], 'table': rows, 'arms': arms}
+
+
+def record(config: ConfigDict, workdir: Path) -> None:
+  """Writes the options and the versions of all packages; a work directory has one set of options.
+
+  Raises:
+    ValueError: the work directory was made with other options.
+  """
+  path, now = workdir / 'config.json', json.loads(config.to_json())
+  if path.exists():
+    then = _flat(json.loads(path.read_text()))
+    changed = [
+      f'{key} was {then.get(key)!r}, now {value!r}'
+      for key, value in _flat(now).items()
+      if then.get(key) != value
+    ]
+    if changed:
+      raise ValueError(f'{workdir} was made with other options ({"; ".join(changed)}): use a new '
+                       '--workdir, or the same options')
+  artifacts.write_json(path, now)
+  packages = sorted({(d.name, d.version) for d in metadata.distributions()}, key=str)
+  artifacts.write_json(workdir / 'versions.json', dict(packages))
+
+
+def _flat(options: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat: dict[str, Any] = {}
+  for key, value in options.items():
+    flat |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+  return flat
+
+
+def _device() -> str:
+  return f'{jax.local_device_count()} × {jax.local_devices()[0].device_kind}, jax {jax.__version__}'
+
+
+# Which function takes which section of the configuration, option by option.
+READERS = {
+  'target': open_target,
+  'source': datasets.load,
+  'bank': banks.load,
+  'descriptors': rank_sources,
+  'selection': run_rounds,
+  'model': build_network,
+  'pretrain': pretrain_trunk,
+  'images': transforms.center_crop,
+  'training': Arm,
+  'loss': step.make_train_step,
+  'solver': optimizer.sgd,
+  'evaluation': Scorer,
+}

@@ -1,0 +1,88 @@
+"""What a person sees while a run goes on: stages, progress bars, and the closing table."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(highlight=False)
+
+
+def say(text: str) -> None:
+  console.print(text, markup=False, soft_wrap=True)
+
+
+def stage(name: str) -> None:
+  console.print(f'[bold]{name}[/bold]')
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+  """A bar with the remaining time, and a line with the speed at the end.
+
+  Yields a function that takes how many more are done.
+  """
+  columns = (
+    TextColumn('  {task.description}'),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TextColumn('{task.fields[rate]}'),
+    TimeRemainingColumn(),
+  )
+  begun, first = time.monotonic(), done
+  with Progress(*columns, console=console, transient=True) as bar:
+    task = bar.add_task(what, total=total, completed=done, rate='')
+
+    def advance(more: int) -> None:
+      nonlocal done
+      done += more
+      rate = (done - first) / max(time.monotonic() - begun, 1e-9)
+      bar.update(task, completed=done, rate=f'{rate:,.0f}/s' if rate > 10 else f'{rate:.1f}/s')
+
+    yield advance
+  seconds = time.monotonic() - begun
+  say(f'  {what}: {done - first:,} in {seconds:.1f} s')
+
+
+def counted(batches: Iterable[np.ndarray], advance: Callable[[int], None]) -> Iterator[np.ndarray]:
+  """The batches, telling `advance` how many images have been worked on."""
+  for batch in batches:
+    yield batch
+    advance(len(batch))
+
+
+def table(results: dict[str, Any]) -> None:
+  """Each arm's scores, and what they gain over plain fine-tuning where that was trained too."""
+  view = results['view'].replace('_', ' ')
+  grid = Table(title=f'{results["test_images"]:,} test images, {view}', title_justify='left')
+  grid.add_column('training')
+  for heading in ('source images', 'mean class accuracy', 'top-1', 'gain ± standard error'):
+    grid.add_column(heading, justify='right')
+  for row in results['table']:
+    grid.add_row(
+      row['name'],
+      f'{row["source_images"]:,}' if row['source_images'] else '–',
+      f'{row["mean_class_accuracy"]:.1%}',
+      f'{row["top1"]:.1%}',
+      f'{100 * row["gain"]:+.1f} ± {100 * row["standard_error"]:.1f}' if 'gain' in row else '',
+    )
+  console.print(grid)
+  gains = [row for row in results['table'] if 'gain' in row and row['source_images']]
+  if gains:
+    say(verdict(gains[-1]))
+
+
+def verdict(row: dict[str, Any]) -> str:
+  """One sentence that claims no more than the numbers do."""
+  gain, error = 100 * row['gain'], 100 * row['standard_error']
+  what = f'"{row["name"]}" against plain fine-tuning: {gain:+.1f} points ± {error:.1f}.'
+  if gain <= 0:
+    return f'{what} The source brought no gain here.'
+  if gain < 2 * error:
+    return f'{what} Less than two standard errors: with these few test images it may be chance.'
+  return f'{what} More than two standard errors over test images; other seeds will differ.'

@@ -1,0 +1,45 @@
+"""The joint loss: each image counts in its own domain's cross-entropy only."""
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int32
+
+
+def cross_entropy_sum(
+  logits: Float[Array, 'image classes'],
+  labels: Int32[Array, ' image'],
+  mask: Bool[Array, ' image'],
+) -> Float[Array, '']:
+  """Sum of the cross-entropies in nats of the images where `mask` is true.
+
+  Labels elsewhere may be anything: they belong to the other domain's label space.
+  """
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(mask, labels, 0))
+  return jnp.sum(losses, where=mask)
+
+
+def joint_loss(
+  logits: dict[str, Float[Array, 'image classes']],
+  labels: Int32[Array, ' image'],
+  is_source: Bool[Array, ' image'],
+  *,
+  num_target: Int32[Array, ''],
+  num_source: Int32[Array, ''],
+  target_weight: float,
+  source_weight: float,
+) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
+  """This part of a step's share of its loss, and the unweighted loss sums of its two domains.
+
+  A step's loss is target_weight × the mean cross-entropy of its target images + source_weight ×
+  that of its source images (Ge & Yu 2017, Section 3.1, with the released code's weights). The
+  means are over the whole step: `num_target` and `num_source` count the images of all its devices
+  and micro-batches, so that shares add up to the loss however the images are spread. A domain
+  without images contributes exactly zero.
+  """
+  sums = {
+    'target': cross_entropy_sum(logits['target'], labels, ~is_source),
+    'source': cross_entropy_sum(logits['source'], labels, is_source),
+  }
+  target_mean = sums['target'] / jnp.maximum(num_target, 1).astype(jnp.float32)
+  source_mean = sums['source'] / jnp.maximum(num_source, 1).astype(jnp.float32)
+  return target_weight * target_mean + source_weight * source_mean, sums

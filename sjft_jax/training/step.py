@@ -1,0 +1,160 @@
+"""The training step and the prediction, each a pure function mapped once over the devices.
+
+`apply` is a joint network's: `apply({'params', 'batch_stats'}, images, train=…, mutable=…)` gives
+`{'target': logits, 'source': logits}`, and with `mutable` also the new batch statistics.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int32, UInt8
+
+from sjft_jax.training.losses import joint_loss
+
+PyTree = Any
+# Sums and counts, to be added over steps: the mean is the sum over the count, if there is any.
+Metrics = dict[str, tuple[Float[Array, ''], Int32[Array, '']]]
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """Everything a step changes, as arrays only."""
+
+  step: Int32[Array, '']
+  params: PyTree
+  batch_stats: PyTree
+  opt_state: PyTree
+
+
+def create_state(
+  *, params: PyTree, batch_stats: PyTree, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """The state before the first step."""
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=batch_stats,
+    opt_state=optimizer.init(params),
+  )
+
+
+def replicate(tree: PyTree, num_devices: int | None = None) -> PyTree:
+  """A copy of `tree` for each of this process's first `num_devices` devices (default: all)."""
+  devices = np.arange(num_devices or jax.local_device_count())
+  return jax.pmap(lambda _, tree: tree, in_axes=(0, None))(devices, tree)
+
+
+def unreplicate(tree: PyTree) -> PyTree:
+  """The first device's copy, as numpy arrays."""
+  return jax.device_get(jax.tree.map(lambda x: x[0], tree))
+
+
+def shard_batch(
+  batch: dict[str, np.ndarray], *, accumulation: int, num_devices: int | None = None
+) -> dict[str, np.ndarray]:
+  """Leaves `[images, ...]` as `[device, micro_batch, image, ...]`, for `make_train_step`.
+
+  Micro-batches are consecutive runs of images, and so are the devices' parts of one, hence a
+  micro-batch holds the same images (and batch norm sees the same mixture) on any number of
+  devices. A target image and its neighbour should therefore stand side by side.
+
+  Raises:
+    ValueError: the images cannot be divided evenly.
+  """
+  devices = num_devices or jax.local_device_count()
+  (images,) = {len(leaf) for leaf in batch.values()}
+  if images % (devices * accumulation):
+    raise ValueError(
+      f'{images} images a step do not divide by {devices} devices × {accumulation} micro-batches; '
+      'change training.batch_size or training.accumulation'
+    )
+  return {
+    name: leaf.reshape(accumulation, devices, -1, *leaf.shape[1:]).swapaxes(0, 1)
+    for name, leaf in batch.items()
+  }
+
+
+def make_train_step(
+  apply: Callable[..., Any],
+  optimizer: optax.GradientTransformation,
+  *,
+  target_weight: float,
+  source_weight: float,
+) -> Callable[[TrainState, dict[str, np.ndarray]], tuple[TrainState, Metrics]]:
+  """One optimizer update from the joint loss: `step(state, batch) -> state, metrics`.
+
+  The returned step takes a replicated state (and consumes it) and a batch with leaves
+  `[device, micro_batch, image, ...]`: 'image' uint8, 'label' int32 in the image's own label
+  space, 'is_source' bool. Gradients are summed over micro-batches and devices of a loss that is a
+  mean over the whole step; batch statistics are updated in every micro-batch, as in the released
+  code. Metrics are '{target,source}_{loss,accuracy}' as (sum, count) over the whole step.
+  """
+
+  def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
+    num_source = jax.lax.psum(jnp.sum(batch['is_source']), 'batch')
+    num_target = jax.lax.psum(jnp.sum(~batch['is_source']), 'batch')
+
+    def loss(params: PyTree, batch_stats: PyTree, part: dict[str, Array]) -> tuple[Array, Any]:
+      logits, updates = apply(
+        {'params': params, 'batch_stats': batch_stats},
+        part['image'],
+        train=True,
+        mutable=['batch_stats'],
+      )
+      value, sums = joint_loss(
+        logits,
+        part['label'],
+        part['is_source'],
+        num_target=num_target,
+        num_source=num_source,
+        target_weight=target_weight,
+        source_weight=source_weight,
+      )
+      for domain, members in (('target', ~part['is_source']), ('source', part['is_source'])):
+        hits = jnp.argmax(logits[domain], axis=-1) == part['label']
+        sums[f'{domain}_hits'] = jnp.sum(hits & members).astype(jnp.float32)
+      return value, (updates.get('batch_stats', {}), sums)
+
+    def accumulate(
+      carry: tuple[PyTree, PyTree], part: dict[str, Array]
+    ) -> tuple[tuple[PyTree, PyTree], PyTree]:
+      gradients, batch_stats = carry
+      more, (batch_stats, sums) = jax.grad(loss, has_aux=True)(state.params, batch_stats, part)
+      return (jax.tree.map(jnp.add, gradients, more), batch_stats), sums
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (gradients, batch_stats), sums = jax.lax.scan(accumulate, (zeros, state.batch_stats), batch)
+    # Each device's loss is its share of one mean, so the shares' gradients add up.
+    gradients = jax.lax.psum(gradients, 'batch')
+    batch_stats = jax.lax.pmean(batch_stats, 'batch')
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    sums = jax.lax.psum(jax.tree.map(jnp.sum, sums), 'batch')
+    metrics = {
+      'target_loss': (sums['target'], num_target),
+      'source_loss': (sums['source'], num_source),
+      'target_accuracy': (sums['target_hits'], num_target),
+      'source_accuracy': (sums['source_hits'], num_source),
+    }
+    state = TrainState(
+      step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
+    )
+    return state, metrics
+
+  return jax.pmap(step, axis_name='batch', out_axes=(0, None), donate_argnums=0)
+
+
+def make_predict(
+  apply: Callable[..., Any],
+) -> Callable[[TrainState, UInt8[Array, 'device b h w 3']], Float[Array, 'device b classes']]:
+  """`predict(state, images)`: the target head's softmax probabilities, in evaluation mode."""
+
+  def predict(state: TrainState, images: UInt8[Array, 'b h w 3']) -> Float[Array, 'b classes']:
+    variables = {'params': state.params, 'batch_stats': state.batch_stats}
+    return jax.nn.softmax(apply(variables, images, train=False)['target'])
+
+  return jax.pmap(predict, axis_name='batch')

@@ -1,0 +1,227 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from sjft_jax.descriptors import histogram
+
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+EXTREMES = np.float32([0, -0.0, 1e-45, -1e-45, 1.2e-38, -1.2e-38, 3.4e38, -3.4e38, 1, -1, 1 + 1e-7])
+
+
+def sketch(*batches):
+  """Of batches [value, filter], each given as one image of one row."""
+  result = histogram.QuantileSketch(batches[0].shape[1])
+  for batch in batches:
+    result.update((jnp.asarray(batch, jnp.float32)[None, None],), np.ones(1, bool))
+  return result
+
+
+def fit(values, num_bins):
+  return sketch(np.float32(values)[:, None]).edges(num_bins=num_bins)[0]
+
+
+def masses(values, edges):
+  """The share of each bin, by definition: a value's bin is the number of edges ≤ it."""
+  bins = (np.float32(values)[:, None] >= edges[None]).sum(1)
+  return np.bincount(bins, minlength=len(edges) + 1) / len(values)
+
+
+@pytest.mark.parametrize(
+  'draw',
+  [
+    lambda rng, n: rng.normal(size=n),
+    lambda rng, n: rng.normal(-5, 1, n),
+    lambda rng, n: rng.uniform(-1e-3, 2e-3, n),
+    lambda rng, n: rng.lognormal(0, 5, n),
+    lambda rng, n: -rng.exponential(1e30, n),
+  ],
+)
+@pytest.mark.parametrize('num_bins', [2, 7, 32])
+def test_edges_are_quantiles(draw, num_bins):
+  values = np.float32(draw(np.random.default_rng(0), 20_000))
+  edges = fit(values, num_bins)
+  exact = np.quantile(values.astype(np.float64), np.arange(1, num_bins) / num_bins)
+  # The documented bound, and a little for numpy's interpolation between neighbouring values.
+  spacing = np.diff(
+    np.quantile(values, [np.arange(1, num_bins) / num_bins + d for d in (-1e-3, 1e-3)], axis=0),
+    axis=0,
+  )[0]
+  assert (np.abs(edges - exact) <= np.abs(exact) * 2**-7 + spacing).all()
+  # Interpolation makes the masses of smooth distributions far better than that.
+  np.testing.assert_allclose(masses(values, edges), 1 / num_bins, rtol=0.05, atol=2 / len(values))
+
+
+def test_relu_zero_has_its_own_bin():
+  rng = np.random.default_rng(0)
+  values = np.concatenate([np.zeros(7_000), rng.uniform(0.1, 5, 3_000)])
+  edges = fit(values, 11)
+  mass = masses(values, edges)
+  assert mass[0] == 0.7
+  np.testing.assert_allclose(mass[1:], 0.03, rtol=0.05)
+
+
+def test_atom_inside_a_distribution():
+  rng = np.random.default_rng(0)
+  values = np.concatenate(
+    [np.full(4_000, 1.0), rng.uniform(-9, 0, 2_000), rng.uniform(2, 5, 4_000)]
+  )
+  edges = fit(values, 10)
+  mass = masses(values, edges)
+  # Nine bins share 0.6 of the mass: three below the atom, six above it.
+  np.testing.assert_allclose(mass, [2 / 30] * 3 + [0.4] + [4 / 60] * 6, rtol=0.05)
+
+
+def test_atoms_only_and_a_sliver_between_them():
+  values = np.repeat([-1.0, 0.0, 3.0], 5)
+  edges = fit(values, 6)
+  np.testing.assert_array_equal(masses(values, edges), [1 / 3] * 3 + [0] * 3)
+  np.testing.assert_array_equal(np.isinf(edges), [False, False, True, True, True])
+  # One value in a thousand between two atoms has no bin to itself: with 3 bins, it joins.
+  values = np.concatenate([np.zeros(499), [1.0], np.full(500, 2.0)])
+  mass = masses(values, fit(values, 2))
+  assert sorted(mass) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize('value', [0.0, -0.0, 1.5, -3e38, 1e-40])
+def test_constant_filter_fills_one_bin(value):
+  edges = fit(np.full(100, value), 5)
+  assert np.isinf(edges).all()
+  np.testing.assert_array_equal(masses(np.full(100, value), edges), [1, 0, 0, 0, 0])
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+  hnp.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 40), st.just(2)),
+    elements=st.one_of(FLOATS, st.sampled_from(EXTREMES.tolist())),
+  ),
+  st.integers(2, 9),
+  st.randoms(use_true_random=False),
+)
+def test_any_floats_in_any_order(values, num_bins, random):
+  edges = sketch(values).edges(num_bins=num_bins)
+  assert edges.shape == (2, num_bins - 1)
+  assert not np.isnan(edges).any()
+  assert (np.diff(np.nan_to_num(edges.astype(np.float64), posinf=1e39)) >= 0).all()
+  shuffled = values.copy()
+  random.shuffle(order := list(range(len(values))))
+  shuffled = values[order]
+  cut = random.randrange(len(values) + 1)
+  parts = [part for part in (shuffled[:cut], shuffled[cut:]) if len(part)]
+  np.testing.assert_array_equal(sketch(*parts).edges(num_bins=num_bins), edges)
+  merged = sketch(parts[0])
+  for part in parts[1:]:
+    merged.merge(sketch(part))
+  np.testing.assert_array_equal(merged.edges(num_bins=num_bins), edges)
+
+
+@settings(deadline=None, max_examples=20)
+@given(hnp.arrays(np.int8, st.integers(1, 200)), st.integers(2, 9))
+def test_no_bin_of_a_discrete_filter_is_too_full_unless_it_is_an_atom(values, num_bins):
+  """Small integers each have their own bucket: nothing is interpolated away."""
+  edges = fit(values, num_bins)
+  bins = (np.float32(values)[:, None] >= edges[None]).sum(1)
+  for b in range(num_bins):
+    inside = values[bins == b]
+    heaviest = max(np.unique(values, return_counts=True)[1])
+    # An equal share, one bucket too many at either end, and half a bin's share from rounding.
+    assert len(inside) <= 2 * len(values) / num_bins + 2 * heaviest
+
+
+def test_bucket_order_and_bounds():
+  rng = np.random.default_rng(0)
+  values = np.concatenate(
+    [
+      rng.integers(0, 2**32, 50_000, np.uint32).view(np.float32),
+      EXTREMES,
+    ]
+  )
+  values = np.sort(values[np.isfinite(values)])
+  values[np.abs(values) < np.finfo(np.float32).tiny] = 0
+  buckets = np.asarray(histogram._bucket(jnp.asarray(values)))
+  assert (np.diff(buckets) >= 0).all()
+  lower, upper = histogram._lower_bounds(buckets), histogram._lower_bounds(buckets + 1)
+  assert (lower <= values).all()
+  assert (values < upper).all()
+  normal = np.abs(values) > 1e-37
+  finite = normal & np.isfinite(upper) & np.isfinite(lower)
+  assert (
+    (upper - lower)[finite] <= np.abs(values[finite].astype(np.float64)) * 2**-7 * 1.001
+  ).all()
+
+
+def test_padding_images_are_not_counted():
+  images = np.random.default_rng(0).normal(size=(3, 4, 5, 2)).astype(np.float32)
+  images[2] = np.nan
+  padded = histogram.QuantileSketch(2)
+  padded.update((jnp.asarray(images),), np.array([True, True, False]))
+  alone = histogram.QuantileSketch(2)
+  alone.update((jnp.asarray(images[:2]),), np.array([True, True]))
+  np.testing.assert_array_equal(padded.edges(num_bins=4), alone.edges(num_bins=4))
+
+
+def test_int32_counts_are_handed_over_before_they_overflow(monkeypatch):
+  values = np.random.default_rng(0).normal(size=(50, 1)).astype(np.float32)
+  expected = sketch(*[values] * 5)
+  monkeypatch.setattr(histogram, '_MAX_COUNT', 120)
+  limited = sketch(*[values] * 5)
+  assert limited.counts.sum() == 200  # two batches at a time; the fifth is still on the device
+  np.testing.assert_array_equal(limited.edges(num_bins=7), expected.edges(num_bins=7))
+  with pytest.raises(ValueError, match='use fewer images'):
+    sketch(np.zeros((121, 1)))
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_broken_responses_are_named(bad):
+  values = np.zeros((10, 3), np.float32)
+  values[4, 1] = bad
+  with pytest.raises(ValueError, match='filter 1 '):
+    sketch(values).edges(num_bins=4)
+
+
+def test_impossible_options():
+  with pytest.raises(ValueError, match='num_bins=1'):
+    sketch(np.zeros((1, 1))).edges(num_bins=1)
+  with pytest.raises(ValueError, match='no responses'):
+    histogram.QuantileSketch(1).edges(num_bins=4)
+  for smoothing in (0.0, -1.0, float('nan')):
+    with pytest.raises(ValueError, match='smoothing='):
+      histogram.normalize(jnp.ones((1, 1, 4), jnp.int32), smoothing=smoothing)
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1, 1), (3, 5, 7, 4), (2, 33, 1, 3)])
+def test_counts_match_numpy(shape):
+  rng = np.random.default_rng(0)
+  responses = rng.normal(size=shape).astype(np.float32)
+  edges = np.sort(rng.normal(size=(shape[-1], 9)).astype(np.float32), axis=1)
+  edges[0, 4:] = np.inf
+  responses[0, 0, 0] = edges[:, 0]  # on an edge: the bin above
+  responses[-1, -1, -1] = -1e30  # out of range: the end bin
+  counts = np.asarray(histogram.counts(edges, responses))
+  assert counts.shape == (shape[0], shape[-1], 10)
+  for i in range(shape[0]):
+    for f in range(shape[-1]):
+      finite = edges[f][np.isfinite(edges[f])]
+      expected, _ = np.histogram(responses[i, ..., f], np.concatenate([[-3e38], finite, [3e38]]))
+      np.testing.assert_array_equal(counts[i, f, : len(expected)], expected)
+      assert not counts[i, f, len(expected) :].any()
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+  hnp.arrays(np.float32, (2, 3, 5, 2), elements=FLOATS),
+  hnp.arrays(np.float32, (2, 4), elements=st.floats(width=32, allow_nan=False)),
+  st.floats(1e-6, 1e3),
+)
+def test_descriptors_are_distributions(responses, edges, smoothing):
+  counts = histogram.counts(np.sort(edges, axis=1), responses)
+  np.testing.assert_array_equal(counts.sum(-1), 15)
+  assert (np.asarray(counts) >= 0).all()
+  histograms = np.asarray(histogram.normalize(counts, smoothing=smoothing))
+  assert (histograms > 0).all()
+  expected = (np.asarray(counts, np.float64) + smoothing) / (15 + 5 * smoothing)
+  np.testing.assert_allclose(histograms, expected, rtol=1e-5)

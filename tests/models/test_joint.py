@@ -1,0 +1,46 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sjft_jax.models.joint import Joint, init
+from sjft_jax.models.preprocess import normalize
+from sjft_jax.models.resnet import ResNet
+
+
+class MeanColor(nn.Module):
+  @nn.compact
+  def __call__(self, images, train):
+    return nn.Dense(400)(images.mean(axis=(1, 2)))
+
+
+def test_both_heads_read_the_trunk_of_the_normalised_images():
+  images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+  model = Joint(MeanColor(), num_target_classes=3, num_source_classes=5)
+  params = init(model, jax.random.key(0), 8)['params']
+  assert set(params) == {'trunk', 'target', 'source'}
+  features = MeanColor().apply({'params': params['trunk']}, normalize(images), train=False)
+  outputs = model.apply({'params': params}, images)
+  assert set(outputs) == {'target', 'source'}
+  for domain, num_classes in (('target', 3), ('source', 5)):
+    assert outputs[domain].shape == (2, num_classes)
+    np.testing.assert_allclose(
+      outputs[domain], features @ params[domain]['kernel'], rtol=1e-4, atol=1e-6
+    )
+
+
+def test_heads_start_small():
+  params = init(Joint(MeanColor(), 200, 300), jax.random.key(0), 8)['params']
+  for domain in ('target', 'source'):
+    np.testing.assert_allclose(params[domain]['kernel'].std(), 0.01, rtol=0.02)
+    assert not params[domain]['bias'].any()
+
+
+def test_init_equals_the_plain_one():
+  model = Joint(ResNet((1,), bottleneck=True, width=0.125), 3, 5)
+  plain = jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 32, 32, 3), jnp.uint8))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+    init(model, jax.random.key(3), 32),
+    plain,
+  )

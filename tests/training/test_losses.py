@@ -1,0 +1,100 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sjft_jax.training.losses import cross_entropy_sum, joint_loss
+
+NUM_CLASSES = {'target': 3, 'source': 7}
+IMAGES = 6
+
+
+def loss_oracle(logits, labels, is_source, weights):
+  """Image by image, in float64."""
+  total = 0.0
+  for domain, weight in weights.items():
+    losses = []
+    for row, label, flag in zip(logits[domain].astype(np.float64), labels, is_source, strict=True):
+      if flag == (domain == 'source'):
+        p = np.exp(row) / np.exp(row).sum()
+        losses.append(-np.log(p[label]))
+    if losses:
+      total += weight * np.mean(losses)
+  return total
+
+
+def draw_batch(seed, is_source):
+  random = np.random.default_rng(seed)
+  logits = {
+    d: random.normal(0, 3, (len(is_source), n)).astype(np.float32) for d, n in NUM_CLASSES.items()
+  }
+  labels = np.where(
+    is_source,
+    random.integers(0, NUM_CLASSES['source'], len(is_source)),
+    random.integers(0, NUM_CLASSES['target'], len(is_source)),
+  ).astype(np.int32)
+  return logits, labels
+
+
+FLAGS = st.one_of(
+  st.lists(st.booleans(), min_size=IMAGES, max_size=IMAGES),
+  st.booleans().map(lambda flag: [flag] * IMAGES),
+).map(np.array)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 999), is_source=FLAGS, cut=st.integers(1, IMAGES - 1))
+def test_shares_add_up_to_the_definition(seed, is_source, cut):
+  logits, labels = draw_batch(seed, is_source)
+  weights = {'target_weight': 0.7, 'source_weight': 0.4}
+  counts = {
+    'num_target': jnp.sum(jnp.asarray(~is_source)),
+    'num_source': jnp.sum(jnp.asarray(is_source)),
+  }
+  total = 0.0
+  for part in (slice(None, cut), slice(cut, None)):
+    share, sums = joint_loss(
+      {d: jnp.asarray(x[part]) for d, x in logits.items()},
+      jnp.asarray(labels[part]),
+      jnp.asarray(is_source[part]),
+      **counts,
+      **weights,
+    )
+    total += float(share)
+    for domain, members in (('target', ~is_source[part]), ('source', is_source[part])):
+      assert members.any() or float(sums[domain]) == 0
+  expected = loss_oracle(logits, labels, is_source, {'target': 0.7, 'source': 0.4})
+  assert total == pytest.approx(expected, rel=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 999), is_source=FLAGS)
+def test_each_image_moves_its_own_head_only(seed, is_source):
+  logits, labels = draw_batch(seed, is_source)
+  gradient = jax.grad(
+    lambda logits: joint_loss(
+      logits,
+      jnp.asarray(labels),
+      jnp.asarray(is_source),
+      num_target=jnp.int32(IMAGES),
+      num_source=jnp.int32(IMAGES),
+      target_weight=1.0,
+      source_weight=1.0,
+    )[0]
+  )({d: jnp.asarray(x) for d, x in logits.items()})
+  for domain, members in (('target', ~is_source), ('source', is_source)):
+    moved = np.abs(gradient[domain]).max(axis=1) > 0
+    np.testing.assert_array_equal(moved, members)
+
+
+def test_labels_outside_the_mask_may_be_anything():
+  logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
+  mask = jnp.array([True, False, False])
+  value, gradient = jax.value_and_grad(cross_entropy_sum)(
+    logits, jnp.array([1, 400, -5], jnp.int32), mask
+  )
+  p = np.exp(logits[0]) / np.exp(logits[0]).sum()
+  assert float(value) == pytest.approx(-np.log(p[1]), rel=1e-5)
+  assert np.isfinite(gradient).all()

@@ -1,0 +1,26 @@
+import numpy as np
+import pytest
+
+from sjft_jax.training.metrics import mean_class_accuracy, top1
+
+# Three images of class 0 (two right), one of class 1 (wrong), none of class 2, two of 3 (right).
+LABELS = np.array([0, 0, 0, 1, 3, 3])
+PREDICTED = np.array([0, 0, 3, 2, 3, 3])
+PROBABILITIES = np.full((6, 4), 0.1) + 0.6 * np.eye(4)[PREDICTED]
+
+
+def test_hand_computed_scores():
+  assert top1(PROBABILITIES, LABELS) == pytest.approx(4 / 6)
+  assert mean_class_accuracy(PROBABILITIES, LABELS, 4) == pytest.approx((2 / 3 + 0 + 1) / 3)
+
+
+def test_balanced_classes_make_both_scores_one():
+  random = np.random.default_rng(0)
+  labels = np.repeat(np.arange(5), 8)
+  probabilities = random.dirichlet(np.ones(5), len(labels))
+  assert mean_class_accuracy(probabilities, labels, 5) == pytest.approx(top1(probabilities, labels))
+
+
+def test_labels_must_be_classes():
+  with pytest.raises(ValueError, match='3 classes'):
+    mean_class_accuracy(PROBABILITIES[:, :3], LABELS, 3)

@@ -1,0 +1,217 @@
+"""The step's promises: domains apart, devices and micro-batches immaterial."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sjft_jax.models.joint import Joint
+from sjft_jax.models.resnet import ResNet
+from sjft_jax.training.step import (
+  create_state,
+  make_predict,
+  make_train_step,
+  replicate,
+  shard_batch,
+  unreplicate,
+)
+
+PAIRS, SIDE = 8, 32
+NUM_TARGET, NUM_SOURCE = 3, 5
+# Plain gradient descent with rate 1: the update is the gradient.
+DESCENT = optax.sgd(1.0)
+
+
+def network(batch_norm):
+  return Joint(
+    ResNet((1, 1), bottleneck=False, width=0.125, batch_norm=batch_norm), NUM_TARGET, NUM_SOURCE
+  )
+
+
+@functools.cache
+def initial(batch_norm):
+  images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+  variables = jax.device_get(jax.jit(network(batch_norm).init)(jax.random.key(0), images))
+  # Heads at 0.01 leave the trunk hardly any gradient to compare.
+  params = {
+    name: jax.tree.map(lambda x: 30 * x, tree) if name != 'trunk' else tree
+    for name, tree in variables['params'].items()
+  }
+  return {'params': params, 'batch_stats': variables['batch_stats']}
+
+
+def make_batch(seed=0):
+  random = np.random.default_rng(seed)
+  is_source = np.arange(2 * PAIRS) % 2 == 1
+  # Images grow brighter along the batch: no two devices see the same statistics.
+  images = random.integers(0, 128, (2 * PAIRS, SIDE, SIDE, 3)) + 8 * np.arange(2 * PAIRS).reshape(
+    -1, 1, 1, 1
+  )
+  labels = np.where(
+    is_source, random.integers(0, NUM_SOURCE, 2 * PAIRS), random.integers(0, NUM_TARGET, 2 * PAIRS)
+  )
+  return {
+    'image': images.astype(np.uint8),
+    'label': labels.astype(np.int32),
+    'is_source': is_source,
+  }
+
+
+def run(batch, *, batch_norm='mixed', devices=1, accumulation=1):
+  """The state after a step (of all devices, and of the first) and the metrics."""
+  step = make_train_step(network(batch_norm).apply, DESCENT, target_weight=0.5, source_weight=0.5)
+  state = replicate(create_state(**initial(batch_norm), optimizer=DESCENT), devices)
+  batch = shard_batch(batch, accumulation=accumulation, num_devices=devices)
+  state, metrics = step(state, batch)
+  return state, unreplicate(state), jax.device_get(metrics)
+
+
+def assert_close(a, b, rtol=1e-4, atol=2e-6):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+def direct(batch, batch_norm):
+  """Gradient, batch statistics and losses by one plain pass over the whole batch."""
+  variables = initial(batch_norm)
+  model = network(batch_norm)
+
+  def loss(params):
+    # A mapped axis of one, for batch norm's synchronisation.
+    logits, updates = jax.vmap(
+      lambda images: model.apply(
+        {**variables, 'params': params}, images, train=True, mutable=['batch_stats']
+      ),
+      axis_name='batch',
+    )(batch['image'][None])
+    logp = {d: jax.nn.log_softmax(x[0]) for d, x in logits.items()}
+    target, source = np.flatnonzero(~batch['is_source']), np.flatnonzero(batch['is_source'])
+    target_loss = -logp['target'][target, batch['label'][target]].mean()
+    source_loss = -logp['source'][source, batch['label'][source]].mean()
+    value = 0.5 * target_loss + 0.5 * source_loss
+    return value, (updates['batch_stats'], target_loss, source_loss)
+
+  gradient, (batch_stats, *losses) = jax.jit(jax.grad(loss, has_aux=True))(variables['params'])
+  return gradient, jax.tree.map(lambda x: x[0], batch_stats), losses
+
+
+def gradient_of(after, batch_norm):
+  return jax.tree.map(lambda a, b: np.asarray(a) - b, initial(batch_norm)['params'], after.params)
+
+
+@pytest.mark.parametrize('batch_norm', ['mixed', 'frozen'])
+def test_devices_change_nothing(batch_norm):
+  batch = make_batch()
+  gradient, batch_stats, (target_loss, source_loss) = direct(batch, batch_norm)
+  assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(gradient))
+  for devices in (1, 2, 4):
+    state, first, metrics = run(batch, batch_norm=batch_norm, devices=devices)
+    assert_close(gradient_of(first, batch_norm), gradient)
+    assert_close(first.batch_stats, batch_stats)
+    # Every device holds the same state, to the last bit.
+    for leaf in jax.tree.leaves(state):
+      np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
+    np.testing.assert_allclose(metrics['target_loss'][0] / PAIRS, target_loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics['source_loss'][0] / PAIRS, source_loss, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_micro_batches_change_nothing_with_frozen_batch_norm():
+  batch = make_batch()
+  gradient, _, (target_loss, _) = direct(batch, 'frozen')
+  for devices, accumulation in ((1, 4), (2, 2)):
+    _, first, metrics = run(batch, batch_norm='frozen', devices=devices, accumulation=accumulation)
+    assert first.step == 1
+    assert_close(gradient_of(first, 'frozen'), gradient)
+    np.testing.assert_allclose(metrics['target_loss'][0] / PAIRS, target_loss, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_unevenly_spread_domains_change_nothing():
+  batch = make_batch()
+  order = np.argsort(batch['is_source'], kind='stable')  # Some parts are of one domain only.
+  batch = {name: leaf[order][: PAIRS + 4] for name, leaf in batch.items()}
+  gradient, _, _ = direct(batch, 'frozen')
+  _, first, metrics = run(batch, batch_norm='frozen', devices=2, accumulation=3)
+  assert_close(gradient_of(first, 'frozen'), gradient)
+  assert metrics['target_accuracy'][1] == PAIRS
+  assert metrics['source_accuracy'][1] == 4
+
+
+@pytest.mark.slow
+def test_batch_statistics_move_once_per_micro_batch():
+  batch = make_batch()
+  variables, model = initial('mixed'), network('mixed')
+  batch_stats = variables['batch_stats']
+
+  @jax.jit
+  @functools.partial(jax.vmap, in_axes=(0, None), axis_name='batch')
+  def pass_(images, batch_stats):
+    variables_ = {'params': variables['params'], 'batch_stats': batch_stats}
+    return model.apply(variables_, images, train=True, mutable=['batch_stats'])[1]['batch_stats']
+
+  for part in (slice(0, PAIRS), slice(PAIRS, None)):
+    batch_stats = jax.tree.map(lambda x: x[0], pass_(batch['image'][None, part], batch_stats))
+  afters = [run(batch, devices=devices, accumulation=2)[1] for devices in (1, 2)]
+  for after in afters:
+    assert_close(after.batch_stats, batch_stats, rtol=1e-5)
+  assert_close(afters[0].params, afters[1].params)
+
+
+@pytest.mark.parametrize('domain', ['target', 'source'])
+def test_an_absent_domain_leaves_its_head_alone(domain):
+  batch = make_batch()
+  present = 'source' if domain == 'target' else 'target'
+  batch['is_source'][:] = present == 'source'
+  batch['label'] = batch['label'] % NUM_TARGET
+  _, after, metrics = run(batch, devices=2)
+  gradient = gradient_of(after, 'mixed')
+  assert all(not leaf.any() for leaf in jax.tree.leaves(gradient[domain]))
+  for name in ('trunk', present):
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient[name]))
+  assert metrics[f'{domain}_loss'] == (0, 0)
+  assert metrics[f'{present}_accuracy'][1] == 2 * PAIRS
+
+
+def test_metrics_count_hits_of_each_domain():
+  batch = make_batch()
+  variables = initial('frozen')
+  logits = jax.jit(network('frozen').apply)(variables, batch['image'])
+  _, _, metrics = run(batch, batch_norm='frozen', devices=2)
+  for domain, members in (('target', ~batch['is_source']), ('source', batch['is_source'])):
+    hits = np.asarray(logits[domain]).argmax(axis=1) == batch['label']
+    assert metrics[f'{domain}_accuracy'] == (np.sum(hits & members), PAIRS)
+
+
+def test_predictions_are_the_target_heads_probabilities():
+  variables = initial('mixed')
+  images = make_batch()['image']
+  state = replicate(create_state(**variables, optimizer=DESCENT), 2)
+  p = make_predict(network('mixed').apply)(state, images.reshape(2, PAIRS, SIDE, SIDE, 3))
+  expected = jax.nn.softmax(jax.jit(network('mixed').apply)(variables, images)['target'])
+  assert p.shape == (2, PAIRS, NUM_TARGET)
+  assert p.dtype == jnp.float32
+  np.testing.assert_allclose(p.reshape(-1, NUM_TARGET), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_micro_batches_are_the_same_on_any_number_of_devices():
+  batch = {'label': np.arange(24, dtype=np.int32)}
+  for devices in (1, 2, 4):
+    label = shard_batch(batch, accumulation=3, num_devices=devices)['label']
+    assert label.shape == (devices, 3, 8 // devices)
+    for micro in range(3):
+      assert sorted(label[:, micro].ravel()) == list(range(8 * micro, 8 * micro + 8))
+
+
+def test_indivisible_batches_are_refused():
+  with pytest.raises(ValueError, match=r'24 images .* 4 devices .* training.accumulation'):
+    shard_batch({'label': np.arange(24)}, accumulation=4, num_devices=4)
+
+
+def test_replicas_come_back_unchanged():
+  tree = {'a': np.arange(3.0, dtype=np.float32), 'b': np.int32(7)}
+  replicas = replicate(tree)
+  assert replicas['a'].shape == (jax.local_device_count(), 3)
+  jax.tree.map(np.testing.assert_array_equal, unreplicate(replicas), tree)
