@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -16,15 +15,15 @@ import numpy as np
 def written(path: Path) -> Iterator[IO[bytes]]:
   """A file that appears under its name only once it is complete and on the disk."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
   try:
-    with os.fdopen(descriptor, 'wb') as file:
+    with temporary.open('wb') as file:
       yield file
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
   except BaseException:
-    os.unlink(temporary)
+    temporary.unlink(missing_ok=True)
     raise
 
 
