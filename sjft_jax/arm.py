@@ -1,12 +1,12 @@
 """One arm of a comparison: rounds of select → train → score, each resumable."""
 
+import codecs
 import csv
 import functools
-import io
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -77,13 +77,13 @@ class Scorer:
   """Class probabilities of a data set: `score(state, data, view)`."""
 
   predict_step: Callable[..., jax.Array]
-  image_size: dict[str, int]
+  image_size: dict[str, Any]  # The keywords resize and crop.
   _: KW_ONLY
   views: tuple[str, ...]
   batch_size: int
 
   def __call__(self, state: step.TrainState, data: Dataset, view: str) -> np.ndarray:
-    crops = {
+    crops: dict[str, Callable[[np.ndarray], np.ndarray]] = {
       'center': lambda image: transforms.center_crop(image, **self.image_size)[None],
       'ten_crop': functools.partial(transforms.ten_crop, **self.image_size),
     }
@@ -255,14 +255,13 @@ def _load(path: Path, made_from: str) -> Round | None:
 
 
 def write_selection(
-  file: io.BufferedIOBase, domains: Domains, subset: Subset | None, ranking: Ranking
+  file: IO[bytes], domains: Domains, subset: Subset | None, ranking: Ranking
 ) -> None:
   """CSV of who is paired with whom: target, source, rank (from 1), divergence in nats.
 
   A pool that all targets share has no target, rank or divergence to tell.
   """
-  text = io.TextIOWrapper(file, 'utf-8', newline='', write_through=True)
-  writer = csv.writer(text)
+  writer = csv.writer(codecs.getwriter('utf-8')(file))
   writer.writerow(['target', 'source', 'rank', 'divergence'])
   if subset is not None and subset.is_shared:
     writer.writerows(['', domains.source.key(int(i)), '', ''] for i in subset.distinct())
@@ -272,4 +271,3 @@ def write_selection(
       for rank in range(count):
         source = domains.source.key(int(ranking.indices[target, rank]))
         writer.writerow([key, source, rank + 1, f'{ranking.divergences[target, rank]:.7g}'])
-  text.detach()

@@ -52,7 +52,7 @@ def load(path: Path, made_from: str) -> dict[str, np.ndarray] | None:
   if not path.exists():
     return None
   try:
-    with np.load(path) as file:
+    with path.open('rb') as stream, np.load(stream) as file:
       arrays = dict(file)
     found = str(arrays.pop('made_from'))
   except Exception as error:  # A damaged zip file raises nearly anything.

@@ -7,7 +7,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from sjft_jax.data.transforms import AUGMENTATIONS
 from sjft_jax.selection.schedule import deepest
+from sjft_jax.selection.subset import METHODS
+
 # The sections that arms can differ in: data, network and ranking are the same for all.
 OVERRIDABLE = ('selection', 'training', 'loss', 'solver')
 
@@ -95,7 +98,9 @@ def default() -> ConfigDict:
   c.arms = ('none', 'rounds')
   # What each differs in from the options above.
   c.overrides = o = ConfigDict()
-  o.none = ConfigDict({'selection': {'method': 'none', 'rounds': 1}, 'loss': {'target_weight': 1.0}})
+  o.none = ConfigDict(
+    {'selection': {'method': 'none', 'rounds': 1}, 'loss': {'target_weight': 1.0}}
+  )
   o.random = ConfigDict({'selection': {'method': 'random', 'rounds': 1}})
   o.all = ConfigDict({'selection': {'method': 'all', 'rounds': 1}})
   o.selected = ConfigDict({'selection': {'rounds': 1}})
@@ -190,6 +195,12 @@ def check_values(config: ConfigDict, *, num_target: int, num_source: int) -> Non
       f'training.steps={c.training.steps} leaves some of the selection.rounds='
       f'{c.selection.rounds} rounds without a step'
     )
+  for option, value, known in (
+    ('selection.method', c.selection.method, METHODS),
+    ('training.augment', c.training.augment, AUGMENTATIONS),
+  ):
+    if value not in known:
+      raise ValueError(f'{option}={value!r} is unknown; use one of {", ".join(known)}')
   k0, depth = c.selection.num_neighbors, depth_of(c)
   if depth > num_source:
     raise ValueError(

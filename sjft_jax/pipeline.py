@@ -6,7 +6,7 @@ Every stage leaves its artifact in the work directory; what is there already is 
 import functools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,8 @@ def open_target(
   )
   for name in sorted(set(train.classes) ^ set(test.classes)):
     raise ValueError(
-      f'the target has no class {name!r} in {(test_split if name in train.classes else train_split)}'
-      f'; training and test set need the same classes'
+      f'the target has class {name!r} in only one of {train_split!r} and {test_split!r}; '
+      'training and test set need the same classes'
     )
   return train, test
 
@@ -254,7 +254,10 @@ def summarise(
       'rounds': [
         {
           'source_images': r.source_images,
-          'num_neighbors': {'mean': float(r.num_neighbors.mean()), 'max': int(r.num_neighbors.max())},
+          'num_neighbors': {
+            'mean': float(r.num_neighbors.mean()),
+            'max': int(r.num_neighbors.max()),
+          },
           'hardness': float(r.hardness.mean()),
           'training_accuracy': float(r.is_correct.mean()),
           'seconds': r.seconds,
@@ -294,8 +297,10 @@ def record(config: ConfigDict, workdir: Path) -> None:
       if then.get(key) != value
     ]
     if changed:
-      raise ValueError(f'{workdir} was made with other options ({"; ".join(changed)}): use a new '
-                       '--workdir, or the same options')
+      raise ValueError(
+        f'{workdir} was made with other options ({"; ".join(changed)}): use a new '
+        '--workdir, or the same options'
+      )
   artifacts.write_json(path, now)
   packages = sorted({(d.name, d.version) for d in metadata.distributions()}, key=str)
   artifacts.write_json(workdir / 'versions.json', dict(packages))
@@ -313,7 +318,7 @@ def _device() -> str:
 
 
 # Which function takes which section of the configuration, option by option.
-READERS = {
+READERS: dict[str, Callable[..., Any]] = {
   'target': open_target,
   'source': datasets.load,
   'bank': banks.load,

@@ -1,4 +1,4 @@
-"""Joint batches: target images, each beside one of its current neighbours, loaded ahead by Grain."""
+"""Joint batches, target images each beside one of its current neighbours, loaded by Grain."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -57,7 +57,8 @@ class Pairs:
     return self._load(chosen, step)
 
   def _load(self, chosen: list[tuple[Dataset, np.ndarray]], step: int) -> Batch:
-    images, labels, is_source = [], [], []
+    images: list[np.ndarray] = []
+    labels, is_source = [], []
     for place in range(self.batch_size):
       for dataset, indices in chosen:
         random = _random(_AUGMENT, self.seed, self.round_, step, len(images))

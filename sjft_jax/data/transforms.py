@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+AUGMENTATIONS = ('pursuit', 'resnet', 'none')
+
 Image = UInt8[np.ndarray, 'height width 3']
 
 # Eigenvectors (columns) and eigenvalues of the RGB covariance of ImageNet, for values in [0, 1]
@@ -84,7 +86,7 @@ def augment(
   elif kind == 'pursuit':
     view = _pursue(image, rng, resize, crop)
   else:
-    raise ValueError(f"augment={kind!r} is unknown; choose one of ['resnet', 'pursuit', 'none']")
+    raise ValueError(f'augment={kind!r} is unknown; choose one of {", ".join(AUGMENTATIONS)}')
   return np.ascontiguousarray(view[:, ::-1]) if rng.random() < 0.5 else view
 
 

@@ -1,4 +1,4 @@
-"""Symmetric Kullback–Leibler divergence between descriptors (Ge & Yu 2017, Eq. 1) as matrix products.
+"""Symmetric Kullback–Leibler divergence of descriptors (Ge & Yu 2017, Eq. 1) by matrix products.
 
 With p a target's and q a source's histograms, one histogram h per filter,
 

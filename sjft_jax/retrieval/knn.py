@@ -66,10 +66,10 @@ def _tiles(blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
 
 
 def rank(
-  targets: Float[Array, 'target filter bin'],
+  targets: Float[np.ndarray, 'target filter bin'],
   source_blocks: Iterable[np.ndarray],
   *,
-  weights: Float[Array, 'filter'],
+  weights: Float[np.ndarray, 'filter'],
   k: int,
 ) -> tuple[np.ndarray, np.ndarray]:
   """The k nearest sources of every target, nearest first, ties by source index.

@@ -127,7 +127,9 @@ def make_train_step(
       return (jax.tree.map(jnp.add, gradients, more), batch_stats), sums
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    (gradients, batch_stats), sums = jax.lax.scan(accumulate, (zeros, state.batch_stats), batch, unroll=True)
+    (gradients, batch_stats), sums = jax.lax.scan(
+      accumulate, (zeros, state.batch_stats), batch, unroll=True
+    )
     # Each device's loss is its share of one mean, so the shares' gradients add up.
     gradients = jax.lax.psum(gradients, 'batch')
     batch_stats = jax.lax.pmean(batch_stats, 'batch')

@@ -11,16 +11,18 @@ FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 EXTREMES = np.float32([0, -0.0, 1e-45, -1e-45, 1.2e-38, -1.2e-38, 3.4e38, -3.4e38, 1, -1, 1 + 1e-7])
 
 
-def sketch(*batches):
-  """Of batches [value, filter], each given as one image of one row."""
+def sketch(*batches, size=None):
+  """Of batches [value, filter], each given as images of one pixel, padded to `size` of them."""
   result = histogram.QuantileSketch(batches[0].shape[1])
   for batch in batches:
-    result.update((jnp.asarray(batch, jnp.float32)[None, None],), np.ones(1, bool))
+    missing = (size or len(batch)) - len(batch)
+    images = np.pad(np.float32(batch), ((0, missing), (0, 0)))[:, None, None]
+    result.update((jnp.asarray(images),), np.arange(len(images)) < len(batch))
   return result
 
 
-def fit(values, num_bins):
-  return sketch(np.float32(values)[:, None]).edges(num_bins=num_bins)[0]
+def fit(values, num_bins, size=None):
+  return sketch(np.float32(values)[:, None], size=size).edges(num_bins=num_bins)[0]
 
 
 def masses(values, edges):
@@ -103,19 +105,18 @@ def test_constant_filter_fills_one_bin(value):
   st.randoms(use_true_random=False),
 )
 def test_any_floats_in_any_order(values, num_bins, random):
-  edges = sketch(values).edges(num_bins=num_bins)
+  edges = sketch(values, size=40).edges(num_bins=num_bins)
   assert edges.shape == (2, num_bins - 1)
   assert not np.isnan(edges).any()
   assert (np.diff(np.nan_to_num(edges.astype(np.float64), posinf=1e39)) >= 0).all()
-  shuffled = values.copy()
   random.shuffle(order := list(range(len(values))))
   shuffled = values[order]
   cut = random.randrange(len(values) + 1)
   parts = [part for part in (shuffled[:cut], shuffled[cut:]) if len(part)]
-  np.testing.assert_array_equal(sketch(*parts).edges(num_bins=num_bins), edges)
-  merged = sketch(parts[0])
+  np.testing.assert_array_equal(sketch(*parts, size=40).edges(num_bins=num_bins), edges)
+  merged = sketch(parts[0], size=40)
   for part in parts[1:]:
-    merged.merge(sketch(part))
+    merged.merge(sketch(part, size=40))
   np.testing.assert_array_equal(merged.edges(num_bins=num_bins), edges)
 
 
@@ -123,7 +124,7 @@ def test_any_floats_in_any_order(values, num_bins, random):
 @given(hnp.arrays(np.int8, st.integers(1, 200)), st.integers(2, 9))
 def test_no_bin_of_a_discrete_filter_is_too_full_unless_it_is_an_atom(values, num_bins):
   """Small integers each have their own bucket: nothing is interpolated away."""
-  edges = fit(values, num_bins)
+  edges = fit(values, num_bins, size=200)
   bins = (np.float32(values)[:, None] >= edges[None]).sum(1)
   for b in range(num_bins):
     inside = values[bins == b]

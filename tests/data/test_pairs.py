@@ -1,0 +1,115 @@
+import functools
+import itertools
+
+import numpy as np
+import pytest
+
+from sjft_jax.data import pairs, transforms
+from sjft_jax.data.pairs import Pairs, SourceOnly, prefetched, shuffled, views
+from sjft_jax.selection.subset import Subset
+
+
+class Numbered:
+  """Images whose pixels spell their domain and index."""
+
+  classes = ('a', 'b', 'c')
+
+  def __init__(self, domain, size):
+    self.name, self.domain, self.size = str(domain), domain, size
+    self.labels = (np.arange(size) % 3).astype(np.int32)
+
+  def __len__(self):
+    return self.size
+
+  def __getitem__(self, index):
+    return np.full((8, 8, 3), (self.domain, index, 0), np.uint8)
+
+
+RANKING = np.array([[4, 8, 2], [1, 0, 9], [7, 7, 3], [5, 6, 0], [2, 1, 8]])
+COUNTS = np.array([1, 3, 2, 3, 1])
+
+
+def make(subset=True, seed=3, round_=0, batch_size=4, kind='none', cls=Pairs):
+  chosen = Subset(RANKING, COUNTS) if subset else None
+  augment = functools.partial(transforms.augment, kind=kind, resize=8, crop=6)
+  return cls(Numbered(0, 5), Numbered(1, 10), chosen, augment, seed, round_, batch_size)
+
+
+def same(a, b):
+  return all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_each_target_stands_before_one_of_its_neighbours():
+  drawn = set()
+  for step in range(40):
+    batch = make()(step)
+    np.testing.assert_array_equal(batch['is_source'], [False, True] * 4)
+    domain, index = batch['image'][:, 0, 0, 0], batch['image'][:, 0, 0, 1].astype(int)
+    np.testing.assert_array_equal(domain, [0, 1] * 4)
+    np.testing.assert_array_equal(batch['label'], index % 3)
+    drawn |= set(zip(index[0::2].tolist(), index[1::2].tolist(), strict=True))
+  allowed = {
+    (t, s) for t, (row, k) in enumerate(zip(RANKING, COUNTS, strict=True)) for s in row[:k]
+  }
+  assert drawn == allowed
+
+
+def test_without_a_subset_there_are_target_images_only():
+  batch = make(subset=False)(0)
+  assert batch['image'].shape == (4, 6, 6, 3)
+  assert not batch['is_source'].any()
+  # The same target images in the same order as with neighbours: arms differ in the source only.
+  with_source = make()(0)
+  np.testing.assert_array_equal(batch['label'], with_source['label'][0::2])
+
+
+@pytest.mark.parametrize('kind', ['none', 'resnet', 'pursuit'])
+def test_a_batch_is_a_pure_function_of_seed_round_and_step(kind):
+  batches = make(kind=kind)
+  first = [batches(step) for step in range(6)]
+  for step in (5, 0, 3):
+    assert same(make(kind=kind)(step), first[step])
+  assert not same(make(kind=kind, seed=4)(3), first[3])
+  assert not same(make(kind=kind)(4), first[3])
+
+
+def test_another_round_draws_other_neighbours():
+  one = [make()(step)['image'] for step in range(5)]
+  two = [make(round_=1)(step)['image'] for step in range(5)]
+  assert any(not np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_prefetching_changes_nothing_and_starts_anywhere():
+  batches = make(kind='pursuit')
+  loaded = list(prefetched(batches, 7, 20))
+  assert len(loaded) == 13
+  for step, batch in enumerate(loaded, 7):
+    assert same(batch, batches(step))
+
+
+def test_shuffling_goes_through_every_epoch():
+  size = 7
+  order = shuffled(5, 0, 10 * size, size)
+  epochs = order.reshape(10, size)
+  np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(size), (10, 1)))
+  assert len(set(map(tuple, epochs.tolist()))) > 5
+  for start, stop in itertools.combinations(range(0, 70, 9), 2):
+    np.testing.assert_array_equal(shuffled(5, start, stop, size), order[start:stop])
+
+
+def test_random_streams_with_zeros_appended_are_different():
+  a, b = pairs._random(0, 1).random(), pairs._random(0, 1, 0).random()
+  assert a != b
+
+
+def test_pretraining_batches_hold_source_images_only():
+  batch = make(cls=SourceOnly)(2)
+  assert batch['is_source'].all()
+  assert (batch['image'][:, 0, 0, 0] == 1).all()
+  assert len(batch['image']) == 8
+
+
+def test_views_keep_the_order_and_every_image():
+  loaded = list(views(Numbered(1, 10), lambda image: image[None, :2, :2], 4))
+  assert [len(batch) for batch in loaded] == [4, 4, 2]
+  np.testing.assert_array_equal(np.concatenate(loaded)[:, 0, 0, 0, 1], np.arange(10))
