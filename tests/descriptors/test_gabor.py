@@ -104,7 +104,7 @@ def test_kernels_agree_with_scikit_image(m):
     assert abs(difference.mean()) < 2e-3 * np.abs(ours).max()
 
 
-@pytest.mark.parametrize('size', [(1, 1), (1, 2), (3, 5), (37, 50), (64, 64), (91, 20), (100, 99)])
+@pytest.mark.parametrize('size', [(1, 1), (1, 2), (3, 5), (37, 50), (64, 64), (91, 20), (102, 99)])
 def test_responses_match_scipy_at_any_size(size):
   images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
   (responses,) = gabor.respond(images)
