@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'unexpected {argv[1]!r}; options are written --config.a.b=value')
   name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).name.split('.py')[0]
   workdir = Path(_WORKDIR.value or f'runs/{name}')
-  if flags.FLAGS['verbosity'].using_default_value:
+  if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save otherwise.
   # After the flags: --help and a misspelt option should not wait for JAX.
   from sjft_jax import pipeline

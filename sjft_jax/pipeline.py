@@ -51,12 +51,18 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     ValueError: an impossible option or input, before any work where that can be known.
   """
   check_read(config, READERS)
-  arms = {name: arm_config(config, name) for name in config.arms}
   domains = Domains(*open_target(**config.target), datasets.load(**config.source))
+  return run_on(domains, config, workdir)
+
+
+def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any]:
+  """`run` on data sets that are open already."""
+  arms = {name: arm_config(config, name) for name in config.arms}
   for options in arms.values():
     check_values(options, num_target=len(domains.target), num_source=len(domains.source))
   bank = banks.load(**config.bank)
   network, variables = build_network(domains, config.seed, config.images.crop, **config.model)
+  predict_step = step.make_predict(network.apply)
   made_from = artifacts.fingerprint(
     json.loads(config.to_json()), *(data.fingerprint for data in vars(domains).values())
   )
@@ -69,7 +75,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       domains,
       step.make_train_step(network.apply, solver, **options.loss),
       solver,
-      Scorer(step.make_predict(network.apply), options.images.to_dict(), **options.evaluation),
+      Scorer(predict_step, options.images.to_dict(), **options.evaluation),
       options.seed,
       **options.training,
     )
@@ -94,8 +100,14 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   depth = max((depth_of(options) for options in arms.values()), default=0)
   if depth:
     terminal.stage('Ranking the source by its filter responses')
+    decides = json.loads(config.bank.to_json()), json.loads(config.descriptors.to_json()), depth
     ranking, seconds['rank'] = rank_sources(
-      workdir / 'ranking.npz', made_from, domains, bank, depth, **config.descriptors
+      workdir / 'ranking.npz',
+      artifacts.fingerprint(domains.target.fingerprint, domains.source.fingerprint, *decides),
+      domains,
+      bank,
+      depth,
+      **config.descriptors,
     )
     draw_neighbors(workdir / 'neighbors.png', domains, ranking)
   if config.pretrain.steps:
@@ -242,6 +254,7 @@ def summarise(
       view: {
         'mean_class_accuracy': metrics.mean_class_accuracy(p[view], test.labels, len(test.classes)),
         'top1': metrics.top1(p[view], test.labels),
+        'cross_entropy': metrics.cross_entropy(p[view], test.labels),
       }
       for view in views
     }

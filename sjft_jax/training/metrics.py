@@ -11,6 +11,14 @@ def top1(
   return float(np.mean(probabilities.argmax(axis=1) == labels))
 
 
+def cross_entropy(
+  probabilities: Float[np.ndarray, 'image classes'], labels: Int[np.ndarray, ' image']
+) -> float:
+  """Mean of −log p(label) in nats; a p that float32 has rounded to 0 counts as the smallest one."""
+  p = np.take_along_axis(probabilities, labels[:, None], axis=1)
+  return float(-np.log(np.maximum(p, np.finfo(np.float32).tiny)).mean())
+
+
 def mean_class_accuracy(
   probabilities: Float[np.ndarray, 'image classes'],
   labels: Int[np.ndarray, ' image'],

@@ -93,7 +93,9 @@ def direct(batch, batch_norm):
     value = 0.5 * target_loss + 0.5 * source_loss
     return value, (updates['batch_stats'], target_loss, source_loss)
 
-  gradient, (batch_stats, *losses) = jax.jit(jax.grad(loss, has_aux=True))(variables['params'])
+  gradient, (batch_stats, *losses) = jax.device_get(
+    jax.jit(jax.grad(loss, has_aux=True))(variables['params'])
+  )
   return gradient, jax.tree.map(lambda x: x[0], batch_stats), losses
 
 
@@ -111,7 +113,7 @@ def test_devices_change_nothing(batch_norm):
     assert_close(gradient_of(first, batch_norm), gradient)
     assert_close(first.batch_stats, batch_stats)
     # Every device holds the same state, to the last bit.
-    for leaf in jax.tree.leaves(state):
+    for leaf in jax.tree.leaves(jax.device_get(state)):
       np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
     np.testing.assert_allclose(metrics['target_loss'][0] / PAIRS, target_loss, rtol=1e-5)
     np.testing.assert_allclose(metrics['source_loss'][0] / PAIRS, source_loss, rtol=1e-5)
@@ -156,7 +158,9 @@ def test_batch_statistics_move_once_per_micro_batch():
     return model.apply(variables_, images, train=True, mutable=['batch_stats'])[1]['batch_stats']
 
   for part in (slice(0, PAIRS), slice(PAIRS, None)):
-    batch_stats = jax.tree.map(lambda x: x[0], pass_(batch['image'][None, part], batch_stats))
+    batch_stats = jax.tree.map(
+      lambda x: x[0], jax.device_get(pass_(batch['image'][None, part], batch_stats))
+    )
   afters = [run(batch, devices=devices, accumulation=2)[1] for devices in (1, 2)]
   for after in afters:
     assert_close(after.batch_stats, batch_stats, rtol=1e-5)
@@ -217,4 +221,6 @@ def test_replicas_come_back_unchanged():
   tree = {'a': np.arange(3.0, dtype=np.float32), 'b': np.int32(7)}
   replicas = replicate(tree)
   assert replicas['a'].shape == (jax.local_device_count(), 3)
-  jax.tree.map(np.testing.assert_array_equal, unreplicate(replicas), tree)
+  back = unreplicate(replicas)
+  assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(back))
+  jax.tree.map(np.testing.assert_array_equal, back, tree)
