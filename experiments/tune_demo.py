@@ -1,6 +1,6 @@
 """Learning rate and number of steps of every arm of the demo, from held-out target training images.
 
-  python experiments/tune_demo.py --output=experiments/tune_demo.json
+  python -m experiments.tune_demo --output=experiments/tune_demo.json
 
 The test set is not looked at. The five training images of each class are cut from cells that share
 no pixels; each fold holds two of them out, trains every arm on the other three with every setting
