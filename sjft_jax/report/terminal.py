@@ -35,9 +35,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], N
     TimeRemainingColumn(),
   )
   begun, first = time.monotonic(), done
-  with Progress(
-    *columns, console=console, transient=True, disable=not console.is_terminal
-  ) as bar:
+  with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
     task = bar.add_task(what, total=total, completed=done, rate='')
 
     def advance(more: int) -> None:

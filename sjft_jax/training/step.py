@@ -45,7 +45,8 @@ def create_state(
 def replicate(tree: PyTree, num_devices: int | None = None) -> PyTree:
   """A copy of `tree` for each of this process's first `num_devices` devices (default: all)."""
   devices = np.arange(num_devices or jax.local_device_count())
-  return jax.pmap(lambda _, tree: tree, in_axes=(0, None))(devices, tree)
+  # The same axis name as the step's: arrays of another would make it compile a second time.
+  return jax.pmap(lambda _, tree: tree, axis_name='batch', in_axes=(0, None))(devices, tree)
 
 
 def unreplicate(tree: PyTree) -> PyTree:
