@@ -1,7 +1,7 @@
 """Selective joint fine-tuning on real images that ship with pip packages, in minutes on two cores.
 
-Target: 21 textures, five training images each. Source: 13,451 images, three fifths of them letters and
-digits that have nothing to do with textures.
+Target: 21 textures, five training images each. Source: 13,451 images, three fifths of them
+letters and digits that have nothing to do with textures.
 
   python -m sjft_jax.main --config=configs/demo.py --workdir=runs/demo
 """

@@ -9,15 +9,14 @@ held-out cross-entropy; the same grid, folds and rule for all. Everything tried 
 """
 
 import itertools
-import json
 import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from absl import app, flags, logging
-from configs import demo
 
+from configs import demo
 from sjft_jax import artifacts, pipeline
 from sjft_jax.data import dataset
 

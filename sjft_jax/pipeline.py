@@ -33,11 +33,11 @@ from sjft_jax.training import metrics, optimizer, step
 from sjft_jax.training.checkpoints import Checkpoints
 
 ARM_NAMES = {
-  'none': 'no source (plain fine-tuning)',
+  'none': 'no source',
   'random': 'random source',
   'all': 'all source',
-  'selected': 'selected source',
-  'rounds': 'selected source, growing',
+  'selected': 'selected',
+  'rounds': 'selected, growing',
 }
 
 
@@ -283,7 +283,7 @@ def summarise(
     if len(done) > 1:
       fused = {view: np.mean([r.test[view] for r in done], axis=0) for view in views}
       arms[name]['fused'] = scores(fused)
-      table[f'{title}, fused over {len(done)} rounds'] = (done[-1].source_images, fused)
+      table[f'{title}, {len(done)} rounds fused'] = (done[-1].source_images, fused)
   baseline = rounds['none'][-1].test[views[0]] if 'none' in rounds else None
   rows = []
   for title, (source_images, p) in table.items():

@@ -59,10 +59,9 @@ def counted(batches: Iterable[np.ndarray], advance: Callable[[int], None]) -> It
 def table(results: dict[str, Any]) -> None:
   """Each arm's scores, and what they gain over plain fine-tuning where that was trained too."""
   view = results['view'].replace('_', ' ')
-  grid = Table(title=f'{results["test_images"]:,} test images, {view}', title_justify='left')
-  grid.add_column('training')
-  for heading in ('source images', 'mean class accuracy', 'top-1', 'gain ± standard error'):
-    grid.add_column(heading, justify='right')
+  grid = Table(title=f'{results["test_images"]:,} test images, {view}; gain over no source')
+  for heading in ('training', 'source images', 'mean class', 'top-1', 'gain, points'):
+    grid.add_column(heading, justify='left' if heading == 'training' else 'right', no_wrap=True)
   for row in results['table']:
     grid.add_row(
       row['name'],
@@ -72,17 +71,18 @@ def table(results: dict[str, Any]) -> None:
       f'{100 * row["gain"]:+.1f} ± {100 * row["standard_error"]:.1f}' if 'gain' in row else '',
     )
   console.print(grid)
-  gains = [row for row in results['table'] if 'gain' in row and row['source_images']]
-  if gains:
-    say(verdict(gains[-1]))
+  for row in results['table']:
+    if 'gain' in row and row['name'].startswith('selected'):
+      say(verdict(row))
 
 
 def verdict(row: dict[str, Any]) -> str:
-  """One sentence that claims no more than the numbers do."""
+  """One line that claims no more than the numbers do."""
   gain, error = 100 * row['gain'], 100 * row['standard_error']
-  what = f'"{row["name"]}" against plain fine-tuning: {gain:+.1f} points ± {error:.1f}.'
   if gain <= 0:
-    return f'{what} The source brought no gain here.'
-  if gain < 2 * error:
-    return f'{what} Less than two standard errors: with these few test images it may be chance.'
-  return f'{what} More than two standard errors over test images; other seeds will differ.'
+    found = 'no gain over plain fine-tuning'
+  elif gain < 2 * error:
+    found = 'a gain within two standard errors: with these test images it may be chance'
+  else:
+    found = 'a gain beyond two standard errors over test images; another seed may differ'
+  return f'{row["name"]}: {gain:+.1f} points, {found}.'

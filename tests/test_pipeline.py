@@ -1,0 +1,286 @@
+"""The whole method on small folders of images, undisturbed, killed, and misused."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from sjft_jax import config, pipeline
+
+ROOT = Path(__file__).parents[1]
+ARMS = ('none', 'random', 'all', 'selected', 'rounds')
+# Of every image in every stage little, so that a run is mostly compiling.
+SMALL = {
+  'bank.layers': ('conv1',),
+  'descriptors.resize': 40,
+  'descriptors.crop': 36,
+  'descriptors.num_bins': 8,
+  'selection.num_neighbors': 3,
+  'selection.rounds': 3,
+  'model.name': 'alexnet',
+  'pretrain.steps': 3,
+  'images.resize': 36,
+  'images.crop': 32,
+  'training.steps': 9,
+  'training.batch_size': 4,
+  'training.accumulation': 1,
+  'training.checkpoint_every': 2,
+  'evaluation.batch_size': 8,
+}
+
+
+def write_folder(path, classes, per_class, seed):
+  """Classes that differ in the direction and width of their stripes."""
+  rng = np.random.default_rng(seed)
+  for number in range(classes):
+    folder = path / f'stripes {number}'
+    folder.mkdir(parents=True)
+    y, x = np.mgrid[:40, :44]
+    along = x * np.cos(number) + y * np.sin(number)
+    for image in range(per_class):
+      wave = 128 + 60 * np.sin(along / (1 + number % 3) + rng.uniform(0, 6))
+      pixels = wave[..., None] + rng.normal(0, 20, (40, 44, 3))
+      cv2.imwrite(str(folder / f'{image}.png'), np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  path = tmp_path_factory.mktemp('data')
+  write_folder(path / 'target' / 'train', 3, 4, seed=0)
+  write_folder(path / 'target' / 'test', 3, 3, seed=1)
+  write_folder(path / 'source' / 'train', 6, 8, seed=2)
+  return path
+
+
+def overrides(data):
+  return SMALL | {'target.path': str(data / 'target'), 'source.path': str(data / 'source')}
+
+
+def small(data, **changes):
+  c = config.default()
+  for name, value in (overrides(data) | changes).items():
+    section, _, option = name.rpartition('.')
+    (c[section] if section else c)[option] = value
+  return c
+
+
+@pytest.fixture(scope='module')
+def finished(data, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('finished') / 'run'
+  return workdir, pipeline.run(small(data, arms=ARMS), workdir)
+
+
+@pytest.mark.slow
+def test_results_hold_every_arm_round_and_view(finished):
+  workdir, results = finished
+  assert results == json.loads((workdir / 'results.json').read_text())
+  assert list(results['arms']) == ['none', 'random', 'all', 'selected', 'rounds']
+  for name, arm in results['arms'].items():
+    assert len(arm['rounds']) == (3 if name == 'rounds' else 1)
+    assert ('fused' in arm) == (name == 'rounds')
+    for scores in [r['test'] for r in arm['rounds']] + [arm[f] for f in arm if f == 'fused']:
+      assert scores.keys() == {'center', 'ten_crop'}
+      for view in scores.values():
+        assert 0 <= view['mean_class_accuracy'] <= 1
+        # Every class has three test images.
+        assert view['mean_class_accuracy'] == pytest.approx(view['top1'])
+  used = {name: arm['rounds'][-1]['source_images'] for name, arm in results['arms'].items()}
+  assert used['none'] == 0
+  assert used['all'] == 48
+  assert used['random'] == used['selected']
+  assert used['rounds'] >= used['selected']
+  assert [row['name'] for row in results['table']][-1] == 'selected, growing, 3 rounds fused'
+  assert {'rank', 'pretrain', 'train none', 'train rounds'} <= results['seconds'].keys()
+  versions = json.loads((workdir / 'versions.json').read_text())
+  assert {'jax', 'flax', 'numpy'} <= versions.keys()
+  assert json.loads((workdir / 'config.json').read_text())['selection']['rounds'] == 3
+
+
+@pytest.mark.slow
+def test_selection_is_the_rankings_prefix_and_hard_images_get_more(finished):
+  workdir, _ = finished
+  ranking = np.load(workdir / 'ranking.npz')
+  assert ranking['indices'].shape == (12, 3 + 2 * 12)
+  before = np.full(12, 3)
+  for round_ in (1, 2, 3):
+    directory = workdir / 'arms' / 'rounds' / 'rounds' / str(round_)
+    with (directory / 'selection.csv').open() as file:
+      rows = list(csv.DictReader(file))
+    scores = np.load(directory / 'round.npz')
+    np.testing.assert_array_equal(scores['num_neighbors'], before)
+    assert len(rows) == before.sum()
+    targets = list(dict.fromkeys(row['target'] for row in rows))
+    assert len(targets) == 12
+    for target, count, divergences in zip(targets, before, ranking['divergences'], strict=True):
+      own = [row for row in rows if row['target'] == target]
+      assert [int(row['rank']) for row in own] == list(range(1, count + 1))
+      np.testing.assert_allclose(
+        [float(row['divergence']) for row in own], divergences[:count], rtol=1e-5
+      )
+    unsure = np.where(scores['hardness'] >= 0.1, 6, 0)
+    before = before + np.where(scores['is_correct'], unsure, 12)
+  assert (before > 3).any()
+
+
+@pytest.mark.slow
+def test_the_picture_shows_targets_and_neighbours(finished):
+  workdir, _ = finished
+  with Image.open(workdir / 'neighbors.png') as picture:
+    # A target and its 1st, 10th and 20th neighbour, for each of three classes.
+    assert picture.size[0] > 4 * 144
+    assert picture.size[1] > 3 * 144
+    assert np.asarray(picture).std() > 20
+
+
+@pytest.mark.slow
+def test_a_finished_run_says_so_and_repeats_nothing(data, finished, capsys):
+  workdir, results = finished
+  before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*.npz')}
+  again = pipeline.run(small(data, arms=ARMS), workdir)
+  assert again == results
+  assert 'is finished, nothing is repeated' in capsys.readouterr().out
+  assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob('*.npz')}
+
+
+@pytest.mark.slow
+def test_other_options_in_the_same_work_directory_are_refused(data, finished):
+  workdir, _ = finished
+  with pytest.raises(ValueError, match=r'solver\.learning_rate was 0\.01, now 0\.5'):
+    pipeline.run(
+      small(data, arms=ARMS, **{'solver.learning_rate': 0.5}),
+      workdir,
+    )
+
+
+@pytest.mark.slow
+def test_an_option_combination_of_alternatives_runs(data, tmp_path):
+  changes = {
+    'bank.name': 'gabor',
+    'model.name': 'resnet18v2',
+    'model.width': 0.0625,
+    'model.batch_norm': 'frozen',
+    'pretrain.steps': 0,
+    'training.accumulation': 2,
+    'training.augment': 'resnet',
+    'training.restart_schedule': True,
+    'solver.momentum_style': 'torch',
+    'arms': ('rounds',),
+    'evaluation.views': ('center',),
+  }
+  results = pipeline.run(small(data, **changes), tmp_path / 'run')
+  assert len(results['arms']['rounds']['rounds']) == 3
+  assert 'gain' not in results['table'][0]  # There is no baseline to compare with.
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'selection.num_neighbors': 6}, r'can grow to 54 in 3 rounds, .* 48 source images'),
+    ({'bank.name': 'sift'}, r"bank\.name='sift' is unknown; known: alexnet, gabor"),
+    ({'model.name': 'resnet18'}, r"'resnet18' is unknown"),
+    ({'model.pretrained': '/no/such/file'}, r'/no/such/file: no such file'),
+    ({'solver.momentum_style': 'nesterov'}, r"'nesterov' is unknown"),
+    ({'target.test_split': 'validation'}, 'validation'),
+    ({'arms': ('none', 'best')}, "'best', which is unknown"),
+  ],
+)
+def test_impossible_options_end_before_any_work(data, tmp_path, change, message):
+  with pytest.raises((ValueError, OSError), match=message):
+    pipeline.run(small(data, **change), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_class_without_test_images_is_named(data, tmp_path):
+  shutil.copytree(data / 'target', tmp_path / 'target')
+  shutil.rmtree(tmp_path / 'target' / 'test' / 'stripes 1')
+  with pytest.raises(ValueError, match=r"class 'stripes 1' in only one of 'train' and 'test'"):
+    pipeline.run(small(data, **{'target.path': str(tmp_path / 'target')}), tmp_path / 'run')
+
+
+def command(data, workdir, *more):
+  options = [f'--config.{name}={value}' for name, value in overrides(data).items()]
+  return [
+    *(sys.executable, '-m', 'sjft_jax.main', '--config=configs/folder.py'),
+    *(f'--workdir={workdir}', '--config.evaluation.views=("center",)', *options, *more),
+  ]
+
+
+def start(*arguments):
+  return subprocess.Popen(
+    command(*arguments),
+    cwd=ROOT,
+    env={**os.environ, 'XLA_FLAGS': ''},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def kill_when(process, appears, timeout=120):
+  """SIGKILL as soon as a file that matches is there."""
+  directory, pattern = appears
+  deadline = time.monotonic() + timeout
+  while not any(directory.glob(pattern)):
+    assert process.poll() is None, process.stdout.read()
+    assert time.monotonic() < deadline, f'{pattern} did not appear'
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_it_ends_as_if_undisturbed(data, tmp_path):
+  undisturbed, killed = tmp_path / 'undisturbed', tmp_path / 'killed'
+  process = start(data, undisturbed)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+  for pattern in (
+    'config.json',  # Describing and ranking.
+    'pretrain/checkpoints/2',
+    'arms/none/checkpoints/4',
+    'arms/rounds/rounds/1/selection.csv',
+    'arms/rounds/rounds/2/round.npz',
+  ):
+    kill_when(start(data, killed), (killed, pattern))
+    assert not (killed / 'results.json').exists()
+  process = start(data, killed)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+  assert 'done before' in output
+  for name in ('indices', 'divergences', 'edges'):
+    one, two = (np.load(run / 'ranking.npz')[name] for run in (undisturbed, killed))
+    np.testing.assert_array_equal(one, two)
+  one, two = (json.loads((run / 'results.json').read_text()) for run in (undisturbed, killed))
+  assert one['table'] == two['table']
+  for round_ in (1, 2, 3):
+    part = f'arms/rounds/rounds/{round_}/selection.csv'
+    assert (undisturbed / part).read_bytes() == (killed / part).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('--config.training.stepz=3', 'stepz'),
+    ('--config.training.steps=many', 'many'),
+    ('--config.selection.rounds=0', 'selection.rounds=0 is impossible'),
+    ('extra', "unexpected 'extra'"),
+  ],
+)
+def test_a_wrong_command_line_ends_with_a_line_that_names_it(data, tmp_path, argument, message):
+  process = start(data, tmp_path / 'run', argument)
+  output, _ = process.communicate(timeout=120)
+  assert process.returncode != 0
+  assert message in output
+  assert 'Traceback' not in output
+  assert not (tmp_path / 'run').exists()
