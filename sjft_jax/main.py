@@ -26,8 +26,10 @@ _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where in the code an er
 def main(argv: Sequence[str]) -> None:
   if argv[1:]:
     raise app.UsageError(f'unexpected {argv[1]!r}; options are written --config.a.b=value')
-  name = Path(config_flags.get_config_filename(flags.FLAGS['config'])).name.split('.py')[0]
-  workdir = Path(_WORKDIR.value or f'runs/{name}')
+  file = Path(config_flags.get_config_filename(flags.FLAGS['config']))
+  if not file.is_file():
+    sys.exit(f'error: --config={file}: no such file; see configs/')
+  workdir = Path(_WORKDIR.value or f'runs/{file.stem}')
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save otherwise.
   # After the flags: --help and a misspelt option should not wait for JAX.
@@ -49,11 +51,17 @@ def main(argv: Sequence[str]) -> None:
     os._exit(130)
 
 
-def run() -> None:
-  """The entry point, with absl's flags."""
-  flags.mark_flag_as_required('config')
-  app.run(main)
+def parse(argv: list[str]) -> list[str]:
+  """absl's flags; an option that the configuration does not have is one line, not a traceback."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError) as error:
+    reason: object = error
+    while isinstance(reason, Exception):  # They come wrapped in one another.
+      reason = reason.args[0]
+    sys.exit(f'error: unknown option {", ".join(str(reason).splitlines())}')
 
 
 if __name__ == '__main__':
-  run()
+  flags.mark_flag_as_required('config')
+  app.run(main, flags_parser=parse)

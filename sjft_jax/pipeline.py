@@ -51,7 +51,13 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     ValueError: an impossible option or input, before any work where that can be known.
   """
   check_read(config, READERS)
-  domains = Domains(*open_target(**config.target), datasets.load(**config.source))
+  opened: list[Dataset] = []
+  for section, load in (('target', open_target), ('source', lambda **o: (datasets.load(**o),))):
+    try:
+      opened += load(**config[section])
+    except ValueError as error:
+      raise ValueError(f'config.{section}: {error}') from error
+  domains = Domains(*opened)
   return run_on(domains, config, workdir)
 
 

@@ -1,6 +1,6 @@
 """What every data set offers, and the data sets known by name."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -9,6 +9,7 @@ from sjft_jax.data.demo import DemoDiverse, DemoTextures
 from sjft_jax.data.folder import Folder
 
 
+@runtime_checkable
 class Dataset(Protocol):
   """Labelled images with random access.
 

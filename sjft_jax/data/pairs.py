@@ -25,7 +25,8 @@ def _random(purpose: int, *key: int) -> np.random.Generator:
 def shuffled(seed: int, start: int, stop: int, size: int) -> np.ndarray:
   """Places start..stop-1 of an endless sequence that goes through 0..size-1 epoch by epoch."""
   places = np.arange(start, stop)
-  orders = {e: _random(_ORDER, seed, e).permutation(size) for e in np.unique(places // size)}
+  epochs = range(start // size, -(-stop // size))
+  orders = {e: _random(_ORDER, seed, e).permutation(size) for e in epochs}
   return np.array([orders[place // size][place % size] for place in places])
 
 
@@ -90,7 +91,7 @@ def _ahead(dataset: grain.MapDataset, buffer: int) -> Iterator:
 
 def prefetched(batches: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
   """The batches of steps start..stop-1, loaded ahead in threads."""
-  return _ahead(grain.MapDataset.range(start, stop).map(batches), buffer=4)
+  return _ahead(grain.MapDataset.range(start, stop).map(lambda step: batches(int(step))), buffer=4)
 
 
 def views(

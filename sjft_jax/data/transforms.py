@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 AUGMENTATIONS = ('pursuit', 'resnet', 'none')
 
-Image = UInt8[np.ndarray, 'height width 3']
+Image = UInt8[np.ndarray, '_height _width 3']
 
 # Eigenvectors (columns) and eigenvalues of the RGB covariance of ImageNet, for values in [0, 1]
 # (Krizhevsky et al. 2012, section 4.1; the numbers are those of fb.resnet.torch).

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -23,7 +23,7 @@ class Checkpoints:
       ),
     )
 
-  def __enter__(self) -> Self:
+  def __enter__(self) -> 'Checkpoints':
     return self
 
   def __exit__(

@@ -81,7 +81,7 @@ def test_load(tmp_path, image):
   write(tmp_path / 'train/c/1.png', image)
   data = dataset.load(dataset='folder', path=str(tmp_path), split='train')
   assert (len(data), data.name) == (1, f'{tmp_path.name}/train')
-  assert len(dataset.load(dataset='demo_textures', path='', split='test')) == 840
+  assert len(dataset.load(dataset='demo_textures', path='', split='test')) == 504
   with pytest.raises(ValueError, match=r"'imagenet' is unknown; choose one of \['folder', 'demo_"):
     dataset.load(dataset='imagenet', path='', split='train')
   with pytest.raises(ValueError, match="path='x' is not read by demo_textures"):

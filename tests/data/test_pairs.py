@@ -13,6 +13,7 @@ class Numbered:
   """Images whose pixels spell their domain and index."""
 
   classes = ('a', 'b', 'c')
+  fingerprint = 'numbered'
 
   def __init__(self, domain, size):
     self.name, self.domain, self.size = str(domain), domain, size
@@ -20,6 +21,9 @@ class Numbered:
 
   def __len__(self):
     return self.size
+
+  def key(self, index):
+    return f'{self.name}/{index}'
 
   def __getitem__(self, index):
     return np.full((8, 8, 3), (self.domain, index, 0), np.uint8)
