@@ -21,7 +21,7 @@ from sjft_jax import artifacts, pipeline
 from sjft_jax.data import dataset
 
 OUTPUT = flags.DEFINE_string('output', 'experiments/tune_demo.json', 'Where the record goes.')
-LEARNING_RATES = (0.001, 0.003, 0.01)
+LEARNING_RATES = (0.0003, 0.001, 0.003, 0.01)
 STEPS = (75, 150)
 FOLDS = ((0, 1), (2, 3))  # The held-out images of each class.
 

@@ -2,6 +2,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sjft_jax.models.joint import Joint, init
 from sjft_jax.models.preprocess import normalize
@@ -36,6 +37,7 @@ def test_heads_start_small():
     assert not params[domain]['bias'].any()
 
 
+@pytest.mark.slow
 def test_init_equals_the_plain_one():
   model = Joint(ResNet((1,), bottleneck=True, width=0.125), 3, 5)
   plain = jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 32, 32, 3), jnp.uint8))

@@ -64,6 +64,7 @@ def test_features_follow_the_width():
     assert out.shape == (2, features)
 
 
+@pytest.mark.slow
 def test_initial_weights_are_he_normal():
   model = ResNet((1, 1), bottleneck=False)
   params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))

@@ -182,6 +182,7 @@ def test_an_absent_domain_leaves_its_head_alone(domain):
   assert metrics[f'{present}_accuracy'][1] == 2 * PAIRS
 
 
+@pytest.mark.slow
 def test_metrics_count_hits_of_each_domain():
   batch = make_batch()
   variables = initial('frozen')
