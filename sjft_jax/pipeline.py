@@ -92,8 +92,10 @@ def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any
 
   finished = workdir / 'results.json'
   if finished.exists():
-    terminal.say(f'{workdir} is finished, nothing is repeated; a new --workdir starts a new run.')
     results = json.loads(finished.read_text())
+    if results['made_from'] != made_from:
+      raise ValueError(f'{finished} was made from other data; use a new --workdir')
+    terminal.say(f'{workdir} is finished, nothing is repeated; a new --workdir starts a new run.')
     terminal.table(results)
     return results
 
@@ -125,7 +127,7 @@ def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any
     rounds[name] = run_rounds(runs[name], variables, ranking, **options.selection)
     seconds[f'train {name}'] = rounds[name][-1].seconds
 
-  results = {'seed': config.seed, 'device': _device(), 'seconds': seconds}
+  results = {'made_from': made_from, 'seed': config.seed, 'device': _device(), 'seconds': seconds}
   results |= summarise(rounds, test, config.evaluation.views)
   artifacts.write_json(finished, results)
   terminal.table(results)

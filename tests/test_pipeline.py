@@ -153,6 +153,19 @@ def test_a_finished_run_says_so_and_repeats_nothing(data, finished, capsys):
 
 
 @pytest.mark.slow
+def test_other_images_in_the_same_work_directory_are_refused(data, finished, tmp_path):
+  workdir, _ = finished
+  shutil.copytree(workdir, tmp_path / 'run')
+  folder = data / 'source' / 'train' / 'stripes 0'
+  shutil.copy(folder / '0.png', folder / 'more.png')
+  try:
+    with pytest.raises(ValueError, match='made from other data; use a new --workdir'):
+      pipeline.run(small(data, arms=ARMS), tmp_path / 'run')
+  finally:
+    (folder / 'more.png').unlink()
+
+
+@pytest.mark.slow
 def test_other_options_in_the_same_work_directory_are_refused(data, finished):
   workdir, _ = finished
   with pytest.raises(ValueError, match=r'solver\.learning_rate was 0\.01, now 0\.5'):

@@ -24,10 +24,9 @@ def _random(purpose: int, *key: int) -> np.random.Generator:
 
 def shuffled(seed: int, start: int, stop: int, size: int) -> np.ndarray:
   """Places start..stop-1 of an endless sequence that goes through 0..size-1 epoch by epoch."""
-  places = np.arange(start, stop)
   epochs = range(start // size, -(-stop // size))
   orders = {e: _random(_ORDER, seed, e).permutation(size) for e in epochs}
-  return np.array([orders[place // size][place % size] for place in places])
+  return np.array([orders[place // size][place % size] for place in range(start, stop)])
 
 
 @dataclass(frozen=True)
