@@ -73,13 +73,19 @@ def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any
     json.loads(config.to_json()), *(data.fingerprint for data in vars(domains).values())
   )
 
+  compiled: dict[str, tuple[Any, Any]] = {}
+
   def arm(directory: str, options: ConfigDict) -> Arm:
     solver = optimizer.sgd(**options.solver)
+    train_step = step.make_train_step(network.apply, solver, **options.loss)
+    # Arms that differ in their source images alone share one compiled step.
+    key = options.solver.to_json() + options.loss.to_json()
+    train_step, solver = compiled.setdefault(key, (train_step, solver))
     return Arm(
       workdir / directory,
       made_from,
       domains,
-      step.make_train_step(network.apply, solver, **options.loss),
+      train_step,
       solver,
       Scorer(predict_step, options.images.to_dict(), **options.evaluation),
       options.seed,
@@ -291,7 +297,7 @@ def summarise(
     if len(done) > 1:
       fused = {view: np.mean([r.test[view] for r in done], axis=0) for view in views}
       arms[name]['fused'] = scores(fused)
-      table[f'{title}, {len(done)} rounds fused'] = (done[-1].source_images, fused)
+      table[f'{title}, fused'] = (done[-1].source_images, fused)
   baseline = rounds['none'][-1].test[views[0]] if 'none' in rounds else None
   rows = []
   for title, (source_images, p) in table.items():

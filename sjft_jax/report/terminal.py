@@ -59,8 +59,8 @@ def counted(batches: Iterable[np.ndarray], advance: Callable[[int], None]) -> It
 def table(results: dict[str, Any]) -> None:
   """Each arm's scores, and what they gain over plain fine-tuning where that was trained too."""
   view = results['view'].replace('_', ' ')
-  grid = Table(title=f'{results["test_images"]:,} test images, {view}; gain over no source')
-  for heading in ('training', 'source images', 'mean class', 'top-1', 'gain, points'):
+  grid = Table(title=f'{results["test_images"]:,} test images, {view}')
+  for heading in ('training', 'source', 'class accuracy', 'top-1', 'gain'):
     grid.add_column(heading, justify='left' if heading == 'training' else 'right', no_wrap=True)
   for row in results['table']:
     grid.add_row(
