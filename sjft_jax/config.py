@@ -149,8 +149,8 @@ def check_read(config: ConfigDict, readers: Mapping[str, Callable[..., Any]]) ->
       raise ValueError(f'{section}.{name} is missing; start from sjft_jax.config.default()')
 
 
-def check_values(config: ConfigDict, *, num_target: int, num_source: int) -> None:
-  """That the values are possible, alone and together with the data sets.
+def check_values(config: ConfigDict, *, num_target: int, num_source: int, num_devices: int) -> None:
+  """That the values are possible, alone and together with the data sets and devices.
 
   Raises:
     ValueError: the first that is not, with its limit and what to change.
@@ -201,6 +201,13 @@ def check_values(config: ConfigDict, *, num_target: int, num_source: int) -> Non
   ):
     if value not in known:
       raise ValueError(f'{option}={value!r} is unknown; use one of {", ".join(known)}')
+  t = c.training
+  if t.batch_size % (t.accumulation * num_devices):
+    raise ValueError(
+      f'training.batch_size={t.batch_size} does not divide into training.accumulation='
+      f'{t.accumulation} micro-batches on {num_devices} devices; use a multiple of '
+      f'{t.accumulation * num_devices}'
+    )
   k0, depth = c.selection.num_neighbors, depth_of(c)
   if depth > num_source:
     raise ValueError(

@@ -65,7 +65,12 @@ def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any
   """`run` on data sets that are open already."""
   arms = {name: arm_config(config, name) for name in config.arms}
   for options in arms.values():
-    check_values(options, num_target=len(domains.target), num_source=len(domains.source))
+    check_values(
+      options,
+      num_target=len(domains.target),
+      num_source=len(domains.source),
+      num_devices=jax.local_device_count(),
+    )
   bank = banks.load(**config.bank)
   network, variables = build_network(domains, config.seed, config.images.crop, **config.model)
   predict_step = step.make_predict(network.apply)
@@ -76,11 +81,11 @@ def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any
   compiled: dict[str, tuple[Any, Any]] = {}
 
   def arm(directory: str, options: ConfigDict) -> Arm:
-    solver = optimizer.sgd(**options.solver)
-    train_step = step.make_train_step(network.apply, solver, **options.loss)
-    # Arms that differ in their source images alone share one compiled step.
     key = options.solver.to_json() + options.loss.to_json()
-    train_step, solver = compiled.setdefault(key, (train_step, solver))
+    if key not in compiled:  # Arms that differ in their source images alone share a step.
+      solver = optimizer.sgd(**options.solver)
+      compiled[key] = step.make_train_step(network.apply, solver, **options.loss), solver
+    train_step, solver = compiled[key]
     return Arm(
       workdir / directory,
       made_from,

@@ -11,8 +11,8 @@ def options(**changes):
   return c
 
 
-def check(c):
-  config.check_values(c, num_target=100, num_source=10_000)
+def check(c, num_devices=1):
+  config.check_values(c, num_target=100, num_source=10_000, num_devices=num_devices)
 
 
 def test_every_option_is_read_and_the_defaults_are_possible():
@@ -60,6 +60,12 @@ def test_a_missing_option_is_an_error():
 def test_impossible_values_are_named_with_their_limit(change, message):
   with pytest.raises(ValueError, match=message):
     check(options(**change))
+
+
+def test_a_batch_must_divide_over_devices_and_micro_batches():
+  check(options(), num_devices=5)
+  with pytest.raises(ValueError, match=r'batch_size=100 .* on 8 devices; use a multiple of 80'):
+    check(options(), num_devices=8)
 
 
 def test_most_possible_neighbours_are_accepted():

@@ -183,6 +183,7 @@ def test_an_option_combination_of_alternatives_runs(data, tmp_path):
     'model.width': 0.0625,
     'model.batch_norm': 'frozen',
     'pretrain.steps': 0,
+    'training.batch_size': 8,
     'training.accumulation': 2,
     'training.augment': 'resnet',
     'training.restart_schedule': True,
