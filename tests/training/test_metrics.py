@@ -36,9 +36,7 @@ def test_paired_gain_by_hand():
   baseline = one_hot([0, 0, 1, 1, 1, 2])  # 2/4 and 1/2.
   gain, error = paired_gain(better, baseline, labels)
   assert gain == pytest.approx((1 / 4 + 1 / 2) / 2)
-  difference = mean_class_accuracy(better, labels, 3) - metrics.mean_class_accuracy(
-    baseline, labels, 3
-  )
+  difference = mean_class_accuracy(better, labels, 3) - mean_class_accuracy(baseline, labels, 3)
   assert gain == pytest.approx(difference)
   # Differences 0, 0, 1, 0 and 0, 1: variances 3/16 and 1/4 over 4 and 2 images, two classes.
   assert error == pytest.approx(np.sqrt((3 / 16 / 4 + 1 / 4 / 2) / 4))
