@@ -263,6 +263,7 @@ def test_killed_in_every_stage_it_ends_as_if_undisturbed(data, tmp_path):
     'pretrain/checkpoints/2',
     'arms/none/checkpoints/4',
     'arms/rounds/rounds/1/selection.csv',
+    'arms/rounds/checkpoints/3',  # Round 1 is trained and being scored.
     'arms/rounds/rounds/2/round.npz',
   ):
     kill_when(start(data, killed), (killed, pattern))
