@@ -16,6 +16,7 @@ from sjft_jax import artifacts
 from sjft_jax.data import transforms
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.pairs import Batch, Pairs, prefetched, views
+from sjft_jax.ranking import Ranking
 from sjft_jax.report import terminal
 from sjft_jax.selection.hardness import entropy
 from sjft_jax.selection.schedule import grow
@@ -32,14 +33,6 @@ class Domains:
   target: Dataset
   test: Dataset
   source: Dataset
-
-
-@dataclass(frozen=True)
-class Ranking:
-  """The source images nearest to each target training image, nearest first."""
-
-  indices: np.ndarray
-  divergences: np.ndarray
 
 
 @dataclass(frozen=True)

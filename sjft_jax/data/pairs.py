@@ -1,5 +1,6 @@
 """Joint batches, target images each beside one of its current neighbours, loaded by Grain."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -81,11 +82,15 @@ class SourceOnly(Pairs):
     return self._load([(self.source, indices[0::2]), (self.source, indices[1::2])], step)
 
 
-def _ahead(dataset: grain.MapDataset, buffer: int) -> Iterator:
-  # Two threads keep two cores busy: decoding releases the interpreter lock.  Grain's own default
-  # is to hold 500 elements, which for batches of images is gigabytes.
-  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=buffer)
-  return iter(dataset.to_iter_dataset(options))
+def _ahead(dataset: grain.MapDataset, buffer: int, workers: int = 0) -> Iterator:
+  # Grain's own default is to hold 500 elements, which for batches of images is gigabytes.
+  # Decoding releases the interpreter lock: threads keep all cores busy.
+  options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=buffer)
+  if not workers:
+    return iter(dataset.to_iter_dataset(options))
+  own = grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffer)
+  processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffer)
+  return iter(dataset.to_iter_dataset(own).mp_prefetch(processes))
 
 
 def prefetched(batches: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
@@ -94,8 +99,18 @@ def prefetched(batches: Callable[[int], Batch], start: int, stop: int) -> Iterat
 
 
 def views(
-  dataset: Dataset, view: Callable[[np.ndarray], np.ndarray], batch_size: int
+  dataset: Dataset,
+  view: Callable[[np.ndarray], np.ndarray],
+  batch_size: int,
+  *,
+  start: int = 0,
+  stop: int | None = None,
+  workers: int = 0,
 ) -> Iterator[np.ndarray]:
-  """Every image of a data set in order, through `view`, in batches; the last may be smaller."""
-  images = grain.MapDataset.range(len(dataset)).map(lambda index: view(dataset[int(index)]))
-  return _ahead(images.batch(batch_size), buffer=4)
+  """Images start..stop-1 of a data set through `view`, in batches; the last may be smaller.
+
+  They are loaded ahead, in threads or, if `workers` is not 0, in as many processes.
+  """
+  stop = len(dataset) if stop is None else stop
+  images = grain.MapDataset.range(start, stop).map(lambda index: view(dataset[int(index)]))
+  return _ahead(images.batch(batch_size), buffer=4, workers=workers)

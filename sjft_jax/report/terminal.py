@@ -22,10 +22,10 @@ def stage(name: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
   """A bar with the remaining time, and a line with the speed at the end.
 
-  Yields a function that takes how many more are done.
+  Yields a function that takes how many more are done and, if there is one, a note to show.
   """
   columns = (
     TextColumn('  {task.description}'),
@@ -33,20 +33,22 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], N
     MofNCompleteColumn(),
     TextColumn('{task.fields[rate]}'),
     TimeRemainingColumn(),
+    TextColumn('{task.fields[note]}'),
   )
-  begun, first = time.monotonic(), done
+  begun, first, last = time.monotonic(), done, ''
   with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-    task = bar.add_task(what, total=total, completed=done, rate='')
+    task = bar.add_task(what, total=total, completed=done, rate='', note='')
 
-    def advance(more: int) -> None:
-      nonlocal done
-      done += more
+    def advance(more: int, note: str = '') -> None:
+      nonlocal done, last
+      done, last = done + more, note
       rate = (done - first) / max(time.monotonic() - begun, 1e-9)
-      bar.update(task, completed=done, rate=f'{rate:,.0f}/s' if rate > 10 else f'{rate:.1f}/s')
+      speed = f'{rate:,.0f}/s' if rate > 10 else f'{rate:.1f}/s'
+      bar.update(task, completed=done, rate=speed, note=note)
 
     yield advance
   seconds = time.monotonic() - begun
-  say(f'  {what}: {done - first:,} in {seconds:.1f} s')
+  say(f'  {what}: {done - first:,} in {seconds:.1f} s{last and f"; {last}"}')
 
 
 def counted(batches: Iterable[np.ndarray], advance: Callable[[int], None]) -> Iterator[np.ndarray]:

@@ -1,68 +1,243 @@
 """Exact nearest neighbours under Eq. 1 over a stream of source blocks.
 
-Memory holds the targets, one tile of sources and the running best, however long the stream is.
+Memory holds the targets, a few tiles of sources and the running best, however long the stream is.
 """
 
-from collections.abc import Iterable, Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, UInt64
 
-from sjft_jax.retrieval.divergence import TargetFactors, divergences_to, target_factors
+from sjft_jax.retrieval.divergence import (
+  center,
+  divergences,
+  settle,
+  source_factors,
+  target_factors,
+)
 
 # Sources go through the product in tiles of this many, whatever the blocks that they arrive in: a
 # matrix product may sum in another order when its shape changes, and the last bit of a divergence,
 # with it the order of near ties, would then depend on the caller's block size.
 TILE = 1024
+# The most targets in one product.
+TARGETS = 4096
+
+# Divergence and source index in one number. The bits of a float32 that is not negative sort as it
+# does, so keys sort by divergence and ties by index: the order is total.
+Keys = UInt64[np.ndarray, 'target k']
+# The key of no source at all, behind every other.
+NOBODY = np.iinfo(np.uint64).max
 
 
-@jax.jit
-def merge(
-  left: tuple[Float[Array, 'target k'], Int[Array, 'target k']],
-  right: tuple[Float[Array, 'target m'], Int[Array, 'target m']],
-) -> tuple[Float[Array, 'target k'], Int[Array, 'target k']]:
-  """The k best of two sets of (divergences, indices), ordered by divergence, then by index.
+class Nearest:
+  """The k smallest keys of every target among all that were added."""
 
-  The order is total, so any order of merging gives the same result.
+  def __init__(self, num_targets: int, k: int):
+    self.k = k
+    # Selection goes over kept and new keys alike: room for more new ones makes it rarer.
+    self._keys = np.empty((num_targets, k + max(k, 4 * TILE)), np.uint64)
+    self._filled = 0
+    # No divergence above this can enter any more.
+    self.bound = np.full(num_targets, np.inf, np.float32)
+    num_threads = os.cpu_count() or 1
+    self._threads = ThreadPoolExecutor(num_threads)
+    self._parts = np.array_split(np.arange(num_targets), min(num_targets, 4 * num_threads))
+
+  def _on_all_cores(self, work: Callable[[slice], None]) -> None:
+    # numpy lets go of the interpreter lock, and short parts of an array stay in the cache.
+    list(self._threads.map(lambda part: work(slice(part[0], part[-1] + 1)), self._parts))
+
+  def _room(self, columns: int) -> slice:
+    if self._filled + columns > self._keys.shape[1]:
+      self._select()
+    self._filled += columns
+    return slice(self._filled - columns, self._filled)
+
+  def _select(self) -> None:
+    """Drops all keys but the k smallest."""
+    if self._filled <= self.k:
+      return
+
+    def select(rows: slice) -> None:
+      self._keys[rows, : self._filled].partition(self.k - 1, axis=1)
+
+    self._on_all_cores(select)
+    self._filled = self.k
+    self.bound = _divergences(self._keys[:, self.k - 1])
+
+  def add(self, divergences: Float[np.ndarray, 'target source'], first: int) -> None:
+    """Adds the sources first, first + 1, …; no divergence is negative or NaN."""
+    columns = self._room(divergences.shape[1])
+    indices = np.arange(first, first + divergences.shape[1], dtype=np.uint64)
+
+    def write(rows: slice) -> None:
+      keys = self._keys[rows, columns]
+      np.left_shift(divergences[rows].view(np.uint32), 32, out=keys, dtype=np.uint64)
+      np.bitwise_or(keys, indices, out=keys)
+
+    self._on_all_cores(write)
+
+  def add_keys(self, keys: Keys) -> None:
+    """Adds what another one has kept; at most k a target."""
+    self._keys[:, self._room(keys.shape[1])] = keys
+
+  def keys(self) -> Keys:
+    """The k smallest of each target in ascending order, or all if there are fewer."""
+    self._select()
+
+    def sort(rows: slice) -> None:
+      self._keys[rows, : self._filled].sort(axis=1)
+
+    self._on_all_cores(sort)
+    return self._keys[:, : self._filled].copy()
+
+
+def _divergences(keys: np.ndarray) -> np.ndarray:
+  return (keys >> np.uint64(32)).astype(np.uint32).view(np.float32)
+
+
+def _fits(num_bytes: int, device: jax.Device) -> bool:
+  """Whether so much leaves half of the device's memory for everything else."""
+  return num_bytes <= (device.memory_stats() or {}).get('bytes_limit', np.inf) / 2
+
+
+class Search:
+  """The k nearest sources of every target, over a stream of which each source is seen once.
+
+  Attributes:
+    position: how many sources of the stream have been merged; their neighbours are in `keys`.
   """
-  k = left[0].shape[1]
-  both = (jnp.concatenate([a, b], axis=1) for a, b in zip(left, right, strict=True))
-  divergences, indices = jax.lax.sort(tuple(both), dimension=1, num_keys=2)
-  return divergences[:, :k], indices[:, :k]
 
+  def __init__(
+    self,
+    targets: Float[np.ndarray, 'target filter bin'],
+    *,
+    weights: Float[np.ndarray, 'filter'],
+    k: int,
+    position: int = 0,
+    keys: Keys | None = None,
+    devices: Sequence[jax.Device] | None = None,
+  ):
+    """
+    Args:
+      targets: histograms, positive and summing to one, as for `symmetric_kl`.
+      weights: w_h of Eq. 1.
+      k: how many neighbours to keep.
+      position: index of the first source to come.
+      keys: what a search that was stopped at `position` had found.
+      devices: whose turn it is changes with every tile; default: all of this process.
+    """
+    if k < 1:
+      raise ValueError(f'k={k}: ask for at least one neighbour')
+    self._targets = np.asarray(targets, np.float32)
+    self._weights = np.asarray(weights, np.float32)
+    self._nearest = Nearest(len(targets), k)
+    if keys is not None:
+      self._nearest.add_keys(keys)
+    self.position = self._started = position
+    self._parts: list[np.ndarray | Array] = []
+    self._pending: deque = deque()
+    self._memory: dict[jax.Device, Array] = {}
+    self._devices = jax.local_devices() if devices is None else devices
+    # Any constant would do for a center: a sample of the targets is as good as all.
+    sample = self._targets[:: -(-len(targets) // TARGETS)]
+    around = center(sample, self._weights)
+    self._centers = {device: jax.device_put(around, device) for device in self._devices}
+    self._factors = {device: self._target_factors(device) for device in self._devices}
 
-@jax.jit
-def _rank_tile(best, targets: TargetFactors, tile, start, count):
-  divergences = divergences_to(targets, tile)
-  column = jnp.arange(TILE, dtype=jnp.int32)
-  filled = (column < count)[None, :]
-  healthy = jnp.all(jnp.isfinite(divergences) | ~filled)
-  # Rows that only fill up the last tile come after everything, real sources at infinity included.
-  divergences = jnp.where(filled, divergences, jnp.inf)
-  indices = jnp.where(filled, start + column[None, :], np.iinfo(np.int32).max)
-  indices = jnp.broadcast_to(indices, divergences.shape)
-  return merge(best, (divergences, indices)), healthy
+  def _target_factors(self, device: jax.Device) -> list:
+    """In parts for products of bounded size; in the host's memory if too large for the device."""
+    fits = _fits(2 * self._targets.nbytes, device)
+    factors = []
+    for start in range(0, len(self._targets), TARGETS):
+      part = jax.device_put(self._targets[start : start + TARGETS], device)
+      made = target_factors(part, self._centers[device])
+      factors.append(made if fits else jax.device_get(made))
+    return factors
 
+  def add(self, block: Float[Array | np.ndarray, 'source filter bin']) -> None:
+    """Takes the next sources, any number of them. On the device or on the host.
 
-def _tiles(blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
-  """Cuts a stream of blocks into (tile, number of its rows that are real)."""
-  tile, filled = None, 0
-  for block in blocks:
-    block = np.asarray(block)
+    Raises:
+      ValueError: a divergence to one of the sources is not finite.
+    """
     while len(block):
-      if tile is None:
-        # A fresh array for every tile: JAX may still be reading the one before. Ones have a log.
-        tile, filled = np.ones((TILE, *block.shape[1:]), np.float32), 0
-      part = block[: TILE - filled]
-      tile[filled : filled + len(part)] = part
-      filled, block = filled + len(part), block[len(part) :]
-      if filled == TILE:
-        yield tile, filled
-        tile = None
-  if tile is not None:
-    yield tile, filled
+      room = TILE - sum(map(len, self._parts))
+      self._parts.append(block[:room])
+      block = block[room:]
+      if room == len(self._parts[-1]):
+        self._start()
+
+  def _start(self) -> None:
+    """Sets a device to work on the tile that is filled."""
+    device = self._devices[self._started // TILE % len(self._devices)]
+    count = sum(map(len, self._parts))
+    if count < TILE:  # Ones have a logarithm.
+      self._parts.append(np.ones((TILE - count, *self._targets.shape[1:]), np.float32))
+    if len(self._parts) == 1:
+      tile = self._parts[0]
+    elif device.platform == 'cpu':
+      tile = np.concatenate([np.asarray(part) for part in self._parts])
+    else:
+      tile = jnp.concatenate([jax.device_put(part, device) for part in self._parts])
+    tile = jax.device_put(tile, device)
+    self._parts = []
+    sources = source_factors(tile, self._centers[device], self._memory.pop(device, None))
+    found = []
+    for targets in self._factors[device]:
+      found.append(divergences(jax.device_put(targets, device), sources))
+      found[-1][0].copy_to_host_async()
+    self._memory[device] = sources.factor
+    self._pending.append((count, tile, found))
+    self._started += count
+    # One tile in work on every device while the host is busy with another.
+    while len(self._pending) > len(self._devices):
+      self._finish()
+
+  def _finish(self) -> None:
+    """Merges the oldest of the tiles in work."""
+    count, tile, found = self._pending.popleft()
+    if not all(finite for _, finite in found):
+      raise ValueError(
+        f'a divergence to one of the sources {self.position}..{self.position + count - 1} is not '
+        'finite: every histogram must be positive and sum to one; is descriptors.smoothing above '
+        'zero?'
+      )
+    # Next to k sources at divergence zero nothing comes any more.
+    wanted = self._nearest.bound > 0
+    d = np.concatenate([part for part, _ in found]) if len(found) > 1 else np.asarray(found[0][0])
+    d = settle(d[:, :count], self._targets, tile, self._weights, wanted)
+    self._nearest.add(d, self.position)
+    self.position += count
+
+  def keys(self) -> Keys:
+    """The keys of the neighbours among the first `position` sources, nearest first."""
+    return self._nearest.keys()
+
+  def flush(self) -> None:
+    """Merges all sources added so far. Before the end of the stream it wastes most of a tile."""
+    if self._parts:
+      self._start()
+    while self._pending:
+      self._finish()
+
+
+def neighbors(keys: Keys, k: int) -> tuple[np.ndarray, np.ndarray]:
+  """Indices int32 [target, k] into the stream, divergences float32 [target, k] in nats.
+
+  Raises:
+    ValueError: there are fewer than k sources.
+  """
+  num_sources = int((keys != NOBODY).sum(axis=1).min()) if keys.shape[1] == k else keys.shape[1]
+  if num_sources < k:
+    raise ValueError(f'k={k} exceeds the {num_sources} sources; lower selection.num_neighbors')
+  return keys.astype(np.uint32).view(np.int32), _divergences(keys)
 
 
 def rank(
@@ -87,25 +262,8 @@ def rank(
   Raises:
     ValueError: the stream holds fewer than k sources, or a divergence is not finite.
   """
-  if k < 1:
-    raise ValueError(f'k={k}: ask for at least one neighbour')
-  factors = target_factors(jnp.asarray(targets, jnp.float32), jnp.asarray(weights, jnp.float32))
-  best = (
-    jnp.full((len(targets), k), jnp.inf, jnp.float32),
-    jnp.full((len(targets), k), np.iinfo(np.int32).max, jnp.int32),
-  )
-  healthy, num_sources = [], 0
-  for tile, count in _tiles(source_blocks):
-    best, tile_healthy = _rank_tile(best, factors, tile, num_sources, count)
-    healthy.append(tile_healthy)
-    num_sources += count
-  if num_sources < k:
-    raise ValueError(f'k={k} exceeds the {num_sources} sources; lower selection.num_neighbors')
-  for number, tile_healthy in enumerate(healthy):
-    if not tile_healthy:
-      first, last = number * TILE, min((number + 1) * TILE, num_sources) - 1
-      raise ValueError(
-        f'a divergence to one of the sources {first}..{last} is not finite: every histogram must '
-        f'be positive and sum to one; is descriptors.smoothing above zero?'
-      )
-  return np.asarray(best[1]), np.asarray(best[0])
+  search = Search(targets, weights=weights, k=k)
+  for block in source_blocks:
+    search.add(block)
+  search.flush()
+  return neighbors(search.keys(), k)
