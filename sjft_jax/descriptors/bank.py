@@ -19,6 +19,10 @@ class FilterBank:
     name: one of `NAMES`.
     num_filters: the number of filters in each layer.
     respond: jitted, RGB images 0–255 → one float32 map per layer.
+    layer_weights: one factor per layer on its filters' w_h; none: 1 for every layer.
+
+  Raises:
+    ValueError: layer_weights do not fit the layers, or leave nothing to compare.
   """
 
   name: str
@@ -27,25 +31,50 @@ class FilterBank:
     [UInt8[Array, 'batch height width 3']],
     tuple[Float[Array, 'batch _height _width _filter'], ...],
   ]
+  layer_weights: tuple[float, ...] = ()
+
+  def __post_init__(self) -> None:
+    given, layers = self.layer_weights, len(self.num_filters)
+    if not given:
+      return
+    if len(given) != layers:
+      raise ValueError(
+        f'bank.layer_weights={given} must have one weight for each layer of the {self.name} bank, '
+        f'which are {layers}; use () for equal weights'
+      )
+    if not all(0 <= weight < float('inf') for weight in given) or not any(given):
+      raise ValueError(
+        f'bank.layer_weights={given} must be finite, 0 or more, and not all 0; '
+        'use () for equal weights'
+      )
 
   @property
   def weights(self) -> Float[np.ndarray, 'filter']:
-    """w_h of Eq. 1 (Ge & Yu 2017): 1 / the number of filters in the layer of filter h."""
-    return np.repeat(1 / np.array(self.num_filters, np.float32), self.num_filters)
+    """w_h of Eq. 1 (Ge & Yu 2017), 1 / the filters in the layer of h, times the layer's weight."""
+    factors = np.array(self.layer_weights or [1] * len(self.num_filters), np.float32)
+    return np.repeat(factors / np.array(self.num_filters, np.float32), self.num_filters)
 
 
-def load(*, name: str, layers: Sequence[str], tap: str, pretrained: str) -> FilterBank:
+def load(
+  *,
+  name: str,
+  layers: Sequence[str],
+  tap: str,
+  pretrained: str,
+  layer_weights: Sequence[float] = (),
+) -> FilterBank:
   """The filter bank `name`.
 
   `layers`, `tap` and `pretrained` are AlexNet's (see `alexnet.load`); the Gabor bank is one layer
-  of linear filters computed from a formula, to which they do not apply.
+  of linear filters computed from a formula, to which they do not apply.  `layer_weights` are those
+  of `FilterBank`.
 
   Raises:
-    ValueError: unknown bank, layers or tap.
+    ValueError: unknown bank, layers or tap, or impossible layer weights.
   """
   if name == 'gabor':
-    return FilterBank('gabor', (gabor.NUM_FILTERS,), gabor.respond)
+    return FilterBank('gabor', (gabor.NUM_FILTERS,), gabor.respond, tuple(layer_weights))
   if name == 'alexnet':
     num_filters, respond = alexnet.load(layers=layers, tap=tap, weights=pretrained)
-    return FilterBank('alexnet', num_filters, respond)
+    return FilterBank('alexnet', num_filters, respond, tuple(layer_weights))
   raise ValueError(f'bank.name={name!r} is unknown; known: {", ".join(NAMES)}')

@@ -36,6 +36,42 @@ def test_weights_are_one_over_the_filters_in_the_layer():
   np.testing.assert_array_equal(loaded.weights, expected.astype(np.float32))
 
 
+def test_layer_weights_multiply_the_weights_of_their_layer():
+  two = OPTIONS | {'layers': ('conv1', 'conv3')}
+  expected = np.concatenate([np.full(64, 2 / 64), np.full(384, 0.5 / 384)])
+  loaded = bank.load(**two, layer_weights=[2, 0.5])
+  np.testing.assert_array_equal(loaded.weights, expected.astype(np.float32))
+  equal = bank.load(**two, layer_weights=(1, 1))
+  np.testing.assert_array_equal(equal.weights, bank.load(**two).weights)
+  without = bank.load(**two, layer_weights=(0, 1))
+  assert without.weights.dtype == np.float32
+  assert not without.weights[:64].any()
+
+
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    ((1.0,), r'layer_weights=\(1\.0,\) .* alexnet bank, which are 2; use \(\) for equal weights'),
+    ((1, 2, 3), r'layer_weights=\(1, 2, 3\) must have one weight for each layer'),
+    ((1, -2), r'layer_weights=\(1, -2\) must be finite, 0 or more, .* use \(\)'),
+    ((0, 0), r'layer_weights=\(0, 0\) must be .* not all 0'),
+    ((1, float('nan')), 'nan.* must be finite'),
+    ((1, float('inf')), 'inf.* must be finite'),
+  ],
+)
+def test_impossible_layer_weights(given, message):
+  with pytest.raises(ValueError, match=message):
+    bank.load(**(OPTIONS | {'layers': ('conv1', 'conv2')}), layer_weights=given)
+
+
+def test_gabor_has_one_layer_to_weigh():
+  gabor = {'name': 'gabor', 'layers': (), 'tap': '', 'pretrained': ''}
+  weights = bank.load(**gabor, layer_weights=(3,)).weights
+  np.testing.assert_array_equal(weights, np.full(48, 3 / 48, np.float32))
+  with pytest.raises(ValueError, match='gabor bank, which are 1'):
+    bank.load(**gabor, layer_weights=(1, 1))
+
+
 @pytest.mark.parametrize('size', [(64, 64), (47, 33), (31, 31)])
 def test_alexnet_layers_and_taps(size):
   images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
