@@ -16,7 +16,7 @@ from jaxtyping import Array, Complex64, Float, UInt8
 LOWEST, HIGHEST = 0.05, 0.4  # centre frequencies of the coarsest and finest scale, cycles/pixel
 NUM_SCALES, NUM_ORIENTATIONS = 4, 6
 NUM_FILTERS = 2 * NUM_SCALES * NUM_ORIENTATIONS
-TRUNCATION = 3  # each filter's square support ends at 3 of the longer of its standard deviations
+RADII = (6, 12, 23, 45)  # of each scale's square support: 3 of the longer standard deviation
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, of RGB
 # Responses are rounded to this: about 1/250 of a grey level.  A flat patch has response zero, which
 # in floating point comes out as noise around 1e-7, and adaptive bins would resolve that noise.
@@ -45,9 +45,8 @@ def kernels() -> Complex64[np.ndarray, '24 size size']:
   )
   sigma_x, sigma_y = 1 / (2 * math.pi * sigma_u), 1 / (2 * math.pi * sigma_v)
 
-  radii = [math.ceil(TRUNCATION * max(sigma_x, sigma_y) * a**m) for m in range(NUM_SCALES)]
   bank = []
-  for m, radius in enumerate(radii):
+  for m, radius in enumerate(RADII):
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1] / a**m
     for n in range(NUM_ORIENTATIONS):
       cos, sin = math.cos(n * math.pi / NUM_ORIENTATIONS), math.sin(n * math.pi / NUM_ORIENTATIONS)
@@ -56,7 +55,7 @@ def kernels() -> Complex64[np.ndarray, '24 size size']:
       g = (
         envelope * np.exp(2j * math.pi * HIGHEST * along) / (a**m * 2 * math.pi * sigma_x * sigma_y)
       )
-      bank.append(np.pad(g - g.mean(), max(radii) - radius))
+      bank.append(np.pad(g - g.mean(), max(RADII) - radius))
   return np.stack(bank).astype(np.complex64)
 
 
@@ -75,27 +74,29 @@ def respond(
   # The filters are zero-mean: taking half a unit away changes nothing but the rounding error.
   luminance = luminance - 0.5
   height, width = images.shape[1:3]
-  rows, columns = _extension(height), _extension(width)
-  transfer = jnp.asarray(_transfer(len(rows), len(columns)))
 
-  # Image by image, the working set stays in the cache: twice as fast as whole batches on a CPU.
+  # Scale by scale, the finer ones need a narrower border: 1.1 to 1.25 times as fast on a CPU as the
+  # widest for all.  Image by image, the working set stays in the cache.
   def convolve(image):
-    spectrum = jnp.fft.fft2(image[rows][:, columns])
-    # The image is real: one complex product carries both parts of the filter.
-    maps = jnp.fft.ifft2(spectrum[None] * transfer)[:, :height, :width]
-    maps = jnp.concatenate([maps.real, maps.imag])
-    return jnp.moveaxis(jnp.round(maps / RESOLUTION) * RESOLUTION, 0, -1)
+    maps = []
+    for m, radius in enumerate(RADII):
+      rows, columns = _extension(height, radius), _extension(width, radius)
+      spectrum = jnp.fft.fft2(image[rows][:, columns])
+      transfer = jnp.asarray(_transfer(m, len(rows), len(columns)))
+      # The image is real: one complex product carries both parts of the filter.
+      maps.append(jnp.fft.ifft2(spectrum[None] * transfer)[:, :height, :width])
+    both = jnp.concatenate([part for f in (jnp.real, jnp.imag) for part in map(f, maps)])
+    return jnp.moveaxis(jnp.round(both / RESOLUTION) * RESOLUTION, 0, -1)
 
   return (jax.lax.map(convolve, luminance),)
 
 
-def _extension(size: int) -> np.ndarray:
-  """Indices that continue an axis by mirroring, for circular convolution with `kernels()`.
+def _extension(size: int, radius: int) -> np.ndarray:
+  """Indices that continue an axis by mirroring, for circular convolution with a filter.
 
   Mirroring makes the axis periodic in 2·size.  A period is all that a wide filter needs; for a
   narrower one it is enough to continue by the filter's radius on either side.
   """
-  radius = kernels().shape[-1] // 2
   period = min(2 * size, _fast_length(size + 2 * radius))
   position = np.arange(period)
   position = np.where(position < size + radius, position, position - period) % (2 * size)
@@ -114,11 +115,12 @@ def _fast_length(length: int) -> int:
     length += 1
 
 
-@functools.lru_cache(maxsize=8)
-def _transfer(height: int, width: int) -> Complex64[np.ndarray, '24 height width']:
-  """Fourier transform of the filters, centred at the origin of a circle of that period."""
-  bank = kernels()
-  radius = bank.shape[-1] // 2
+@functools.lru_cache(maxsize=8 * NUM_SCALES)
+def _transfer(m: int, height: int, width: int) -> Complex64[np.ndarray, '6 height width']:
+  """Fourier transform of scale m's filters, centred at the origin of a circle of that period."""
+  radius, margin = RADII[m], max(RADII) - RADII[m]
+  inside = slice(margin, margin + 2 * radius + 1)
+  bank = kernels()[m * NUM_ORIENTATIONS :, inside, inside][:NUM_ORIENTATIONS]
   offsets = np.arange(-radius, radius + 1)
   circle = np.zeros((len(bank), height, width), np.complex128)
   # A filter wider than the period wraps around it, more than once if need be.

