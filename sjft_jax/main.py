@@ -1,13 +1,13 @@
 """python -m sjft_jax.main --config=configs/demo.py --workdir=runs/demo"""
 
-import errno
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
+
+from sjft_jax import door
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -20,7 +20,7 @@ _WORKDIR = flags.DEFINE_string(
   None,
   'Where everything is kept; the same command resumes there. Default: runs/<name of the config>.',
 )
-_TRACEBACK = flags.DEFINE_bool('traceback', False, 'Show where in the code an error arose.')
+flags.adopt_module_key_flags(door)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -30,25 +30,13 @@ def main(argv: Sequence[str]) -> None:
   if not file.is_file():
     sys.exit(f'error: --config={file}: no such file; see configs/')
   workdir = Path(_WORKDIR.value or f'runs/{file.stem}')
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save otherwise.
   # After the flags: --help and a misspelt option should not wait for JAX.
   from sjft_jax import pipeline
 
-  try:
-    pipeline.run(_CONFIG.value, workdir)
-  except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
-    if _TRACEBACK.value:
-      raise
-    message = str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-      message = f'the disk is full ({error}); make room and run the same command: it will resume'
-    sys.exit(f'error: {message}')
-  except KeyboardInterrupt:
-    print(f'\nStopped. The same command goes on from the last checkpoint in {workdir}.')
-    # At once: the loader's threads would keep the interpreter waiting.
-    sys.stdout.flush()
-    os._exit(130)
+  door.enter(
+    lambda: pipeline.run(_CONFIG.value, workdir),
+    stopped=f'Stopped. The same command goes on from the last checkpoint in {workdir}.',
+  )
 
 
 def parse(argv: list[str]) -> list[str]:

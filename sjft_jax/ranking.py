@@ -8,12 +8,14 @@ import functools
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from sjft_jax import artifacts
 from sjft_jax.data import transforms
@@ -23,6 +25,8 @@ from sjft_jax.descriptors import describe
 from sjft_jax.descriptors.bank import FilterBank
 from sjft_jax.report import terminal
 from sjft_jax.retrieval import knn
+
+_A_WEEK = 7 * 24 * 3600 * 1000  # ms
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def rank_sources(
   if num_processes > 1:
     partial = partial.with_name(f'{partial.name}.{process}-of-{num_processes}')
 
-  found = artifacts.load(partial, made_from) or {}
+  found = left(partial, made_from) or {}
   if found:
     begun -= float(found['seconds'])
     terminal.say(f'  goes on from source image {int(found["position"]):,}')
@@ -95,7 +99,7 @@ def rank_sources(
     with terminal.progress(f'adaptive bins of {target.name}', len(target)) as advance:
       images = terminal.counted(batches(target), advance)
       edges = describe.fit_edges(bank, images, num_bins=num_bins)
-  edges = np.asarray(_of_first_process(edges))
+  edges = of_first_process(np.asarray(edges))
 
   describing = functools.partial(describe.describe, bank, edges, smoothing=smoothing)
   with terminal.progress(f'histograms of {target.name}', len(target)) as advance:
@@ -130,6 +134,21 @@ def rank_sources(
   indices, divergences = knn.neighbors(_of_all_processes(search.keys(), depth), depth)
   partial.unlink(missing_ok=True)
   return Ranked(Ranking(indices, divergences), edges, time.monotonic() - begun)
+
+
+def left(path: Path, made_from: str) -> dict[str, np.ndarray] | None:
+  """What a search that was stopped has left at `path`, if it has.
+
+  Raises:
+    ValueError: the file is damaged, or of a search for something else.
+  """
+  try:
+    return artifacts.load(path, made_from)
+  except ValueError as error:
+    raise ValueError(
+      f'{path} is damaged, or was left by a search with other images or options; delete it to '
+      'start anew'
+    ) from error
 
 
 class _Timed:
@@ -168,15 +187,25 @@ def _in_flight(blocks: Iterator[jax.Array]) -> Iterator[jax.Array]:
   yield from pending
 
 
-def _of_first_process(array: np.ndarray) -> np.ndarray:
+def meet() -> None:
+  """Waits until all processes are here."""
+  wait = multihost.get_barrier_sync_fn()
+  # In a thread: Ctrl-C does not reach a wait outside of Python.
+  ThreadPoolExecutor(1).submit(wait, key='meet', timeout_ms=_A_WEEK).result()
+
+
+def of_first_process(array: np.ndarray) -> np.ndarray:
+  """The array that the first process has; of the same shape in all."""
   if jax.process_count() == 1:
     return array
-  return multihost_utils.broadcast_one_to_all(array)
+  meet()  # Collectives on CPUs give up after 30 seconds.
+  return np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
 def _of_all_processes(keys: knn.Keys, k: int) -> knn.Keys:
   if jax.process_count() == 1:
     return keys
+  meet()
   # As 32-bit numbers: JAX would cut 64 bits short. As wide as any other process's.
   padded = np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=knn.NOBODY)
   gathered = multihost_utils.process_allgather(padded.view(np.uint32))

@@ -41,16 +41,16 @@ class Nearest:
   def __init__(self, num_targets: int, k: int):
     self.k = k
     # Selection goes over kept and new keys alike: room for more new ones makes it rarer.
-    self._keys = np.empty((num_targets, k + max(k, 4 * TILE)), np.uint64)
+    self._keys = np.empty((num_targets, k + max(k, 4 * TILE)), '<u8')
     self._filled = 0
     # No divergence above this can enter any more.
     self.bound = np.full(num_targets, np.inf, np.float32)
     num_threads = os.cpu_count() or 1
     self._threads = ThreadPoolExecutor(num_threads)
-    self._parts = np.array_split(np.arange(num_targets), min(num_targets, 4 * num_threads))
+    self._parts = np.array_split(np.arange(num_targets), min(num_targets, num_threads))
 
   def _on_all_cores(self, work: Callable[[slice], None]) -> None:
-    # numpy lets go of the interpreter lock, and short parts of an array stay in the cache.
+    # numpy lets go of the interpreter lock.
     list(self._threads.map(lambda part: work(slice(part[0], part[-1] + 1)), self._parts))
 
   def _room(self, columns: int) -> slice:
@@ -74,12 +74,13 @@ class Nearest:
   def add(self, divergences: Float[np.ndarray, 'target source'], first: int) -> None:
     """Adds the sources first, first + 1, …; no divergence is negative or NaN."""
     columns = self._room(divergences.shape[1])
-    indices = np.arange(first, first + divergences.shape[1], dtype=np.uint64)
+    indices = np.arange(first, first + divergences.shape[1], dtype=np.uint32)
 
     def write(rows: slice) -> None:
-      keys = self._keys[rows, columns]
-      np.left_shift(divergences[rows].view(np.uint32), 32, out=keys, dtype=np.uint64)
-      np.bitwise_or(keys, indices, out=keys)
+      # The upper and lower halves of numbers whose lower half comes first.
+      halves = self._keys[rows, columns].view(np.uint32)
+      halves[:, 1::2] = divergences[rows].view(np.uint32)
+      halves[:, 0::2] = indices
 
     self._on_all_cores(write)
 
@@ -143,7 +144,7 @@ class Search:
     self.position = self._started = position
     self._parts: list[np.ndarray | Array] = []
     self._pending: deque = deque()
-    self._memory: dict[jax.Device, Array] = {}
+    self._memory: dict[jax.Device, tuple[Array, Array]] = {}
     self._devices = jax.local_devices() if devices is None else devices
     # Any constant would do for a center: a sample of the targets is as good as all.
     sample = self._targets[:: -(-len(targets) // TARGETS)]
@@ -162,17 +163,21 @@ class Search:
     return factors
 
   def add(self, block: Float[Array | np.ndarray, 'source filter bin']) -> None:
-    """Takes the next sources, any number of them. On the device or on the host.
+    """Takes the next sources, any number of them, which must not be changed afterwards.
 
     Raises:
       ValueError: a divergence to one of the sources is not finite.
     """
     while len(block):
       room = TILE - sum(map(len, self._parts))
-      self._parts.append(block[:room])
-      block = block[room:]
-      if room == len(self._parts[-1]):
+      # Slices of what is on a device are copies, even of all of it.
+      whole = len(block) <= room
+      self._parts.append(block if whole else block[:room])
+      if len(self._parts[-1]) == room:
         self._start()
+      if whole:
+        break
+      block = block[room:]
 
   def _start(self) -> None:
     """Sets a device to work on the tile that is filled."""
@@ -192,8 +197,8 @@ class Search:
     found = []
     for targets in self._factors[device]:
       found.append(divergences(jax.device_put(targets, device), sources))
-      found[-1][0].copy_to_host_async()
-    self._memory[device] = sources.factor
+      found[-1].copy_to_host_async()
+    self._memory[device] = sources.factors
     self._pending.append((count, tile, found))
     self._started += count
     # One tile in work on every device while the host is busy with another.
@@ -203,16 +208,18 @@ class Search:
   def _finish(self) -> None:
     """Merges the oldest of the tiles in work."""
     count, tile, found = self._pending.popleft()
-    if not all(finite for _, finite in found):
-      raise ValueError(
-        f'a divergence to one of the sources {self.position}..{self.position + count - 1} is not '
-        'finite: every histogram must be positive and sum to one; is descriptors.smoothing above '
-        'zero?'
-      )
-    # Next to k sources at divergence zero nothing comes any more.
-    wanted = self._nearest.bound > 0
-    d = np.concatenate([part for part, _ in found]) if len(found) > 1 else np.asarray(found[0][0])
-    d = settle(d[:, :count], self._targets, tile, self._weights, wanted)
+    d = np.concatenate(found) if len(found) > 1 else np.asarray(found[0])
+    d = d[:, :count]
+    # One look at the bits tells whether there is an infinity, a NaN or a sign.
+    if d.view(np.uint32).max() >= np.float32(np.inf).view(np.uint32):
+      if not np.isfinite(d).all():
+        raise ValueError(
+          f'a divergence to one of the sources {self.position}..{self.position + count - 1} is not '
+          'finite: every histogram must be positive and sum to one; is descriptors.smoothing above '
+          'zero?'
+        )
+      # Once there are k sources at divergence zero, nothing comes before them any more.
+      d = settle(d, self._targets, tile, self._weights, self._nearest.bound > 0)
     self._nearest.add(d, self.position)
     self.position += count
 

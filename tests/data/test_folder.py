@@ -1,10 +1,12 @@
+import os
+
 import cv2
 import numpy as np
 import PIL.Image
 import pytest
 
 from sjft_jax.data import dataset
-from sjft_jax.data.folder import Folder
+from sjft_jax.data.folder import Folder, Unlabelled
 
 
 def write(file, image):
@@ -86,3 +88,49 @@ def test_load(tmp_path, image):
     dataset.load(dataset='imagenet', path='', split='train')
   with pytest.raises(ValueError, match="path='x' is not read by demo_textures"):
     dataset.load(dataset='demo_textures', path='x', split='train')
+
+
+def test_unlabelled_images_at_any_depth_in_sorted_order(tmp_path, image):
+  for name in ('b.png', 'a/z/2.png', 'a/10.PNG', 'a/2.png', 'a.png', '.hidden/x.png', 'a/.x.png'):
+    write(tmp_path / name, image)
+  (tmp_path / 'a/notes.txt').write_text('not an image')
+  (tmp_path / 'empty').mkdir()
+  (tmp_path / 'folder.png').mkdir()
+  data = Unlabelled(str(tmp_path))
+  assert isinstance(data, dataset.Dataset)
+  assert [data.key(i) for i in range(len(data))] == [
+    *('a/10.PNG', 'a/2.png', 'a/z/2.png', 'a.png', 'b.png')
+  ]
+  assert (data.name, len(data.classes)) == (tmp_path.name, 1)
+  assert data.labels.tolist() == [0] * 5
+  assert data.labels.dtype == np.int32
+  np.testing.assert_array_equal(data[3], image)
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path, image):
+  write(tmp_path / 'elsewhere/1.png', image)
+  (tmp_path / 'data/a').mkdir(parents=True)
+  (tmp_path / 'data/a/link').symlink_to(tmp_path / 'elsewhere')
+  (tmp_path / 'data/a/up').symlink_to(tmp_path / 'data')
+  (tmp_path / 'elsewhere/self').symlink_to(tmp_path / 'elsewhere')
+  (tmp_path / 'data/broken.png').symlink_to(tmp_path / 'nowhere.png')
+  data = Unlabelled(str(tmp_path / 'data'))
+  assert [data.key(i) for i in range(len(data))] == ['a/link/1.png']
+
+
+def test_unlabelled_needs_a_folder_with_images(tmp_path):
+  for path in ('', str(tmp_path / 'nowhere')):
+    with pytest.raises(ValueError, match=f"'{path}' is not a folder"):
+      Unlabelled(path)
+  (tmp_path / 'a').mkdir()
+  (tmp_path / 'a/notes.txt').write_text('not an image')
+  with pytest.raises(ValueError, match=r'no image \(\.bmp, .*\) below'):
+    Unlabelled(str(tmp_path))
+
+
+def test_a_name_that_no_table_can_hold_is_refused(tmp_path, image):
+  for name in (b'a.png', b'caf\xe9.png'):
+    write(tmp_path / 'c' / os.fsdecode(name), image)
+  for data in (lambda: Unlabelled(str(tmp_path)), lambda: Folder(str(tmp_path), '')):
+    with pytest.raises(ValueError, match=r'caf\\udce9\.png. has a name that is not UTF-8'):
+      data()

@@ -1,0 +1,255 @@
+"""Speed and memory of the ranking, beside a matrix product and beside other libraries.
+
+  python -m experiments.bench_retrieval          # a table
+  python -m experiments.bench_retrieval --json   # one JSON object
+
+Needs the extra `reference` (torch, faiss-cpu, pynndescent). The contenders of a comparison run in
+turns in the same process; figures are medians over the turns. The sources arrive as JAX arrays in
+blocks of 1,024 images, as `describe` makes them. Logarithms and all else that has to be made of
+them count for everyone, except for faiss, which gets its vectors ready made.
+
+- fraction_of_gemm_peak: FLOP/s of `rank`, 2 · targets · sources · (2 · filters · bins) over the
+  time of all of it, over those of the best square product of numpy and JAX on this machine.
+- slowdown_large_k: time with k = 5,100 over the time with k = 100.
+- speedup_vs_faiss_k100, _k1000: `faiss.contrib.exhaustive_search.knn_ground_truth`, inner product,
+  on vectors whose product ranks the same.
+- speedup_vs_torch: the same formula written in a straightforward way, in blocks with torch.topk.
+- speedup_vs_numpy: Eq. 1 as users of scipy would write it, `rel_entr` both ways, for two targets;
+  per target.
+- speedup_vs_pynndescent, pynndescent_recall: building its index and querying it, k = 10, on a
+  smaller problem (its time grows steeply with the dimension), and how many true neighbours it finds.
+- peak_memory_ratio: peak resident memory of a process that ranks 400,000 sources over that of one
+  that ranks 20,000.
+"""
+
+import importlib
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+from absl import app, flags, logging
+
+from sjft_jax.report import terminal
+from sjft_jax.retrieval import knn
+
+JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else.')
+TARGETS = flags.DEFINE_integer('targets', 1000, 'Target images.')
+SOURCES = flags.DEFINE_integer('sources', 20_000, 'Source images.')
+FILTERS = flags.DEFINE_integer('filters', 352, 'Filters.')
+BINS = flags.DEFINE_integer('bins', 16, 'Bins per filter.')
+K = flags.DEFINE_integer('k', 1000, 'Neighbours, where none are named.')
+REPEATS = flags.DEFINE_integer('repeats', 5, 'Turns of each contender.')
+MEMORY_OF = flags.DEFINE_integer(
+  'memory_of', 0, 'Only: rank so many sources, print the peak in MiB.'
+)
+BLOCK = 1024
+
+
+def histograms(rng, images, filters=None, bins=None):
+  x = rng.random((images, filters or FILTERS.value, bins or BINS.value), dtype=np.float32) + 0.05
+  return x / x.sum(axis=-1, keepdims=True)
+
+
+def weights():
+  return np.full(FILTERS.value, 1 / FILTERS.value, np.float32)
+
+
+def seconds(work):
+  begun = time.perf_counter()
+  work()
+  return time.perf_counter() - begun
+
+
+def in_turns(contenders):
+  """Median seconds of each, after a first run that compiles."""
+  times = {name: [] for name in contenders}
+  with terminal.progress('turns', (REPEATS.value + 1) * len(contenders)) as advance:
+    for turn in range(REPEATS.value + 1):
+      for name, work in contenders.items():
+        took = seconds(work)
+        if turn:
+          times[name].append(took)
+        advance(1, name)
+  return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def squares(n=4096):
+  rng = np.random.default_rng(0)
+  a, b = (rng.random((n, n), dtype=np.float32) for _ in range(2))
+  on_device = jax.jit(lambda a, b: jnp.matmul(a, b, precision='highest'))
+  left, right = jnp.asarray(a), jnp.asarray(b)
+  return {
+    'numpy square': lambda: np.matmul(a, b),
+    'jax square': lambda: on_device(left, right).block_until_ready(),
+  }, 2 * n**3
+
+
+def rivals(targets, sources):
+  """The same ranking by faiss, by torch and, for a few targets, by scipy."""
+  import faiss
+  import torch
+  from faiss.contrib.exhaustive_search import knn_ground_truth
+
+  w = weights()[:, None]
+  p, q = targets.astype(np.float64), sources
+  queries = np.concatenate([w * p, w * np.log(p)], axis=2).reshape(len(p), -1)
+  queries = np.concatenate([queries, -np.ones((len(p), 1))], axis=1).astype(np.float32)
+  self_terms = (w[:, 0] * (q * np.log(q)).sum(axis=2)).sum(axis=1, keepdims=True)
+  vectors = np.concatenate(
+    [np.concatenate([np.log(q), q], axis=2).reshape(len(q), -1), self_terms], 1
+  )
+  vectors = vectors.astype(np.float32)
+
+  def by_faiss(k):
+    blocks = (vectors[i : i + 4 * BLOCK] for i in range(0, len(vectors), 4 * BLOCK))
+    return knn_ground_truth(queries, blocks, k, faiss.METRIC_INNER_PRODUCT)
+
+  def by_torch(k):
+    of = [torch.from_numpy(x) for x in (targets, weights()[:, None])]
+    p, w = of
+    log_p = p.log()
+    left, right = (w * p).flatten(1), (w * log_p).flatten(1)
+    own = (w * p * log_p).sum(dim=(1, 2))
+    best, indices = torch.full((len(p), 0), 0.0), torch.zeros((len(p), 0), dtype=torch.int64)
+    for start in range(0, len(sources), BLOCK):
+      q = torch.from_numpy(sources[start : start + BLOCK])
+      log_q = q.log()
+      d = own[:, None] + (w * q * log_q).sum(dim=(1, 2)) - left @ log_q.flatten(1).T
+      d = torch.cat([best, d - right @ q.flatten(1).T], dim=1)
+      new = torch.arange(start, start + len(q)).expand(len(p), -1)
+      best, chosen = torch.topk(d, min(k, d.shape[1]), largest=False)
+      indices = torch.cat([indices, new], dim=1).gather(1, chosen)
+    return best, indices
+
+  def by_scipy(few):
+    for p in targets[:few]:
+      terms = scipy.special.rel_entr(p[None], sources) + scipy.special.rel_entr(sources, p[None])
+      np.argpartition((terms.sum(axis=2) * weights()[None]).sum(axis=1), K.value)
+
+  return by_faiss, by_torch, by_scipy
+
+
+def against_pynndescent():
+  """Its time and ours on 10,000 sources and 500 targets of 1,024 dimensions, and its recall."""
+  import pynndescent
+
+  rng, filters, k = np.random.default_rng(1), 64, 10
+  # Around 300 centers, as images of some hundred classes lie; without structure no index can help.
+  centers = rng.dirichlet(np.ones(16), (300, filters))
+  counts = rng.multinomial(200, centers[rng.integers(0, 300, 10_500)]) + 0.5
+  data = (counts / counts.sum(axis=-1, keepdims=True)).astype(np.float32)
+  targets, sources = data[:500], data[500:]
+  flat = sources.reshape(len(sources), -1) / filters
+  queries = targets.reshape(len(targets), -1) / filters
+  w = np.full(filters, 1 / filters, np.float32)
+
+  def theirs():
+    index = pynndescent.NNDescent(flat, metric='symmetric_kl', n_neighbors=60, random_state=0)
+    return index.query(queries, k)[0]
+
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    theirs()  # Compiles.
+    begun = time.perf_counter()
+    found = theirs()
+    took = time.perf_counter() - begun
+  knn.rank(targets, [sources], weights=w, k=k)
+  begun = time.perf_counter()
+  exact, _ = knn.rank(targets, [sources], weights=w, k=k)
+  ours = time.perf_counter() - begun
+  recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(found, exact, strict=True)])
+  return took / ours, float(recall)
+
+
+def peak_memory(num_sources):
+  """MiB at most, of a process of its own."""
+  command = [sys.executable, '-m', 'experiments.bench_retrieval', f'--memory_of={num_sources}']
+  options = [f'--{f.name}={f.value}' for f in (TARGETS, FILTERS, BINS, K)]
+  return float(subprocess.run([*command, *options], check=True, capture_output=True).stdout)
+
+
+def rank_synthetic(num_sources):
+  rng = np.random.default_rng(0)
+  block = histograms(rng, BLOCK)
+  blocks = (
+    np.roll(block, number, axis=2)[: num_sources - number * BLOCK]
+    for number in range(-(-num_sources // BLOCK))
+  )
+  knn.rank(histograms(rng, TARGETS.value), blocks, weights=weights(), k=K.value)
+  print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main(_):
+  if MEMORY_OF.value:
+    return rank_synthetic(MEMORY_OF.value)
+  for package in ('faiss', 'torch', 'pynndescent'):
+    try:
+      importlib.import_module(package)
+    except ModuleNotFoundError:
+      sys.exit(f"error: {package} is missing; pip install -e '.[reference]'")
+  terminal.console.stderr = True
+  logging.set_verbosity(logging.WARNING)  # faiss tells of every block.
+  rng = np.random.default_rng(0)
+  targets, sources = histograms(rng, TARGETS.value), histograms(rng, SOURCES.value)
+  blocks = [jnp.asarray(sources[i : i + BLOCK]) for i in range(0, len(sources), BLOCK)]
+  large_k = min(5100, len(sources))
+  by_faiss, by_torch, by_scipy = rivals(targets, sources)
+
+  def ours(k):
+    return lambda: knn.rank(targets, blocks, weights=weights(), k=k)
+
+  square, square_flop = squares()
+  few = 2
+  times = in_turns(
+    {
+      **square,
+      'ours': ours(K.value),
+      'ours 100': ours(100),
+      'ours large': ours(large_k),
+      'faiss 100': lambda: by_faiss(100),
+      'faiss': lambda: by_faiss(K.value),
+      'torch': lambda: by_torch(K.value),
+      'scipy': lambda: by_scipy(few),
+    }
+  )
+  flop = 2 * len(targets) * len(sources) * 2 * FILTERS.value * BINS.value
+  peak = square_flop / min(times[name] for name in square)
+  speedup, recall = against_pynndescent()
+  few_sources, many_sources = len(sources), 20 * len(sources)
+  memory = {n: peak_memory(n) for n in (few_sources, many_sources)}
+  results = {
+    'fraction_of_gemm_peak': flop / times['ours'] / peak,
+    'slowdown_large_k': times['ours large'] / times['ours 100'],
+    'speedup_vs_faiss_k100': times['faiss 100'] / times['ours 100'],
+    f'speedup_vs_faiss_k{K.value}': times['faiss'] / times['ours'],
+    'speedup_vs_pynndescent': speedup,
+    'pynndescent_recall': recall,
+    'speedup_vs_torch': times['torch'] / times['ours'],
+    'speedup_vs_numpy': times['scipy'] * len(targets) / few / times['ours'],
+    'peak_memory_ratio': memory[many_sources] / memory[few_sources],
+  }
+  details = {
+    'gemm_peak_gflops': peak / 1e9,
+    'seconds': times,
+    'peak_memory_mib': memory,
+    'device': f'{jax.local_device_count()} × {jax.local_devices()[0].device_kind}',
+    'jax': jax.__version__,
+  }
+  if JSON.value:
+    print(json.dumps(results | details))
+  else:
+    for name, value in results.items():
+      print(f'{name:26}{value:10.3f}')
+    print(json.dumps(details, indent=1))
+
+
+if __name__ == '__main__':
+  app.run(main)

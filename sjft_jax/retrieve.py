@@ -1,0 +1,284 @@
+"""Ranks the images of one folder by their low-level likeness to each image of another.
+
+  python -m sjft_jax.retrieve --target=DIR --source=DIR --k=100 --output=neighbors.csv
+
+Nothing is trained: this is the search of selective joint fine-tuning (Ge & Yu, CVPR 2017) for those
+who train elsewhere. All images below the folders are read, at any depth; labels are not needed. The
+output has a row for each target image and neighbour: target and source (paths below their folders),
+rank (1 is the nearest) and divergence (nats). An image that lies in both folders is its own nearest
+neighbour. Stopped at any moment, the same command goes on from its last checkpoint.
+
+Several processes share the search, each with the GPUs it sees; all need both folders, and the first
+one writes the output:
+
+  python -m sjft_jax.retrieve ... --coordinator=HOST:PORT --num_processes=2 --process_id=0
+  python -m sjft_jax.retrieve ... --coordinator=HOST:PORT --num_processes=2 --process_id=1
+"""
+
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from absl import app, flags
+
+from sjft_jax import artifacts, config, door
+from sjft_jax.data.dataset import Dataset
+from sjft_jax.data.folder import Unlabelled
+from sjft_jax.report import terminal
+
+_DEFAULT = config.default()
+_SUFFIXES = ('.csv', '.parquet')
+# Rows that are written at once.
+_ROWS = 2**18
+
+_TARGET = flags.DEFINE_string(
+  'target', None, 'Folder of the images to find neighbours of.', required=True
+)
+_SOURCE = flags.DEFINE_string(
+  'source', None, 'Folder of the images to find neighbours among.', required=True
+)
+_K = flags.DEFINE_integer(
+  'k', _DEFAULT.selection.num_neighbors, 'Neighbours of each target image.', lower_bound=1
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'File to write, .csv or .parquet; one that is there is replaced.', required=True
+)
+_BANK = flags.DEFINE_enum(
+  'bank',
+  _DEFAULT.bank.name,
+  ('alexnet', 'gabor'),
+  'Filters whose responses are compared; gabor ignores layers, tap and pretrained.',
+)
+_LAYERS = flags.DEFINE_list(
+  'layers',
+  list(_DEFAULT.bank.layers),
+  "AlexNet's layers, any of conv1 … conv5: deeper ones tell more of objects.",
+)
+_TAP = flags.DEFINE_enum(
+  'tap',
+  _DEFAULT.bank.tap,
+  ('linear', 'relu'),
+  'Responses before (linear) or after the nonlinearity.',
+)
+_PRETRAINED = flags.DEFINE_string(
+  'pretrained',
+  _DEFAULT.bank.pretrained,
+  'Package that carries the weights, or a path to such a file.',
+)
+_LAYER_WEIGHTS = flags.DEFINE_list(
+  'layer_weights',
+  list(_DEFAULT.bank.layer_weights),
+  'One factor per layer on its divergence; none: 1 for all.',
+)
+_NUM_BINS = flags.DEFINE_integer(
+  'num_bins', _DEFAULT.descriptors.num_bins, 'Bins of the histogram of each filter.', lower_bound=2
+)
+_SMOOTHING = flags.DEFINE_float(
+  'smoothing',
+  _DEFAULT.descriptors.smoothing,
+  'Pseudo-count added to every bin, in pixels; above 0.',
+)
+_RESIZE = flags.DEFINE_integer(
+  'resize',
+  _DEFAULT.descriptors.resize,
+  'Images are warped to this many pixels squared; fewer are faster and tell less of fine texture.',
+  lower_bound=1,
+)
+_CROP = flags.DEFINE_integer(
+  'crop',
+  _DEFAULT.descriptors.crop,
+  'Side in pixels of the centre square that is described; as large as resize for all.',
+  lower_bound=1,
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size',
+  _DEFAULT.descriptors.batch_size,
+  'Images described at once: speed and memory only.',
+  lower_bound=1,
+)
+_WORKERS = flags.DEFINE_integer(
+  'workers',
+  _DEFAULT.descriptors.workers,
+  'Processes that decode images; 0: a thread for every core, mostly faster.',
+  lower_bound=0,
+)
+_CHECKPOINT_MINUTES = flags.DEFINE_float(
+  'checkpoint_minutes',
+  _DEFAULT.descriptors.checkpoint_minutes,
+  'How much of the search a killed run repeats at most.',
+  lower_bound=0,
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, for a search by several processes.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many processes share the search.', lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which one of them this is, from 0.', lower_bound=0
+)
+flags.adopt_module_key_flags(door)
+
+
+def main(argv: Sequence[str]) -> None:
+  if argv[1:]:
+    sys.exit(f'error: unexpected {argv[1]!r}; options are written --name=value')
+  door.enter(
+    retrieve,
+    stopped='Stopped. The same command goes on from the last checkpoint, if there is one.',
+    alone=_COORDINATOR.value is None,
+  )
+
+
+def retrieve() -> None:
+  """From the flags to the output.
+
+  Raises:
+    ValueError: impossible flags, before any work, or an image that cannot be read.
+  """
+  output = Path(_OUTPUT.value)
+  check(output)
+  target, source = (Unlabelled(option.value) for option in (_TARGET, _SOURCE))
+  if _K.value > len(source):
+    raise ValueError(f'--k={_K.value} exceeds the {len(source):,} images below {_SOURCE.value}')
+  # After the flags: --help and a misspelt option should not wait for JAX.
+  import jax
+
+  from sjft_jax import ranking
+  from sjft_jax.descriptors import bank as banks
+
+  of_bank: dict[str, Any] = {option.name: option.value for option in (_LAYERS, _TAP, _PRETRAINED)}
+  of_bank |= {'name': _BANK.value, 'layer_weights': tuple(map(float, _LAYER_WEIGHTS.value))}
+  bank = banks.load(**of_bank)
+  if _COORDINATOR.value is not None:
+    try:
+      jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    except RuntimeError as error:
+      reason = str(error).splitlines()[0]
+      raise ValueError(f'--coordinator={_COORDINATOR.value}: {reason}') from error
+  is_first = jax.process_index() == 0
+  terminal.console.quiet = not is_first
+
+  terminal.say(f'Target: {len(target):,} images. Source: {len(source):,} images.')
+  of_descriptors = {
+    option.name: option.value
+    # The last bits of convolutions depend on the size of a batch.
+    for option in (_NUM_BINS, _SMOOTHING, _RESIZE, _CROP, _BATCH_SIZE)
+  }
+  made_from = artifacts.fingerprint(
+    target.fingerprint, source.fingerprint, of_bank, of_descriptors, _K.value
+  )
+  # The output can be much larger than the ranking: a disk that it fills must not cost the search.
+  kept = output.with_name(f'{output.name}.ranking.npz')
+  found: dict[str, Any]
+  if ranking.of_first_process(np.array(kept.exists(), np.int32)):
+    terminal.say(f'  {kept} holds the ranking')
+    found = ranking.left(kept, made_from) or {} if is_first else {}
+  else:
+    ranked = ranking.rank_sources(
+      output.with_name(f'{output.name}.partial.npz'),
+      made_from,
+      target,
+      source,
+      bank,
+      _K.value,
+      **of_descriptors,
+      workers=_WORKERS.value,
+      checkpoint_minutes=_CHECKPOINT_MINUTES.value,
+    )
+    found = {**vars(ranked.ranking), 'seconds': ranked.seconds}
+    if is_first:
+      artifacts.save(kept, made_from, **found)
+  if is_first:
+    with artifacts.written(output) as file:
+      write(file, output.suffix, target, source, found['indices'], found['divergences'])
+    kept.unlink()
+    terminal.say(
+      f'{output}: the {_K.value:,} nearest of {len(source):,} source images to each of '
+      f'{len(target):,} target images, in {float(found["seconds"]):,.1f} s'
+    )
+  ranking.meet()
+
+
+def check(output: Path) -> None:
+  """That the output can be written and the flags fit together.
+
+  Raises:
+    ValueError: the first that does not.
+  """
+  if output.suffix not in _SUFFIXES:
+    raise ValueError(f'--output={output}: the name must end in {" or ".join(_SUFFIXES)}')
+  if not output.parent.is_dir():
+    raise ValueError(f'--output={output}: there is no folder {output.parent}; create it')
+  if output.is_dir() or not os.access(output.parent, os.W_OK):
+    raise ValueError(f'--output={output}: a file cannot be written there')
+  if not 0 < _SMOOTHING.value < math.inf:
+    raise ValueError(f'--smoothing={_SMOOTHING.value} must be above 0')
+  if _CROP.value > _RESIZE.value:
+    raise ValueError(f'--crop={_CROP.value} exceeds --resize={_RESIZE.value}')
+  try:
+    [float(weight) for weight in _LAYER_WEIGHTS.value]
+  except ValueError as error:
+    raise ValueError(f'--layer_weights={",".join(_LAYER_WEIGHTS.value)}: {error}') from error
+  coordinator, processes, this = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  if coordinator is None and processes is None and this is None:
+    return
+  if coordinator is None or processes is None or this is None:
+    raise ValueError('--coordinator, --num_processes and --process_id go together')
+  if not re.fullmatch(r'.+:\d+', coordinator):
+    raise ValueError(f'--coordinator={coordinator} must be HOST:PORT')
+  if this >= processes:
+    raise ValueError(f'--process_id={this} must be below --num_processes={processes}')
+
+
+def write(
+  file: IO[bytes],
+  suffix: str,
+  target: Dataset,
+  source: Dataset,
+  indices: np.ndarray,
+  divergences: np.ndarray,
+) -> None:
+  """A row for each target image and neighbour; a part of the targets at a time."""
+  keys = [pa.array([data.key(i) for i in range(len(data))]) for data in (target, source)]
+  columns = {
+    'target': pa.string(),
+    'source': pa.string(),
+    'rank': pa.int32(),
+    'divergence': pa.float32(),
+  }
+  schema = pa.schema(list(columns.items()))
+  writer = {'.csv': pa.csv.CSVWriter, '.parquet': pa.parquet.ParquetWriter}[suffix]
+  num_targets, k = indices.shape
+  step = max(1, _ROWS // k)
+  with writer(file, schema) as rows:
+    for start in range(0, num_targets, step):
+      part = slice(start, start + step)
+      targets = np.arange(num_targets)[part]
+      arrays = [
+        keys[0].take(pa.array(np.repeat(targets, k))),
+        keys[1].take(pa.array(indices[part].ravel())),
+        pa.array(np.tile(np.arange(1, k + 1, dtype=np.int32), len(targets))),
+        pa.array(divergences[part].ravel()),
+      ]
+      rows.write_batch(pa.record_batch(arrays, schema=schema))
+
+
+def parse(argv: list[str]) -> list[str]:
+  """absl's flags; a wrong one is one line."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=parse)

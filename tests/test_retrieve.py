@@ -1,0 +1,337 @@
+"""The ranking of two folders from the command line."""
+
+import csv
+import errno
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from sjft_jax import door, ranking, retrieve
+from sjft_jax.data.folder import Unlabelled
+from sjft_jax.descriptors import bank as banks
+from sjft_jax.retrieval import knn
+
+ROOT = Path(__file__).parents[1]
+# Small images through filters that need no weights.
+FAST = ('--bank=gabor', '--resize=16', '--crop=16', '--num_bins=8')
+K = 12
+
+
+def write_images(folder, count, seed):
+  """Stripes in noise, spread over folders of folders."""
+  rng = np.random.default_rng(seed)
+  y, x = np.mgrid[:16, :18]
+  for number in range(count):
+    angle, width = rng.uniform(0, 6), rng.uniform(0.7, 4)
+    wave = 128 + 60 * np.sin((x * np.cos(angle) + y * np.sin(angle)) / width)
+    pixels = wave[..., None] + rng.normal(0, rng.uniform(3, 25), (16, 18, 3))
+    file = folder / f'{number % 3}' / f'{number % 7}' / f'{number}.png'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(file), np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  path = tmp_path_factory.mktemp('data')
+  write_images(path / 'target', 5, seed=0)
+  write_images(path / 'source', 150, seed=1)
+  return path
+
+
+@pytest.fixture(scope='module')
+def expected(data, tmp_path_factory):
+  """The rows that the output should have."""
+  target, source = (Unlabelled(str(data / name)) for name in ('target', 'source'))
+  found = ranking.rank_sources(
+    *(tmp_path_factory.mktemp('expected') / 'partial.npz', 'x', target, source),
+    *(banks.load(name='gabor', layers=(), tap='linear', pretrained=''), K),
+    **{'num_bins': 8, 'smoothing': 0.5, 'resize': 16, 'crop': 16},
+    **{'batch_size': 64, 'workers': 0, 'checkpoint_minutes': 3.0},
+  ).ranking
+  return [
+    (target.key(t), source.key(int(found.indices[t, r])), r + 1, found.divergences[t, r])
+    for t in range(len(target))
+    for r in range(K)
+  ]
+
+
+def rows(path):
+  reader = pyarrow.csv.read_csv if path.suffix == '.csv' else pyarrow.parquet.read_table
+  table = reader(path).to_pydict()
+  assert list(table) == ['target', 'source', 'rank', 'divergence']
+  table['divergence'] = np.array(table['divergence'], np.float32)
+  return list(zip(*table.values(), strict=True))
+
+
+def command(data, output, *more):
+  folders = f'--target={data / "target"}', f'--source={data / "source"}'
+  module = sys.executable, '-m', 'sjft_jax.retrieve'
+  return [*module, *folders, f'--k={K}', f'--output={output}', *FAST, *more]
+
+
+def start(*arguments):
+  return subprocess.Popen(
+    command(*arguments),
+    cwd=ROOT,
+    env={**os.environ, 'XLA_FLAGS': ''},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def run_here(data, output, *more):
+  """The same in this process."""
+  with flagsaver.flagsaver():
+    flags.FLAGS(command(data, output, *more)[2:])
+    retrieve.retrieve()
+
+
+@pytest.mark.parametrize('suffix', ['.csv', '.parquet'])
+def test_output_holds_the_ranking(data, expected, tmp_path, suffix, capsys):
+  output = tmp_path / f'neighbors{suffix}'
+  output.write_text('old')
+  run_here(data, output)
+  assert rows(output) == expected
+  assert list(tmp_path.iterdir()) == [output]
+  line = f'{output}: the 12 nearest of 150 source images to each of 5 target images, in '
+  assert line in capsys.readouterr().out
+
+
+def test_an_image_of_both_folders_is_its_own_nearest_neighbour(data, tmp_path):
+  output = tmp_path / 'neighbors.csv'
+  run_here(data, output, f'--target={data / "source"}')
+  nearest = [row for row in rows(output) if row[2] == 1]
+  assert len(nearest) == 150
+  assert all(target == source and not divergence for target, source, _, divergence in nearest)
+
+
+def test_a_disk_that_the_output_fills_does_not_cost_the_search(
+  data, expected, tmp_path, monkeypatch
+):
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  output = tmp_path / 'neighbors.csv'
+  with monkeypatch.context() as patch:
+    patch.setattr(retrieve, 'write', full)
+    with pytest.raises(OSError, match='No space'):
+      run_here(data, output)
+  assert not output.exists()
+  with pytest.raises(ValueError, match=r'ranking\.npz .*other images or options; delete it'):
+    run_here(data, output, '--smoothing=1')
+  monkeypatch.setattr(ranking, 'rank_sources', None)
+  run_here(data, output)
+  assert rows(output) == expected
+  assert list(tmp_path.iterdir()) == [output]
+
+
+class Named:
+  """A data set of names."""
+
+  def __init__(self, *names):
+    self._names = names
+
+  def __len__(self):
+    return len(self._names)
+
+  def key(self, index):
+    return self._names[index]
+
+
+@pytest.mark.parametrize('rows_at_once', [1, 5, 1000])
+@pytest.mark.parametrize('suffix', ['.csv', '.parquet'])
+def test_names_with_commas_quotes_and_umlauts_in_parts(tmp_path, monkeypatch, suffix, rows_at_once):
+  monkeypatch.setattr(retrieve, '_ROWS', rows_at_once)
+  target, source = Named('a,b.png', 'ü "2".png', '3\n.png'), Named('x.png', ' y.png')
+  indices = np.array([[0, 1], [1, 0], [1, 0]], np.int32)
+  divergences = np.array([[0, 1e-9], [0.1, 12345.678], [1e-30, 2]], np.float32)
+  file = io.BytesIO()
+  retrieve.write(file, suffix, target, source, indices, divergences)
+  path = tmp_path / f'out{suffix}'
+  path.write_bytes(file.getvalue())
+  if suffix == '.csv':
+    with path.open(newline='') as stream:
+      header, *found = csv.reader(stream)
+    assert header == ['target', 'source', 'rank', 'divergence']
+    found = [(t, s, int(r), np.float32(d)) for t, s, r, d in found]
+  else:
+    found = rows(path)
+  assert found == [
+    (target.key(t), source.key(indices[t, r]), r + 1, divergences[t, r])
+    for t in range(3)
+    for r in range(2)
+  ]
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('--output=neighbors.txt', r'the name must end in .csv or .parquet'),
+    ('--output=nowhere/neighbors.csv', 'there is no folder nowhere; create it'),
+    ('--k=0', 'k=0'),
+    ('--k=151', '--k=151 exceeds the 150 images'),
+    ('--k=many', 'k=many'),
+    ('--kk=5', "'kk'"),
+    ('--target=/nowhere', "'/nowhere' is not a folder"),
+    ('--source=tests', 'there is no image'),
+    ('--bank=sift', 'bank=sift'),
+    ('--smoothing=0', '--smoothing=0.0 must be above 0'),
+    ('--crop=300', '--crop=300 exceeds --resize=16'),
+    ('--layer_weights=1,x', '--layer_weights=1,x'),
+    ('--num_processes=2', 'go together'),
+    ('--coordinator=here --num_processes=2 --process_id=0', '--coordinator=here must be HOST:PORT'),
+    ('--coordinator=a:1 --num_processes=2 --process_id=2', '--process_id=2 must be below'),
+    ('extra', "unexpected 'extra'"),
+  ],
+)
+def test_what_is_wrong_is_said_in_one_line_before_any_work(data, tmp_path, argument, message):
+  process = start(data, tmp_path / 'neighbors.csv', *argument.split())
+  output, errors = process.communicate(timeout=120)
+  assert process.returncode == 1
+  assert not output
+  assert errors.startswith('error: ')
+  assert errors.count('\n') == 1
+  assert message in errors
+  assert not any(tmp_path.iterdir())
+
+
+def test_a_missing_option_is_named(tmp_path):
+  found = subprocess.run(
+    [sys.executable, '-m', 'sjft_jax.retrieve', '--target=tests', '--source=tests'],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+  assert found.returncode == 1
+  assert found.stderr.startswith('error: ')
+  assert '--output' in found.stderr
+
+
+def test_help_shows_an_example():
+  found = subprocess.run(
+    [sys.executable, '-X', 'importtime', '-m', 'sjft_jax.retrieve', '--help'],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+  assert '--k=100 --output=neighbors.csv' in found.stdout
+  assert '--checkpoint_minutes' in found.stdout
+  assert ' jax\n' not in found.stderr  # It takes seconds.
+
+
+@pytest.mark.parametrize('alone', [True, False])
+@pytest.mark.parametrize(
+  ('error', 'message'),
+  [
+    (ValueError('k is wrong'), 'error: k is wrong'),
+    (OSError(errno.ENOSPC, 'No space'), 'make room and run the same command: it will resume'),
+  ],
+)
+def test_the_door_turns_errors_into_a_line(monkeypatch, capsys, error, message, alone):
+  monkeypatch.setattr(door.os, '_exit', sys.exit)
+  monkeypatch.setattr(door, '_TRACEBACK', SimpleNamespace(value=False))
+
+  def work():
+    raise error
+
+  with pytest.raises(SystemExit) as left:
+    door.enter(work, 'Stopped.', alone=alone)
+  line = left.value.code if alone else capsys.readouterr().err.removesuffix('\n')
+  assert alone or left.value.code == 1
+  assert message in line
+  assert '\n' not in line
+
+
+def finish(process):
+  output, errors = process.communicate(timeout=300)
+  assert process.returncode == 0, output + errors
+  return output
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(data, expected, tmp_path):
+  output = tmp_path / 'neighbors.parquet'
+  finish(start(data, output, '--workers=2'))
+  assert rows(output) == expected
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_output(data, expected, tmp_path):
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  output = tmp_path / 'neighbors.csv'
+  together = f'--coordinator=localhost:{port}', '--num_processes=2'
+  processes = [start(data, output, *together, f'--process_id={i}') for i in range(2)]
+  first, second = map(finish, processes)
+  assert rows(output) == expected
+  assert list(tmp_path.iterdir()) == [output]
+  assert f'{output}: ' in first
+  assert 'Target' not in second
+  assert 'source' not in second
+
+
+@pytest.mark.slow
+def test_an_image_that_cannot_be_read_is_named(data, tmp_path):
+  (tmp_path / 'source').mkdir()
+  for number in range(K):
+    (tmp_path / 'source' / f'{number}.png').write_bytes(b'no image')
+  process = start(data, tmp_path / 'neighbors.csv', f'--source={tmp_path / "source"}')
+  _, errors = process.communicate(timeout=120)
+  assert process.returncode == 1
+  assert 'cannot be read as an image; replace or remove it' in errors
+  assert 'Traceback' not in errors
+
+
+def stop_when(process, appears, with_signal):
+  deadline = time.monotonic() + 120
+  while not appears():
+    assert process.poll() is None, process.stderr.read()
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  process.send_signal(with_signal)
+  return process.communicate()[0]
+
+
+@pytest.mark.slow
+def test_stopped_and_killed_it_ends_as_if_undisturbed(data, tmp_path):
+  source = tmp_path / 'source'
+  write_images(source, 4 * knn.TILE, seed=2)
+  undisturbed, killed = (tmp_path / f'{name}.csv' for name in ('undisturbed', 'killed'))
+  partial = tmp_path / 'killed.csv.partial.npz'
+  more = f'--source={source}', '--checkpoint_minutes=0'
+  finish(start(data, undisturbed, *more))
+
+  def position():
+    return int(np.load(partial)['position']) if partial.exists() else 0
+
+  # A shell that started the tests in the background would have had it ignored.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  process = start(data, killed, *more)
+  signal.signal(signal.SIGINT, before)
+  output = stop_when(process, position, signal.SIGINT)
+  assert process.returncode == 130
+  assert 'Stopped. The same command goes on' in output
+  stopped_at = position()
+  process = start(data, killed, *more)
+  stop_when(process, lambda: position() > stopped_at, signal.SIGKILL)
+  assert not killed.exists()
+  at = position()
+  assert f'goes on from source image {at:,}' in finish(start(data, killed, *more))
+  assert killed.read_bytes() == undisturbed.read_bytes()
+  assert not partial.exists()
