@@ -17,7 +17,8 @@ them count for everyone, except for faiss, which gets its vectors ready made.
 - speedup_vs_numpy: Eq. 1 as users of scipy would write it, `rel_entr` both ways, for two targets;
   per target.
 - speedup_vs_pynndescent, pynndescent_recall: building its index and querying it, k = 10, on a
-  smaller problem (its time grows steeply with the dimension), and how many true neighbours it finds.
+  smaller problem (its time grows steeply with the dimension), and how many of the true neighbours
+  it finds.
 - peak_memory_ratio: peak resident memory of a process that ranks 400,000 sources over that of one
   that ranks 20,000.
 """
