@@ -45,7 +45,7 @@ def default() -> ConfigDict:
   d.crop = 224  # … and the centre square of this side is described.
   d.num_bins = 32  # Equal-mass bins per filter.
   d.smoothing = 0.5  # Pseudo-count added to every bin, in pixels.
-  d.batch_size = 64  # Images described at once: speed and memory only.
+  d.batch_size = 64  # Images described at once: speed, memory, and the last bits of responses.
   d.workers = 0  # Processes that decode images; 0: a thread for every core, mostly faster.
   d.checkpoint_minutes = 3.0  # How much of the ranking a killed run repeats at most.
 

@@ -132,6 +132,7 @@ def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any
       ranked = rank_sources(partial, ranked_from, *data, bank, depth, **config.descriptors)
       ranking, seconds['rank'] = ranked.ranking, ranked.seconds
       artifacts.save(kept, ranked_from, **vars(ranking), edges=ranked.edges, seconds=ranked.seconds)
+      ranked.partial.unlink(missing_ok=True)
     draw_neighbors(workdir / 'neighbors.png', domains, ranking)
   if config.pretrain.steps:
     terminal.stage('Pretraining the trunk on the source')

@@ -39,11 +39,15 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Ranked:
-  """A ranking with the bin edges it was made with, and the seconds it took."""
+  """A ranking with the bin edges it was made with, and the seconds it took.
+
+  Once it is kept elsewhere, `partial` can go.
+  """
 
   ranking: Ranking
   edges: np.ndarray
   seconds: float
+  partial: Path
 
 
 def rank_sources(
@@ -68,8 +72,8 @@ def rank_sources(
   all return the whole ranking.
 
   Args:
-    partial: where a search that is killed leaves what it has found, to go on from there. Gone when
-      the search ends: what it returns is the caller's to keep.
+    partial: where a search that is killed leaves what it has found, to go on from there; the name
+      differs between processes.
     made_from: fingerprint of all that decides the ranking.
     num_bins, smoothing: of the histograms; see `config.default`, as for those below.
     resize, crop: the view of an image that is described.
@@ -101,7 +105,9 @@ def rank_sources(
       edges = describe.fit_edges(bank, images, num_bins=num_bins)
   edges = of_first_process(np.asarray(edges))
 
-  describing = functools.partial(describe.describe, bank, edges, smoothing=smoothing)
+  describing = functools.partial(
+    describe.describe, bank, edges, smoothing=smoothing, batch_size=batch_size
+  )
   with terminal.progress(f'histograms of {target.name}', len(target)) as advance:
     images = terminal.counted(batches(target), advance)
     targets = np.concatenate([np.asarray(block) for block in describing(images)])
@@ -132,8 +138,7 @@ def rank_sources(
         saved = time.monotonic()
     search.flush()
   indices, divergences = knn.neighbors(_of_all_processes(search.keys(), depth), depth)
-  partial.unlink(missing_ok=True)
-  return Ranked(Ranking(indices, divergences), edges, time.monotonic() - begun)
+  return Ranked(Ranking(indices, divergences), edges, time.monotonic() - begun, partial)
 
 
 def left(path: Path, made_from: str) -> dict[str, np.ndarray] | None:

@@ -101,7 +101,7 @@ _CROP = flags.DEFINE_integer(
 _BATCH_SIZE = flags.DEFINE_integer(
   'batch_size',
   _DEFAULT.descriptors.batch_size,
-  'Images described at once: speed and memory only.',
+  'Images described at once: speed, memory, and the last bits of responses.',
   lower_bound=1,
 )
 _WORKERS = flags.DEFINE_integer(
@@ -197,6 +197,8 @@ def retrieve() -> None:
     found = {**vars(ranked.ranking), 'seconds': ranked.seconds}
     if is_first:
       artifacts.save(kept, made_from, **found)
+    ranking.meet()
+    ranked.partial.unlink(missing_ok=True)
   if is_first:
     with artifacts.written(output) as file:
       write(file, output.suffix, target, source, found['indices'], found['divergences'])

@@ -124,10 +124,13 @@ def test_interrupted_it_goes_on_as_if_undisturbed(whole, bank, tmp_path, capsys)
   position = int(np.load(partial)['position'])
   assert 0 < position < 110
   source = Images('sources', 120)
-  assert_same(rank(partial, source, bank), whole)
+  ranked = rank(partial, source, bank)
+  assert_same(ranked, whole)
   assert sorted(source.read) == list(range(position, 120))
   assert f'goes on from source image {position}' in capsys.readouterr().out
-  assert not any(tmp_path.iterdir())
+  # It is there until the caller has kept the ranking.
+  assert ranked.partial == partial
+  assert [partial] == list(tmp_path.iterdir())
 
 
 def test_interrupted_twice(whole, bank, tmp_path):
@@ -193,6 +196,7 @@ for size in sizes:
     os._exit(130)
   result = Path(directory) / f'ranked {process} of {size}.npz'
   np.savez(result, **vars(ranked.ranking), edges=ranked.edges, read=source.read)
+  ranked.partial.unlink(missing_ok=True)
 """
 
 

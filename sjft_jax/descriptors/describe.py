@@ -41,6 +41,7 @@ def describe(
   batches: Batches,
   *,
   smoothing: float,
+  batch_size: int = 0,
 ) -> Iterator[Float[Array, 'batch filter bin']]:
   """The descriptors of each batch: one smoothed histogram per filter, on the device.
 
@@ -48,6 +49,8 @@ def describe(
     bank, edges: as `fit_edges` took and returned them.
     batches: RGB images 0–255.
     smoothing: pseudo-count per bin, in pixels (`histogram.normalize`).
+    batch_size: smaller batches are filled up to it, that they may be described to the last bit as
+      they would be inside larger ones; 0: up to the first one's size.
 
   Raises:
     ValueError: smoothing ≤ 0, at once rather than with the first batch.
@@ -56,7 +59,8 @@ def describe(
     raise ValueError(f'smoothing={smoothing} must exceed 0; raise descriptors.smoothing')
   edges = jnp.asarray(edges)
   return (
-    _describe(bank, edges, images, smoothing)[: valid.sum()] for images, valid in _padded(batches)
+    _describe(bank, edges, images, smoothing)[: valid.sum()]
+    for images, valid in _padded(batches, batch_size)
   )
 
 
@@ -69,10 +73,9 @@ def _describe(bank, edges, images, smoothing):
 
 
 def _padded(
-  batches: Batches,
+  batches: Batches, size: int = 0
 ) -> Iterator[tuple[UInt8[np.ndarray, 'size height width 3'], Bool[np.ndarray, 'size']]]:
-  """Fills smaller batches up to the first one's size, lest each size be compiled anew."""
-  size = 0
+  """Fills smaller batches up to `size` or the first one's, lest each size be compiled anew."""
   for images in batches:
     size = max(size, len(images))
     valid = np.arange(size) < len(images)
