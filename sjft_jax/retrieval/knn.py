@@ -144,7 +144,7 @@ class Search:
     self.position = self._started = position
     self._parts: list[np.ndarray | Array] = []
     self._pending: deque = deque()
-    self._memory: dict[jax.Device, tuple[Array, Array]] = {}
+    self._memory: dict[jax.Device, Array] = {}
     self._devices = jax.local_devices() if devices is None else devices
     # Any constant would do for a center: a sample of the targets is as good as all.
     sample = self._targets[:: -(-len(targets) // TARGETS)]
@@ -183,8 +183,10 @@ class Search:
     """Sets a device to work on the tile that is filled."""
     device = self._devices[self._started // TILE % len(self._devices)]
     count = sum(map(len, self._parts))
-    if count < TILE:  # Ones have a logarithm.
-      self._parts.append(np.ones((TILE - count, *self._targets.shape[1:]), np.float32))
+    # The last tile of a stream is filled up to some eighths of a whole one: few shapes to compile
+    # for. Ones have a logarithm.
+    if missing := -count % (TILE // 8):
+      self._parts.append(np.ones((missing, *self._targets.shape[1:]), np.float32))
     if len(self._parts) == 1:
       tile = self._parts[0]
     elif device.platform == 'cpu':
@@ -193,12 +195,14 @@ class Search:
       tile = jnp.concatenate([jax.device_put(part, device) for part in self._parts])
     tile = jax.device_put(tile, device)
     self._parts = []
-    sources = source_factors(tile, self._centers[device], self._memory.pop(device, None))
+    memory = self._memory.pop(device, None) if len(tile) == TILE else None
+    sources = source_factors(tile, self._centers[device], memory)
     found = []
     for targets in self._factors[device]:
       found.append(divergences(jax.device_put(targets, device), sources))
       found[-1].copy_to_host_async()
-    self._memory[device] = sources.factors
+    if len(tile) == TILE:
+      self._memory[device] = sources.factors
     self._pending.append((count, tile, found))
     self._started += count
     # One tile in work on every device while the host is busy with another.
@@ -228,7 +232,7 @@ class Search:
     return self._nearest.keys()
 
   def flush(self) -> None:
-    """Merges all sources added so far. Before the end of the stream it wastes most of a tile."""
+    """Merges all sources added so far: the end of the stream, for only its last tile is short."""
     if self._parts:
       self._start()
     while self._pending:
