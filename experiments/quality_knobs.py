@@ -36,7 +36,8 @@ from configs import demo
 from experiments import tune_demo
 from sjft_jax import artifacts, pipeline
 from sjft_jax.config import arm_config, depth_of
-from sjft_jax.data import dataset
+from sjft_jax.data import registry
+from sjft_jax.data.dataset import Part
 from sjft_jax.data.demo import DemoDiverse
 from sjft_jax.descriptors import bank
 
@@ -95,11 +96,11 @@ def relevance(variant, scratch):
   config = settings(variant)
   k0, depth = config.selection.num_neighbors, depth_of(arm_config(config, 'rounds'))
   source = DemoDiverse()
-  train, _ = pipeline.open_target(**config.target)
+  train, _ = registry.open_target(**config.target)
   indices = rank(config, train, source, depth, scratch / 'source')
   per_class = int(np.bincount(train.labels).max())
   # As a source of its own, a data set has to be another object.
-  own = tune_demo.Part(train, np.arange(len(train)))
+  own = Part(train, np.arange(len(train)))
   others = rank(settings(variant), train, own, per_class, scratch / 'itself')
   is_other = others != np.arange(len(train))[:, None]
   same = train.labels[others] == train.labels[:, None]
@@ -191,7 +192,7 @@ def main(_):
   seeds = [int(seed) for seed in SEEDS.value]
   variants = list(dict.fromkeys((DEFAULT, *CHOSEN.value)))
   config = settings(DEFAULT)
-  data = [*pipeline.open_target(**config.target), dataset.load(**config.source)]
+  data = [*registry.open_target(**config.target), registry.load(**config.source)]
   everything = json.loads(config.to_json()), [d.fingerprint for d in data], tune_demo.FOLDS
   record = {
     'made_from': artifacts.fingerprint(*everything),

@@ -18,7 +18,8 @@ from absl import app, flags, logging
 
 from configs import demo
 from sjft_jax import artifacts, pipeline
-from sjft_jax.data import dataset
+from sjft_jax.data import registry
+from sjft_jax.data.dataset import Part
 
 OUTPUT = flags.DEFINE_string('output', 'experiments/tune_demo.json', 'Where the record goes.')
 LEARNING_RATES = (0.0003, 0.001, 0.003, 0.01)
@@ -26,32 +27,13 @@ STEPS = (75, 150)
 FOLDS = ((0, 1), (2, 3))  # The held-out images of each class.
 
 
-class Part:
-  """Some images of a data set."""
-
-  def __init__(self, whole, indices):
-    self.whole, self.indices = whole, indices
-    self.name, self.classes = whole.name, whole.classes
-    self.labels = whole.labels[indices]
-    self.fingerprint = artifacts.fingerprint(whole.fingerprint, indices.tolist())
-
-  def __len__(self):
-    return len(self.indices)
-
-  def __getitem__(self, index):
-    return self.whole[int(self.indices[index])]
-
-  def key(self, index):
-    return self.whole.key(int(self.indices[index]))
-
-
 def fold_domains(held_out):
   config = demo.get_config()
-  train, _ = pipeline.open_target(**config.target)
+  train, _ = registry.open_target(**config.target)
   place = np.concatenate([np.arange(n) for n in np.bincount(train.labels)])
   out = np.isin(place, held_out)
   parts = (Part(train, np.flatnonzero(chosen)) for chosen in (~out, out))
-  return pipeline.Domains(*parts, dataset.load(**config.source))
+  return pipeline.Domains(*parts, registry.load(**config.source))
 
 
 def settings(learning_rate, steps):

@@ -76,12 +76,16 @@ class Scorer:
   batch_size: int
 
   def __call__(self, state: step.TrainState, data: Dataset, view: str) -> np.ndarray:
-    crops: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-      'center': lambda image: transforms.center_crop(image, **self.image_size)[None],
-      'ten_crop': functools.partial(transforms.ten_crop, **self.image_size),
+    crops: dict[str, Callable[[np.ndarray], tuple[np.ndarray, ...]]] = {
+      'center': lambda image: (transforms.center_crop(image, **self.image_size)[None],),
+      'ten_crop': lambda image: (transforms.ten_crop(image, **self.image_size),),
+      'multi_scale': functools.partial(transforms.multi_scale, **self.image_size),
     }
+    side = self.image_size['resize']
+    if view == 'multi_scale':
+      side = max(transforms.scaled_sides(self.image_size['crop']))
     with terminal.progress(f'scoring {data.name}, {view}', len(data)) as advance:
-      batches = terminal.counted(views(data, crops[view], self.batch_size), advance)
+      batches = terminal.counted(views(data, crops[view], self.batch_size, side=side), advance)
       return evaluate.predict(self.predict_step, state, batches)
 
 
@@ -110,6 +114,7 @@ class Arm:
       self.domains.source,
       subset,
       functools.partial(transforms.augment, kind=self.augment, **self.score.image_size),
+      transforms.needed_side(self.augment, self.score.image_size['resize']),
       self.seed,
       round_,
       self.batch_size,

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,4 +62,27 @@ def load(path: Path, made_from: str) -> dict[str, np.ndarray] | None:
       f'{path} was made from other data or another version of the program; '
       'use a new --workdir, or delete this one'
     )
+  return arrays
+
+
+def cache() -> Path:
+  """The user's folder for what any run can make again."""
+  return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'sjft_jax'
+
+
+def cached(
+  kind: str, made_from: str, make: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+  """What `make` returns, from the user's cache if it is there.
+
+  A cache that is damaged or cannot be written costs time, never the run.
+  """
+  path = cache() / kind / f'{made_from}.npz'
+  with contextlib.suppress(ValueError, OSError):
+    found = load(path, made_from)
+    if found is not None:
+      return found
+  arrays = make()
+  with contextlib.suppress(OSError):
+    save(path, made_from, **arrays)
   return arrays

@@ -7,12 +7,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sjft_jax.data.transforms import AUGMENTATIONS
+from sjft_jax.data.transforms import AUGMENTATIONS, VIEWS
 from sjft_jax.selection.schedule import deepest
 from sjft_jax.selection.subset import METHODS
 
 # The sections that arms can differ in: data, network and ranking are the same for all.
 OVERRIDABLE = ('selection', 'training', 'loss', 'solver')
+
+# Whose copies can be kept out of the source.
+DUPLICATES_OF = ('test', 'test_and_train', 'none')
 
 
 def default() -> ConfigDict:
@@ -21,15 +24,27 @@ def default() -> ConfigDict:
   c.seed = 0  # Of everything random: heads, order, neighbours, augmentation.
 
   c.target = t = ConfigDict()
-  t.dataset = 'folder'  # 'folder', 'demo_textures'.
-  t.path = ''  # Of a folder: <path>/<split>/<class>/<image>.
+  t.dataset = 'folder'  # A name of TFDS, such as 'stanford_dogs'; 'folder'; 'demo_textures'.
+  # TFDS: its data directory. A folder: <path>/<split>/<class>/<image>, or without splits, or a list
+  # (.csv, .parquet) with the columns path, label and, for splits, split.
+  t.path = ''
   t.train_split = 'train'
-  t.test_split = 'test'
+  t.test_split = 'test'  # '': the images that are not drawn for training.
+  t.train_per_class = 0  # So many of each class are drawn for training; 0: all there are.
+  t.test_share = 0.2  # Of each class, held out for testing where there is no test split.
+  t.split_seed = 0  # Of these draws.
 
   c.source = s = ConfigDict()
-  s.dataset = 'folder'  # 'folder', 'demo_diverse'.
-  s.path = ''
+  s.dataset = 'folder'  # As above, or 'demo_diverse'; several are joined by '+'.
+  s.path = ''  # One for all, or one for each, separated by commas; and so the split.
   s.split = 'train'
+
+  # A look at every image before anything else: both of these leave a list in the work directory.
+  c.screening = s = ConfigDict()
+  s.max_bad_share = 0.01  # Images that cannot be read are left out, up to this share of a data set.
+  # Copies of test images never join the training; 'test_and_train': nor do those of training
+  # images; 'none': all do.
+  s.exclude_duplicates_of = 'test'
 
   # The filter bank whose responses describe an image.
   c.bank = b = ConfigDict()
@@ -94,7 +109,9 @@ def default() -> ConfigDict:
   s.weight_decay = 1e-4
 
   c.evaluation = e = ConfigDict()
-  e.views = ('ten_crop', 'center')  # The first one is the one that the closing table shows.
+  # Any of center, ten_crop, multi_scale (224 to 640 pixels, for trunks that end in global pooling);
+  # the closing table shows the first one.
+  e.views = ('ten_crop', 'center')
   e.batch_size = 32  # Images scored at once, times the views of each.
 
   # The runs to compare, in order: any of none, random, all, selected, rounds.
@@ -175,6 +192,8 @@ def check_values(config: ConfigDict, *, num_target: int, num_source: int, num_de
   not_negative = (
     *(
       'seed',
+      'target.train_per_class',
+      'target.split_seed',
       'descriptors.workers',
       'selection.delta',
       'selection.sigma0',
@@ -195,16 +214,23 @@ def check_values(config: ConfigDict, *, num_target: int, num_source: int, num_de
         raise ValueError(f'{name}={value} is impossible; it must be {demand}')
   if c.descriptors.num_bins < 2:
     raise ValueError('descriptors.num_bins=1 describes nothing; use 2 or more')
+  if not 0 < c.target.test_share < 1:
+    raise ValueError(f'target.test_share={c.target.test_share} must lie between 0 and 1')
+  if not 0 <= c.screening.max_bad_share <= 1:
+    raise ValueError(
+      f'screening.max_bad_share={c.screening.max_bad_share} must lie between 0 and 1'
+    )
   for section in ('descriptors', 'images'):
     if c[section].crop > c[section].resize:
       raise ValueError(
         f'{section}.crop={c[section].crop} exceeds {section}.resize={c[section].resize}'
       )
+  views = ', '.join(VIEWS)
   for view in c.evaluation.views:
-    if view not in ('center', 'ten_crop'):
-      raise ValueError(f'evaluation.views has {view!r}, which is unknown; use center, ten_crop')
+    if view not in VIEWS:
+      raise ValueError(f'evaluation.views has {view!r}, which is unknown; use any of {views}')
   if not c.evaluation.views:
-    raise ValueError('evaluation.views is empty; use center, ten_crop or both')
+    raise ValueError(f'evaluation.views is empty; use any of {views}')
   if c.training.steps < c.selection.rounds:
     raise ValueError(
       f'training.steps={c.training.steps} leaves some of the selection.rounds='
@@ -213,6 +239,7 @@ def check_values(config: ConfigDict, *, num_target: int, num_source: int, num_de
   for option, value, known in (
     ('selection.method', c.selection.method, METHODS),
     ('training.augment', c.training.augment, AUGMENTATIONS),
+    ('screening.exclude_duplicates_of', c.screening.exclude_duplicates_of, DUPLICATES_OF),
   ):
     if value not in known:
       raise ValueError(f'{option}={value!r} is unknown; use one of {", ".join(known)}')

@@ -35,6 +35,19 @@ def enter(work: Callable[[], object], stopped: str, *, alone: bool = True) -> No
     _leave(130)
 
 
+def parse(argv: list[str]) -> list[str]:
+  """absl's flags; a wrong one, or an option that the configuration does not have, is one line."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    sys.exit(f'error: {error}')
+  except (AttributeError, KeyError, TypeError) as error:
+    reason: object = error
+    while isinstance(reason, Exception):  # They come wrapped in one another.
+      reason = reason.args[0]
+    sys.exit(f'error: unknown option {", ".join(str(reason).splitlines())}')
+
+
 def _leave(status: int) -> None:
   """At once: else the interpreter waits for the loader's threads, and JAX for other processes."""
   sys.stdout.flush()

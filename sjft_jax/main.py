@@ -25,7 +25,7 @@ flags.adopt_module_key_flags(door)
 
 def main(argv: Sequence[str]) -> None:
   if argv[1:]:
-    raise app.UsageError(f'unexpected {argv[1]!r}; options are written --config.a.b=value')
+    sys.exit(f'error: unexpected {argv[1]!r}; options are written --config.a.b=value')
   file = Path(config_flags.get_config_filename(flags.FLAGS['config']))
   if not file.is_file():
     sys.exit(f'error: --config={file}: no such file; see configs/')
@@ -39,17 +39,6 @@ def main(argv: Sequence[str]) -> None:
   )
 
 
-def parse(argv: list[str]) -> list[str]:
-  """absl's flags; an option that the configuration does not have is one line, not a traceback."""
-  try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError) as error:
-    reason: object = error
-    while isinstance(reason, Exception):  # They come wrapped in one another.
-      reason = reason.args[0]
-    sys.exit(f'error: unknown option {", ".join(str(reason).splitlines())}')
-
-
 if __name__ == '__main__':
   flags.mark_flag_as_required('config')
-  app.run(main, flags_parser=parse)
+  app.run(main, flags_parser=door.parse)

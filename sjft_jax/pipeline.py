@@ -3,8 +3,11 @@
 Every stage leaves its artifact in the work directory; what is there already is not made again.
 """
 
+import csv
+import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,8 @@ from ml_collections import ConfigDict
 from sjft_jax import artifacts
 from sjft_jax.arm import Arm, Domains, Round, Scorer, run_rounds
 from sjft_jax.config import arm_config, check_read, check_values, depth_of
-from sjft_jax.data import dataset as datasets
-from sjft_jax.data import transforms
-from sjft_jax.data.dataset import Dataset
+from sjft_jax.data import registry, transforms
+from sjft_jax.data.dataset import Dataset, Part
 from sjft_jax.data.pairs import SourceOnly
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.models import joint, trunk
@@ -26,6 +28,7 @@ from sjft_jax.models.pretrained import load_trunk
 from sjft_jax.ranking import Ranking, rank_sources
 from sjft_jax.report import terminal
 from sjft_jax.report.neighbors import sheet
+from sjft_jax.screening import screen
 from sjft_jax.training import metrics, optimizer, step
 from sjft_jax.training.checkpoints import Checkpoints
 
@@ -49,7 +52,10 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   """
   check_read(config, READERS)
   opened: list[Dataset] = []
-  for section, load in (('target', open_target), ('source', lambda **o: (datasets.load(**o),))):
+  for section, load in (
+    ('target', registry.open_target),
+    ('source', lambda **options: (registry.load(**options),)),
+  ):
     try:
       opened += load(**config[section])
     except ValueError as error:
@@ -61,13 +67,17 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any]:
   """`run` on data sets that are open already."""
   arms = {name: arm_config(config, name) for name in config.arms}
-  for options in arms.values():
-    check_values(
-      options,
-      num_target=len(domains.target),
-      num_source=len(domains.source),
-      num_devices=jax.local_device_count(),
-    )
+
+  def check(domains: Domains) -> None:
+    for options in arms.values():
+      check_values(
+        options,
+        num_target=len(domains.target),
+        num_source=len(domains.source),
+        num_devices=jax.local_device_count(),
+      )
+
+  check(domains)
   bank = banks.load(**config.bank)
   network, variables = build_network(domains, config.seed, config.images.crop, **config.model)
   predict_step = step.make_predict(network.apply)
@@ -107,6 +117,12 @@ def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any
     terminal.table(results)
     return results
 
+  write_split(workdir / 'split.csv', domains)
+  terminal.stage('Looking at every image')
+  domains = Domains(*screen(workdir, *vars(domains).values(), **config.screening))
+  check(domains)
+  pretraining = replace(pretraining, domains=domains)
+  runs = {name: replace(run, domains=domains) for name, run in runs.items()}
   target, test, source = vars(domains).values()
   terminal.say(
     f'Target: {len(target):,} training and {len(test):,} test images in {len(target.classes):,} '
@@ -151,23 +167,17 @@ def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any
   return results
 
 
-def open_target(
-  *, dataset: str, path: str, train_split: str, test_split: str
-) -> tuple[Dataset, Dataset]:
-  """The target's training and test set.
-
-  Raises:
-    ValueError: a class is in one of them only.
-  """
-  train, test = (
-    datasets.load(dataset=dataset, path=path, split=split) for split in (train_split, test_split)
-  )
-  for name in sorted(set(train.classes) ^ set(test.classes)):
-    raise ValueError(
-      f'the target has class {name!r} in only one of {train_split!r} and {test_split!r}; '
-      'training and test set need the same classes'
-    )
-  return train, test
+def write_split(path: Path, domains: Domains) -> None:
+  """Which images of the target train and which test, if that was drawn here."""
+  if not isinstance(domains.target, Part):
+    return
+  text = io.StringIO()
+  rows = csv.writer(text)
+  rows.writerow(['image', 'class', 'set'])
+  for name, data in (('train', domains.target), ('test', domains.test)):
+    rows.writerows([data.key(i), data.classes[data.labels[i]], name] for i in range(len(data)))
+  with artifacts.written(path) as file:
+    file.write(text.getvalue().encode())
 
 
 def build_network(
@@ -313,8 +323,9 @@ def _device() -> str:
 
 # Which function takes which section of the configuration, option by option.
 READERS: dict[str, Callable[..., Any]] = {
-  'target': open_target,
-  'source': datasets.load,
+  'target': registry.open_target,
+  'source': registry.load,
+  'screening': screen,
   'bank': banks.load,
   'descriptors': rank_sources,
   'selection': run_rounds,

@@ -88,9 +88,13 @@ def rank_sources(
   if depth > len(source):
     raise ValueError(f'{depth} neighbours of each image exceed the {len(source)} source images')
   view = functools.partial(transforms.describe_view, resize=resize, crop=crop)
-  batches = functools.partial(views, view=view, batch_size=batch_size, workers=workers)
+  batches = functools.partial(views, view=view, batch_size=batch_size, side=resize, workers=workers)
   process, num_processes = jax.process_index(), jax.process_count()
-  start, stop = (len(source) * i // num_processes for i in (process, process + 1))
+  # In whole tiles, so that the products are the same ones as in a single process.
+  tiles = -(-len(source) // knn.TILE)
+  start, stop = (
+    min(tiles * i // num_processes * knn.TILE, len(source)) for i in (process, process + 1)
+  )
   if num_processes > 1:
     partial = partial.with_name(f'{partial.name}.{process}-of-{num_processes}')
 

@@ -110,6 +110,13 @@ _WORKERS = flags.DEFINE_integer(
   'Processes that decode images; 0: a thread for every core, mostly faster.',
   lower_bound=0,
 )
+_MAX_BAD_SHARE = flags.DEFINE_float(
+  'max_bad_share',
+  _DEFAULT.screening.max_bad_share,
+  'Images that cannot be read are left out and listed, up to this share of a folder.',
+  lower_bound=0,
+  upper_bound=1,
+)
 _CHECKPOINT_MINUTES = flags.DEFINE_float(
   'checkpoint_minutes',
   _DEFAULT.descriptors.checkpoint_minutes,
@@ -142,17 +149,18 @@ def retrieve() -> None:
   """From the flags to the output.
 
   Raises:
-    ValueError: impossible flags, before any work, or an image that cannot be read.
+    ValueError: impossible flags, before any work, or too many images that cannot be read.
   """
   output = Path(_OUTPUT.value)
   check(output)
-  target, source = (Unlabelled(option.value) for option in (_TARGET, _SOURCE))
+  folders: tuple[Dataset, ...] = tuple(Unlabelled(o.value) for o in (_TARGET, _SOURCE))
+  target, source = folders
   if _K.value > len(source):
     raise ValueError(f'--k={_K.value} exceeds the {len(source):,} images below {_SOURCE.value}')
   # After the flags: --help and a misspelt option should not wait for JAX.
   import jax
 
-  from sjft_jax import ranking
+  from sjft_jax import ranking, screening
   from sjft_jax.descriptors import bank as banks
 
   of_bank: dict[str, Any] = {option.name: option.value for option in (_LAYERS, _TAP, _PRETRAINED)}
@@ -167,6 +175,10 @@ def retrieve() -> None:
   is_first = jax.process_index() == 0
   terminal.console.quiet = not is_first
 
+  bad = output.with_name(f'{output.name}.bad_images.csv')
+  target, source = screening.readable(folders, bad, max_bad_share=_MAX_BAD_SHARE.value)
+  if (target, source) == folders:  # Nothing is in it.
+    bad.unlink(missing_ok=True)
   terminal.say(f'Target: {len(target):,} images. Source: {len(source):,} images.')
   of_descriptors = {
     option.name: option.value
@@ -274,13 +286,5 @@ def write(
       rows.write_batch(pa.record_batch(arrays, schema=schema))
 
 
-def parse(argv: list[str]) -> list[str]:
-  """absl's flags; a wrong one is one line."""
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    sys.exit(f'error: {error}')
-
-
 if __name__ == '__main__':
-  app.run(main, flags_parser=parse)
+  app.run(main, flags_parser=door.parse)

@@ -39,6 +39,9 @@ class Images:
     return len(self.labels)
 
   def __getitem__(self, index):
+    return self.at_least(index, 0)
+
+  def at_least(self, index, side):
     self.read.append(index)
     if index == self._stop_at:
       raise KeyboardInterrupt

@@ -4,6 +4,7 @@ import csv
 import errno
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -286,15 +287,31 @@ def test_two_processes_write_one_output(data, expected, tmp_path):
   assert 'source' not in second
 
 
+def test_an_image_that_cannot_be_read_is_named_and_left_out(data, expected, tmp_path, capsys):
+  source = shutil.copytree(data / 'source', tmp_path / 'source')
+  nearest = expected[0][1]
+  (source / nearest).write_bytes((source / nearest).read_bytes()[:-20])
+  output = tmp_path / 'neighbors.csv'
+  run_here(data, output, f'--source={source}')
+  found = rows(output)
+  assert len(found) == len(expected)
+  assert nearest not in {row[1] for row in found}
+  assert {row[:2] for row in expected if row[1] != nearest} <= {row[:2] for row in found}
+  listed = pyarrow.csv.read_csv(tmp_path / 'neighbors.csv.bad_images.csv').to_pylist()
+  assert listed == [{'data_set': 'source', 'image': nearest, 'reason': 'is truncated'}]
+  assert '1 of 150 images of source cannot be read' in ' '.join(capsys.readouterr().out.split())
+
+
 @pytest.mark.slow
-def test_an_image_that_cannot_be_read_is_named(data, tmp_path):
+def test_too_many_that_cannot_be_read_end_the_search(data, tmp_path):
   (tmp_path / 'source').mkdir()
   for number in range(K):
     (tmp_path / 'source' / f'{number}.png').write_bytes(b'no image')
   process = start(data, tmp_path / 'neighbors.csv', f'--source={tmp_path / "source"}')
   _, errors = process.communicate(timeout=120)
   assert process.returncode == 1
-  assert 'cannot be read as an image; replace or remove it' in errors
+  assert '12 of 12 images of source cannot be read, a share of 1 above max_bad_share=0.01' in errors
+  assert '0.png, 1.png, 10.png …' in errors
   assert 'Traceback' not in errors
 
 

@@ -1,12 +1,17 @@
-"""What every data set offers, and the data sets known by name."""
+"""What every data set offers, and data sets made out of others."""
 
+import hashlib
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Bool, Int32, UInt8
 
-from sjft_jax.data.demo import DemoDiverse, DemoTextures
-from sjft_jax.data.folder import Folder
+from sjft_jax.data import decode
+
+Image = UInt8[np.ndarray, 'height width 3']
+# The class of each image; or which classes it shows, where there may be several.
+Labels = Int32[np.ndarray, 'image'] | Bool[np.ndarray, 'image category']
 
 
 @runtime_checkable
@@ -19,41 +24,126 @@ class Dataset(Protocol):
   Attributes:
     name: what reports call the data set.
     classes: readable class names; a label is a position in this tuple.
-    labels: the class of every image.
+    labels: the class of every image; in a multi-label data set, which ones it shows.
     fingerprint: sha256 (hex) of whatever decides the content; artifacts carry it.
   """
 
   name: str
   classes: tuple[str, ...]
-  labels: Int32[np.ndarray, 'image']
+  labels: Labels
   fingerprint: str
 
   def __len__(self) -> int: ...
 
-  def __getitem__(self, index: int) -> UInt8[np.ndarray, 'height width 3']:
-    """The image as RGB, 0–255. Safe to call from several threads."""
+  def __getitem__(self, index: int) -> Image:
+    """The image as RGB, 0–255. Safe to call from several threads.
+
+    Raises:
+      decode.UnreadableError: it cannot be decoded; the message names it.
+    """
+
+  def at_least(self, index: int, side: int) -> Image:
+    """The image, possibly smaller, where that saves time; both sides keep `side` pixels or more."""
 
   def key(self, index: int) -> str:
     """A readable id of the image, the same in every session."""
 
 
-def load(*, dataset: str, path: str, split: str) -> Dataset:
-  """Opens a data set by name; no image is decoded.
+class Encoded:
+  """A data set of encoded images: files, or records of their bytes."""
 
-  Args:
-    dataset: 'folder', 'demo_textures' or 'demo_diverse'.
-    path: the folder of a 'folder' data set; empty for the demo, which reads installed packages.
-    split: 'train' or 'test' (the demo), or a sub-folder of `path`.
+  def __init__(self, name: str, classes: Sequence[str], labels: Labels, fingerprint: str):
+    self.name, self.classes, self.labels = name, tuple(classes), labels
+    self.fingerprint = fingerprint
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def encoded(self, index: int) -> bytes:
+    raise NotImplementedError
+
+  def key(self, index: int) -> str:
+    raise NotImplementedError
+
+  def where(self, index: int) -> str:
+    """What an error calls the image."""
+    return f'{self.name}: {self.key(index)}'
+
+  def __getitem__(self, index: int) -> Image:
+    return self.at_least(index, 0)
+
+  def at_least(self, index: int, side: int) -> Image:
+    try:
+      return decode.rgb(self.encoded(index), at_least=side)
+    except decode.UnreadableError as error:
+      raise decode.UnreadableError(f'{self.where(index)} {error}') from error
+
+
+class Part:
+  """Some images of a data set, in the order of `indices`; the same classes."""
+
+  def __init__(self, whole: Dataset, indices: np.ndarray):
+    self.whole, self.indices = whole, np.asarray(indices)
+    self.name, self.classes = whole.name, whole.classes
+    self.labels = whole.labels[self.indices]
+    chosen = self.indices.astype('<i8').tobytes()
+    self.fingerprint = hashlib.sha256(whole.fingerprint.encode() + chosen).hexdigest()
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> Image:
+    return self.whole[int(self.indices[index])]
+
+  def at_least(self, index: int, side: int) -> Image:
+    return self.whole.at_least(int(self.indices[index]), side)
+
+  def key(self, index: int) -> str:
+    return self.whole.key(int(self.indices[index]))
+
+
+class Union:
+  """Several data sets one after another, their label spaces side by side.
+
+  Classes and keys have the name of their data set in front.
 
   Raises:
-    ValueError: the name or the split is unknown, or `path` does not fit the data set.
-    ModuleNotFoundError: a package that the demo reads is not installed.
+    ValueError: one of them is multi-label, or two have the same name.
   """
-  if dataset == 'folder':
-    return Folder(path, split)
-  demos = {'demo_textures': DemoTextures, 'demo_diverse': DemoDiverse}
-  if dataset not in demos:
-    raise ValueError(f'dataset={dataset!r} is unknown; choose one of {["folder", *demos]}')
-  if path:
-    raise ValueError(f'path={path!r} is not read by {dataset}; leave it empty')
-  return demos[dataset](split)
+
+  def __init__(self, parts: Sequence[Dataset]):
+    self.parts = tuple(parts)
+    names = [part.name for part in parts]
+    if len(set(names)) < len(names):
+      raise ValueError(f'the same data set twice: {", ".join(names)}')
+    for part in parts:
+      if part.labels.ndim > 1:
+        raise ValueError(f'{part.name} has several classes an image and cannot join another source')
+    self.name = '+'.join(names)
+    self.classes = tuple(f'{part.name}/{name}' for part in parts for name in part.classes)
+    self._starts = np.cumsum([0, *map(len, parts)])
+    first = np.cumsum([0, *(len(part.classes) for part in parts)])
+    offset = [part.labels + np.int32(start) for part, start in zip(parts, first, strict=False)]
+    self.labels = np.concatenate(offset).astype(np.int32)
+    together = ' '.join(f'{part.name} {part.fingerprint}' for part in parts)
+    self.fingerprint = hashlib.sha256(together.encode()).hexdigest()
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def _find(self, index: int) -> tuple[Dataset, int]:
+    index = range(len(self))[index]
+    part = int(np.searchsorted(self._starts, index, side='right')) - 1
+    return self.parts[part], index - int(self._starts[part])
+
+  def __getitem__(self, index: int) -> Image:
+    part, place = self._find(index)
+    return part[place]
+
+  def at_least(self, index: int, side: int) -> Image:
+    part, place = self._find(index)
+    return part.at_least(place, side)
+
+  def key(self, index: int) -> str:
+    part, place = self._find(index)
+    return f'{part.name}/{part.key(place)}'

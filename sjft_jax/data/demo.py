@@ -162,6 +162,9 @@ class DemoTextures:
     sheet = _sheet(self._files[self.labels[index]], grey=True)
     return _cut(sheet, self.regions[index], _chance(self._seed, index))
 
+  def at_least(self, index: int, side: int) -> Patch:
+    return self[index]
+
   def key(self, index: int) -> str:
     """Split, class and index, such as 'train/marble_1/61'."""
     return f'{self._split}/{self._files[self.labels[index]].stem}/{index}'
@@ -217,6 +220,9 @@ class DemoDiverse:
     label = self.labels[index]
     position = index - int(self._starts[label])
     return self._classes[label].draw(position, _chance(3, index))
+
+  def at_least(self, index: int, side: int) -> Patch:
+    return self[index]
 
   def key(self, index: int) -> str:
     """Class (which starts with the family) and index, such as 'painting goya 1/3590'."""

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grain
 import numpy as np
@@ -11,6 +12,7 @@ from sjft_jax.data.dataset import Dataset
 from sjft_jax.selection.subset import Subset
 
 Batch = dict[str, np.ndarray]
+Views = TypeVar('Views', np.ndarray, tuple[np.ndarray, ...])
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 # What a stream of random numbers is for.  Streams are told apart by their whole key.
@@ -37,13 +39,18 @@ class Pairs:
   A batch holds `batch_size` target images and, unless there is no subset, one neighbour of each
   behind it: target, neighbour, target, neighbour … so that any cut between pairs keeps the
   domains in balance. Its leaves are 'image' uint8 [image, height, width, channel], 'label' int32
-  in the label space of the image's own domain, and 'is_source' bool.
+  in the label space of the image's own domain, and 'is_source' bool. If the source is multi-label,
+  there is also 'shown' bool [image, class], the classes in each source image, whose 'label' is 0.
+
+  `side` is the short side that `augment` can make use of: images are decoded no larger than it
+  takes.
   """
 
   target: Dataset
   source: Dataset
   subset: Subset | None
   augment: Augment
+  side: int
   seed: int
   round_: int
   batch_size: int
@@ -60,17 +67,23 @@ class Pairs:
   def _load(self, chosen: list[tuple[Dataset, np.ndarray]], step: int) -> Batch:
     images: list[np.ndarray] = []
     labels, is_source = [], []
+    several = self.source.labels.ndim > 1
+    shown = np.zeros((len(chosen) * self.batch_size, len(self.source.classes)), bool)
     for place in range(self.batch_size):
       for dataset, indices in chosen:
+        index = int(indices[place])
         random = _random(_AUGMENT, self.seed, self.round_, step, len(images))
-        images.append(self.augment(dataset[int(indices[place])], random))
-        labels.append(dataset.labels[indices[place]])
         is_source.append(dataset is self.source)
-    return {
+        if several and is_source[-1]:
+          shown[len(images)] = dataset.labels[index]
+        labels.append(0 if several and is_source[-1] else dataset.labels[index])
+        images.append(self.augment(dataset.at_least(index, self.side), random))
+    batch = {
       'image': np.stack(images),
       'label': np.array(labels, np.int32),
       'is_source': np.array(is_source),
     }
+    return batch | {'shown': shown} if several else batch
 
 
 class SourceOnly(Pairs):
@@ -100,17 +113,20 @@ def prefetched(batches: Callable[[int], Batch], start: int, stop: int) -> Iterat
 
 def views(
   dataset: Dataset,
-  view: Callable[[np.ndarray], np.ndarray],
+  view: Callable[[np.ndarray], Views],
   batch_size: int,
   *,
+  side: int,
   start: int = 0,
   stop: int | None = None,
   workers: int = 0,
-) -> Iterator[np.ndarray]:
+) -> Iterator[Views]:
   """Images start..stop-1 of a data set through `view`, in batches; the last may be smaller.
 
-  They are loaded ahead, in threads or, if `workers` is not 0, in as many processes.
+  They are loaded ahead, in threads or, if `workers` is not 0, in as many processes; `side` is the
+  short side that `view` can make use of.
   """
   stop = len(dataset) if stop is None else stop
-  images = grain.MapDataset.range(start, stop).map(lambda index: view(dataset[int(index)]))
+  indices = grain.MapDataset.range(start, stop)
+  images = indices.map(lambda index: view(dataset.at_least(int(index), side)))
   return _ahead(images.batch(batch_size), buffer=4, workers=workers)

@@ -1,14 +1,19 @@
 """Views of an image: for retrieval, for testing, and the random ones for training.
 
 RGB uint8 0–255 in and out. An image that already has the size asked for comes through with its
-pixels untouched.
+pixels untouched. Of one more than 16 times as long as it is wide, tests see the middle.
 """
+
+import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 AUGMENTATIONS = ('pursuit', 'resnet', 'none')
+VIEWS = ('center', 'ten_crop', 'multi_scale')
+SIDES = (224, 256, 384, 480, 640)  # He et al. 2016, section 3.4
 
 Image = UInt8[np.ndarray, '_height _width 3']
 
@@ -18,6 +23,9 @@ _EIGENVECTORS = np.array(
   [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 )
 _EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
+_LEVELS = np.arange(256.0)[:, None]
+_MIDDLE = np.array([0.5, 0.5])
+_SMALLEST_CROP = 0.6  # of the short side
 
 
 def describe_view(image: Image, *, resize: int, crop: int) -> UInt8[np.ndarray, 'crop crop 3']:
@@ -55,8 +63,54 @@ def ten_crop(image: Image, *, resize: int, crop: int) -> UInt8[np.ndarray, '10 c
   image = _resize_short(image, resize)
   bottom, right = image.shape[0] - crop, image.shape[1] - crop
   corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2))
-  crops = np.stack([image[y : y + crop, x : x + crop] for y, x in corners])
-  return np.concatenate([crops, crops[:, :, ::-1]])
+  crops = [image[y : y + crop, x : x + crop] for y, x in corners]
+  return np.stack([*crops, *map(_mirror, crops)])
+
+
+def multi_scale(
+  image: Image, *, resize: int, crop: int, sides: Sequence[int] = SIDES
+) -> tuple[UInt8[np.ndarray, '2 _side _side 3'], ...]:
+  """The centre square at several sizes, each with its mirror image (He et al. 2016, section 3.4).
+
+  For a network that takes any size, because it is convolutional up to a global pooling. He et al.
+  show it the whole image; squares need one compilation for each side instead of each shape.
+
+  Args:
+    image: any size.
+    resize: of the other views; not used.
+    crop: the `sides` are for a network trained at 224 pixels and scale with crop / 224.
+    sides: of the squares, in pixels.
+
+  Raises:
+    ValueError: `crop` exceeds `resize`.
+  """
+  _check(resize, crop)
+  square = _center(image, min(image.shape[:2]))
+  scaled = [_resize(square, side, side) for side in scaled_sides(crop, sides)]
+  return tuple(np.stack([view, _mirror(view)]) for view in scaled)
+
+
+def scaled_sides(crop: int, sides: Sequence[int] = SIDES) -> list[int]:
+  """The sides of `multi_scale`'s squares, in pixels."""
+  return [round(side * crop / 224) for side in sides]
+
+
+def needed_side(kind: str, resize: int) -> int:
+  """The short side, in pixels, above which `augment` never enlarges what it cuts out.
+
+  Images may be decoded at any reduced size that keeps so much.
+
+  Raises:
+    ValueError: `kind` is unknown.
+  """
+  match kind:
+    case 'resnet':
+      return _largest(resize)
+    case 'pursuit':
+      return math.ceil(resize / _SMALLEST_CROP)
+    case 'none':
+      return resize
+  raise _unknown(kind)
 
 
 def augment(
@@ -79,64 +133,80 @@ def augment(
     ValueError: `kind` is unknown or `crop` exceeds `resize`.
   """
   _check(resize, crop)
-  if kind == 'none':
-    return center_crop(image, resize=resize, crop=crop)
-  if kind == 'resnet':
-    view = _random_crop(image, rng, resize, crop)
-  elif kind == 'pursuit':
-    view = _pursue(image, rng, resize, crop)
-  else:
-    raise ValueError(f'augment={kind!r} is unknown; choose one of {", ".join(AUGMENTATIONS)}')
-  return np.ascontiguousarray(view[:, ::-1]) if rng.random() < 0.5 else view
+  match kind:
+    case 'none':
+      return center_crop(image, resize=resize, crop=crop)
+    case 'resnet':
+      view = _random_crop(image, rng, resize, crop)
+    case 'pursuit':
+      view = _change_look(_change_geometry(image, rng, resize, crop), rng)
+    case _:
+      raise _unknown(kind)
+  return _mirror(view) if rng.random() < 0.5 else view
+
+
+def _unknown(kind: str) -> ValueError:
+  return ValueError(f'augment={kind!r} is unknown; choose one of {", ".join(AUGMENTATIONS)}')
+
+
+def _largest(resize: int) -> int:
+  return resize * 480 // 256
 
 
 def _random_crop(image: Image, rng: np.random.Generator, resize: int, crop: int) -> Image:
-  image = _resize_short(image, int(rng.integers(resize, resize * 480 // 256 + 1)))
-  y, x = (int(rng.integers(side - crop + 1)) for side in image.shape[:2])
+  short = int(rng.integers(resize, _largest(resize) + 1))
+  view = _cut(image, crop / short, rng.random(2), crop)
   shift = _EIGENVECTORS @ (_EIGENVALUES * rng.normal(0, 0.1, 3)) * 255
-  return _clip(image[y : y + crop, x : x + crop] + shift)
+  return _map_levels(view, _LEVELS + shift)
 
 
-def _pursue(image: Image, rng: np.random.Generator, resize: int, crop: int) -> Image:
-  image = _resize_short(image, resize)
-  height, width = image.shape[:2]
-  # The view's corners in the image, clockwise from the top left; pixel centres are integers.
-  square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * (crop - 1.0)
-  corners = square + np.array([(width - crop) // 2, (height - crop) // 2])
-  center = corners.mean(0)
-  match rng.choice(['none', 'crop', 'homography', 'scale', 'rotation']):
+def _change_geometry(image: Image, rng: np.random.Generator, resize: int, crop: int) -> Image:
+  family = rng.choice(['none', 'crop', 'homography', 'scale', 'rotation'])
+  match family:
+    case 'none':
+      return _cut(image, crop / resize, _MIDDLE, crop)
     case 'crop':
-      side = rng.uniform(0.6, 1) * (resize - 1)
-      corners = square / (crop - 1) * side
-      corners += rng.uniform(0, 1, 2) * [width - 1 - side, height - 1 - side]
-    case 'homography':
-      corners += rng.uniform(-0.1, 0.1, (4, 2)) * crop
-    case 'scale':
-      corners = center + (corners - center) * 2 ** rng.uniform(-0.5, 0.5)
-    case 'rotation':
-      angle = np.deg2rad(rng.uniform(-15, 15))
-      turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-      corners = center + (corners - center) @ turn
+      return _cut(image, rng.uniform(_SMALLEST_CROP, 1), rng.random(2), crop)
+    case 'scale':  # As far out as the image reaches.
+      zoom = rng.uniform(-0.5, min(0.5, np.log2(resize / crop)))
+      return _cut(image, crop / resize * 2**zoom, _MIDDLE, crop)
+  # The view's corners, clockwise from the top left; pixel centres are integers.
+  square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * (crop - 1.0)
+  image = _resize_short(image, resize, longest=1.25)  # Turned squares reach no farther.
+  height, width = image.shape[:2]
+  corners = square + np.array([(width - crop) // 2, (height - crop) // 2])
+  if family == 'homography':
+    corners += rng.uniform(-0.1, 0.1, (4, 2)) * crop
+  else:
+    angle = np.deg2rad(rng.uniform(-15, 15))
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    center = corners.mean(0)
+    corners = center + (corners - center) @ turn
   matrix = cv2.getPerspectiveTransform(square.astype(np.float32), corners.astype(np.float32))
-  view = cv2.warpPerspective(
+  return cv2.warpPerspective(
     image,
     matrix,
     (crop, crop),
     flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
     borderMode=cv2.BORDER_REFLECT_101,
   )
+
+
+def _change_look(view: Image, rng: np.random.Generator) -> Image:
   match rng.choice(['none', 'color', 'contrast', 'blur', 'jpeg']):
     case 'color':
-      view = _clip(view * rng.uniform(0.8, 1.2, 3))
+      return _map_levels(view, _LEVELS * rng.uniform(0.9, 1.1, 3))
     case 'contrast':
       mean = view.mean()
-      view = _clip(mean + (view - mean) * rng.uniform(0.6, 1.4))
+      return _map_levels(view, mean + (_LEVELS - mean) * rng.uniform(0.6, 1.4))
     case 'blur':
-      view = cv2.GaussianBlur(view, (0, 0), rng.uniform(0.003, 0.01) * crop)
+      # Half a pixel on top: less is not seen in small views.
+      return cv2.GaussianBlur(view, (0, 0), 0.5 + rng.uniform(0, 0.008) * len(view))
     case 'jpeg':
       quality = int(rng.integers(30, 91))
-      _, data = cv2.imencode('.jpg', view, [cv2.IMWRITE_JPEG_QUALITY, quality])
-      view = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))
+      bgr = cv2.cvtColor(view, cv2.COLOR_RGB2BGR)
+      _, data = cv2.imencode('.jpg', bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+      return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB))
   return view
 
 
@@ -146,24 +216,47 @@ def _check(resize: int, crop: int) -> None:
 
 
 def _resize(image: Image, height: int, width: int) -> Image:
-  if image.shape[:2] == (height, width):
-    return image
-  shrinks = height * width < image.shape[0] * image.shape[1]
-  return cv2.resize(
-    image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-  )
+  """Averages along a side that shrinks, interpolates along one that grows."""
+  low = (min(height, image.shape[0]), min(width, image.shape[1]))
+  # In two steps: OpenCV does not average where one side shrinks and the other grows.
+  for (rows, columns), how in ((low, cv2.INTER_AREA), ((height, width), cv2.INTER_LINEAR)):
+    if image.shape[:2] != (rows, columns):
+      image = cv2.resize(image, (columns, rows), interpolation=how)
+  return image
 
 
-def _resize_short(image: Image, short: int) -> Image:
+def _resize_short(image: Image, short: int, longest: float = 16.0) -> Image:
+  """To a short side of `short`, without what is beyond `longest` times that in the middle.
+
+  Else an image of one row could take gigabytes.
+  """
+  side = min(image.shape[:2])
+  image = _center(image, int(side * longest))
   height, width = image.shape[:2]
-  scale = short / min(height, width)
-  return _resize(image, round(height * scale), round(width * scale))
+  return _resize(image, round(height * short / side), round(width * short / side))
 
 
-def _center(image: Image, crop: int) -> Image:
-  y, x = ((side - crop) // 2 for side in image.shape[:2])
-  return image[y : y + crop, x : x + crop]
+def _cut(image: Image, share: float, place: np.ndarray, crop: int) -> Image:
+  """A square, `share` of the short side wide, scaled to `crop`.
+
+  `place` is in [0, 1): 0 is the top or left end, and uniform numbers give uniform places.
+  """
+  # Cut first: scaling the whole image costs several times as much.
+  side = max(round(min(image.shape[:2]) * share), 1)
+  y, x = (int(at * (n - side + 1)) for at, n in zip(place, image.shape[:2], strict=True))
+  return _resize(image[y : y + side, x : x + side], crop, crop)
 
 
-def _clip(image: np.ndarray) -> Image:
-  return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+def _center(image: Image, side: int) -> Image:
+  y, x = (max(length - side, 0) // 2 for length in image.shape[:2])
+  return image[y : y + side, x : x + side]
+
+
+def _mirror(image: Image) -> Image:
+  return cv2.flip(image, 1)
+
+
+def _map_levels(image: Image, levels: Float[np.ndarray, '256 _channel']) -> Image:
+  """Each value replaced by its entry in a table, per channel or one for all."""
+  table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+  return cv2.LUT(image, np.repeat(table, 3 // table.shape[1], axis=1)[None])

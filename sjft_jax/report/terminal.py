@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -11,6 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 console = Console(highlight=False)
+
+# Images, or what belongs to them in several arrays.
+Batch = TypeVar('Batch', np.ndarray, tuple[np.ndarray, ...])
 
 
 def say(text: str) -> None:
@@ -51,11 +54,11 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., Non
   say(f'  {what}: {done - first:,} in {seconds:.1f} s{last and f"; {last}"}')
 
 
-def counted(batches: Iterable[np.ndarray], advance: Callable[[int], None]) -> Iterator[np.ndarray]:
+def counted(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:
   """The batches, telling `advance` how many images have been worked on."""
   for batch in batches:
     yield batch
-    advance(len(batch))
+    advance(len(batch[0] if isinstance(batch, tuple) else batch))
 
 
 def table(results: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +145,7 @@ class Search:
     self.position = self._started = position
     self._parts: list[np.ndarray | Array] = []
     self._pending: deque = deque()
-    self._memory: dict[jax.Device, Array] = {}
+    self._memory: dict[jax.Device, Any] = {}
     self._devices = jax.local_devices() if devices is None else devices
     # Any constant would do for a center: a sample of the targets is as good as all.
     sample = self._targets[:: -(-len(targets) // TARGETS)]

@@ -18,10 +18,24 @@ def cross_entropy_sum(
   return jnp.sum(losses, where=mask)
 
 
+def sigmoid_cross_entropy_sum(
+  logits: Float[Array, 'image classes'],
+  shown: Bool[Array, 'image classes'],
+  mask: Bool[Array, ' image'],
+) -> Float[Array, '']:
+  """Sum over the images where `mask` is true of −log p of which classes each shows, in nats.
+
+  The classes are independent, each with the probability sigmoid(logit).
+  """
+  losses = optax.sigmoid_binary_cross_entropy(logits, shown).sum(axis=1)
+  return jnp.sum(losses, where=mask)
+
+
 def joint_loss(
   logits: dict[str, Float[Array, 'image classes']],
   labels: Int32[Array, ' image'],
   is_source: Bool[Array, ' image'],
+  shown: Bool[Array, 'image source_classes'] | None = None,
   *,
   num_target: Int32[Array, ''],
   num_source: Int32[Array, ''],
@@ -34,11 +48,14 @@ def joint_loss(
   that of its source images (Ge & Yu 2017, Section 3.1, with the released code's weights). The
   means are over the whole step: `num_target` and `num_source` count the images of all its devices
   and micro-batches, so that shares add up to the loss however the images are spread. A domain
-  without images contributes exactly zero.
+  without images contributes exactly zero. With `shown`, the classes in each image of a multi-label
+  source, the source's loss is the sigmoid cross-entropy.
   """
   sums = {
     'target': cross_entropy_sum(logits['target'], labels, ~is_source),
-    'source': cross_entropy_sum(logits['source'], labels, is_source),
+    'source': cross_entropy_sum(logits['source'], labels, is_source)
+    if shown is None
+    else sigmoid_cross_entropy_sum(logits['source'], shown, is_source),
   }
   target_mean = sums['target'] / jnp.maximum(num_target, 1).astype(jnp.float32)
   source_mean = sums['source'] / jnp.maximum(num_source, 1).astype(jnp.float32)

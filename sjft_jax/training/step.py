@@ -109,9 +109,11 @@ def make_train_step(
 
   The returned step takes a replicated state (and consumes it) and a batch with leaves
   `[device, micro_batch, image, ...]`: 'image' uint8, 'label' int32 in the image's own label
-  space, 'is_source' bool. Gradients are summed over micro-batches and devices of a loss that is a
-  mean over the whole step; batch statistics are updated in every micro-batch, as in the released
-  code. Metrics are '{target,source}_{loss,accuracy}' as (sum, count) over the whole step.
+  space, 'is_source' bool, and for a multi-label source 'shown' bool [..., class], the classes in
+  each source image; there, an image counts as classified if its likeliest class is shown.
+  Gradients are summed over micro-batches and devices of a loss that is a mean over the whole step;
+  batch statistics are updated in every micro-batch, as in the released code. Metrics are
+  '{target,source}_{loss,accuracy}' as (sum, count) over the whole step.
   """
 
   def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
@@ -129,13 +131,17 @@ def make_train_step(
         logits,
         part['label'],
         part['is_source'],
+        part.get('shown'),
         num_target=num_target,
         num_source=num_source,
         target_weight=target_weight,
         source_weight=source_weight,
       )
       for domain, members in (('target', ~part['is_source']), ('source', part['is_source'])):
-        hits = jnp.argmax(logits[domain], axis=-1) == part['label']
+        likeliest = jnp.argmax(logits[domain], axis=-1)
+        hits = likeliest == part['label']
+        if domain == 'source' and 'shown' in part:
+          hits = jnp.take_along_axis(part['shown'], likeliest[:, None], axis=1)[:, 0]
         sums[f'{domain}_hits'] = jnp.sum(hits & members).astype(jnp.float32)
       return value, (updates.get('batch_stats', {}), sums)
 

@@ -1,12 +1,19 @@
 import os
+import pickle
 
 import cv2
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from sjft_jax.data import dataset
-from sjft_jax.data.folder import Folder, Unlabelled
+from sjft_jax.data import dataset, folder
+from sjft_jax.data.decode import UnreadableError
+from sjft_jax.data.folder import Folder, Listed, Unlabelled
 
 
 def write(file, image):
@@ -47,12 +54,49 @@ def test_pixels_become_upright_rgb(tmp_path, image):
   assert np.abs(data[2].astype(int) - turned).mean() < 3
 
 
-@pytest.mark.parametrize('content', [b'', b'no image at all'])
-def test_unreadable_file_is_named(tmp_path, content):
+def test_unreadable_files_are_named(tmp_path, image):
+  write(tmp_path / 'c/whole.png', image)
+  for name, content in (('empty.jpg', b''), ('page.jpg', b'<html>'), ('text.jpg', b'no image')):
+    (tmp_path / 'c' / name).write_bytes(content)
+  data = Folder(str(tmp_path), '')
+  (tmp_path / 'c/whole.png').unlink()
+  reasons = ('is empty', 'is a web page', 'is no BMP,', 'cannot be opened: No such file')
+  for index, reason in enumerate(reasons):
+    with pytest.raises(UnreadableError, match=f'^{data.where(index)} {reason}'):
+      data[index]
+    assert data.where(index) == str(tmp_path / data.key(index))
+
+
+def test_images_may_be_asked_for_reduced(tmp_path, image):
   (tmp_path / 'c').mkdir()
-  (tmp_path / 'c/bad.jpg').write_bytes(content)
-  with pytest.raises(ValueError, match=r'c/bad\.jpg cannot be read as an image'):
-    Folder(str(tmp_path), '')[0]
+  PIL.Image.fromarray(cv2.resize(image, (90, 60))).save(tmp_path / 'c/1.jpg')
+  assert Folder(str(tmp_path), '').at_least(0, 15).shape == (15, 23, 3)
+
+
+def test_an_index_out_of_range(tmp_path, image):
+  write(tmp_path / 'c/1.png', image)
+  write(tmp_path / 'c/2.png', image)
+  data = Folder(str(tmp_path), '')
+  assert data.key(-1) == 'c/2.png'
+  with pytest.raises(IndexError):
+    data[2]
+
+
+def test_a_data_set_goes_to_other_processes(tmp_path, image):
+  for name in ('a/1.png', 'b/2.png'):
+    write(tmp_path / name, image)
+  data = pickle.loads(pickle.dumps(Folder(str(tmp_path), '')))
+  assert [data.key(i) for i in range(2)] == ['a/1.png', 'b/2.png']
+  np.testing.assert_array_equal(data[1], image)
+
+
+def test_numbers_are_classes_in_their_own_order(tmp_path, image):
+  for name in ('10', '9', '2', '02'):
+    write(tmp_path / f'all/{name}/x.png', image)
+    write(tmp_path / f'some/{name}/x.png', image)
+  write(tmp_path / 'some/a/x.png', image)
+  assert Folder(str(tmp_path), 'all').classes == ('02', '2', '9', '10')
+  assert Folder(str(tmp_path), 'some').classes == ('02', '10', '2', '9', 'a')
 
 
 def test_layout_errors(tmp_path):
@@ -77,17 +121,6 @@ def test_fingerprint_follows_names_and_sizes(tmp_path, image):
   with (tmp_path / 'c/2.png').open('ab') as file:
     file.write(b'!')
   assert len({first, second, Folder(str(tmp_path), '').fingerprint}) == 3
-
-
-def test_load(tmp_path, image):
-  write(tmp_path / 'train/c/1.png', image)
-  data = dataset.load(dataset='folder', path=str(tmp_path), split='train')
-  assert (len(data), data.name) == (1, f'{tmp_path.name}/train')
-  assert len(dataset.load(dataset='demo_textures', path='', split='test')) == 504
-  with pytest.raises(ValueError, match=r"'imagenet' is unknown; choose one of \['folder', 'demo_"):
-    dataset.load(dataset='imagenet', path='', split='train')
-  with pytest.raises(ValueError, match="path='x' is not read by demo_textures"):
-    dataset.load(dataset='demo_textures', path='x', split='train')
 
 
 def test_unlabelled_images_at_any_depth_in_sorted_order(tmp_path, image):
@@ -134,3 +167,204 @@ def test_a_name_that_no_table_can_hold_is_refused(tmp_path, image):
   for data in (lambda: Unlabelled(str(tmp_path)), lambda: Folder(str(tmp_path), '')):
     with pytest.raises(ValueError, match=r'caf\\udce9\.png. has a name that is not UTF-8'):
       data()
+
+
+@pytest.fixture
+def eager(tmp_path, monkeypatch):
+  """The cache counts from the first file on, and new folders have settled."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  monkeypatch.setattr(folder, '_CACHED_FROM', 1)
+  monkeypatch.setattr(folder, '_SETTLED', -1)
+  return tmp_path / 'cache'
+
+
+def keys(data):
+  return [data.key(index) for index in range(len(data))]
+
+
+@pytest.mark.parametrize('opened', [lambda path: Folder(path, ''), Unlabelled])
+def test_a_cached_listing_is_used_until_a_folder_changes(
+  eager, tmp_path, image, opened, monkeypatch
+):
+  root = tmp_path / 'data'
+  for name in ('a/1.png', 'a/2.png', 'b/é.png'):
+    write(root / name, image)
+  looked = []
+  scandir = os.scandir
+  monkeypatch.setattr(os, 'scandir', lambda path: looked.append(path) or scandir(path))
+  first, again = opened(str(root)), opened(str(root))
+  assert len(looked) == 3
+  assert len(list(eager.rglob('*.npz'))) == 1
+  assert keys(again) == keys(first) == ['a/1.png', 'a/2.png', 'b/é.png']
+  assert again.fingerprint == first.fingerprint
+  assert (again.classes, again.labels.tolist()) == (first.classes, first.labels.tolist())
+
+  (root / 'b/é.png').rename(root / 'b/e.png')
+  assert keys(opened(str(root))) == ['a/1.png', 'a/2.png', 'b/e.png']
+  write(root / 'a/3.png', image)
+  assert keys(opened(str(root))) == ['a/1.png', 'a/2.png', 'a/3.png', 'b/e.png']
+  write(root / 'c/1.png', image)
+  (root / 'a/1.png').unlink()
+  assert keys(opened(str(root))) == ['a/2.png', 'a/3.png', 'b/e.png', 'c/1.png']
+  assert len(list(eager.rglob('*.npz'))) == 1
+
+
+def test_a_cache_that_is_damaged_or_cannot_be_written_does_no_harm(eager, tmp_path, image):
+  write(tmp_path / 'data/a/1.png', image)
+  expected = Folder(str(tmp_path / 'data'), '').fingerprint
+  (path,) = eager.rglob('*.npz')
+  whole = path.read_bytes()
+  for content in (b'', b'junk', whole[:-100], whole.replace(b'1.png', b'2.png')):
+    path.write_bytes(content)
+    data = Folder(str(tmp_path / 'data'), '')
+    assert (keys(data), data.fingerprint) == (['a/1.png'], expected)
+    assert path.read_bytes() == whole
+  path.unlink()
+  path.parent.rmdir()
+  path.parent.write_text('a file where the folder should be')
+  assert Folder(str(tmp_path / 'data'), '').fingerprint == expected
+
+
+def test_what_has_just_changed_or_is_small_is_not_cached(eager, tmp_path, image, monkeypatch):
+  write(tmp_path / 'data/a/1.png', image)
+  monkeypatch.setattr(folder, '_SETTLED', 60)
+  Folder(str(tmp_path / 'data'), '')
+  monkeypatch.setattr(folder, '_SETTLED', -1)
+  monkeypatch.setattr(folder, '_CACHED_FROM', 2)
+  Folder(str(tmp_path / 'data'), '')
+  assert not eager.exists()
+
+
+def write_list(file, **columns):
+  table = pa.table(columns)
+  (pa.csv.write_csv if file.suffix == '.csv' else pa.parquet.write_table)(table, file)
+  return str(file)
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'parquet'])
+def test_a_list_of_paths_and_labels(tmp_path, image, suffix):
+  elsewhere = tmp_path / 'elsewhere/1.png'
+  for file in (tmp_path / 'data/x/b, 1.png', tmp_path / 'data/ä.png', elsewhere):
+    write(file, image)
+  columns = {
+    'note': [1.5, 2.5, 3.5],
+    'label': ['zebra', 'ant', 'zebra'],
+    'path': ['x/b, 1.png', 'ä.png', str(elsewhere)],
+    'split': ['test', 'train', 'train'],
+  }
+  path = write_list(tmp_path / f'data/list.{suffix}', **columns)
+  data = Listed(path, '')
+  assert isinstance(data, dataset.Dataset)
+  assert (data.name, data.classes) == ('list', ('ant', 'zebra'))
+  assert data.labels.tolist() == [1, 0, 1]
+  assert data.labels.dtype == np.int32
+  assert keys(data) == columns['path']
+  assert [data.where(0), data.where(2)] == [str(tmp_path / 'data/x/b, 1.png'), str(elsewhere)]
+  for index in range(3):
+    np.testing.assert_array_equal(data[index], image)
+  train = Listed(path, 'train')
+  assert (train.name, keys(train)) == ('list/train', columns['path'][1:])
+  assert train.labels.tolist() == [0, 1]
+  assert (Listed.has_splits(path), train.fingerprint != data.fingerprint) == (True, True)
+  assert Listed(path, 'test').classes == ('zebra',)
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'parquet'])
+def test_numeric_labels_of_a_list(tmp_path, image, suffix):
+  for number in range(3):
+    write(tmp_path / f'{number}.png', image)
+  names = ['0.png', '1.png', '2.png']
+  path = write_list(tmp_path / f'list.{suffix}', path=names, label=[10, 9, 10])
+  assert (Listed(path, '').classes, Listed(path, '').labels.tolist()) == (('9', '10'), [1, 0, 1])
+  assert not Listed.has_splits(path)
+  with pytest.raises(ValueError, match="has no column split; add one, or leave split='x' empty"):
+    Listed(path, 'x')
+  first = Listed(path, '').fingerprint
+  path = write_list(tmp_path / f'list.{suffix}', path=names, label=[9, 9, 10])
+  assert Listed(path, '').fingerprint != first
+
+
+def test_text_stays_as_it_is_in_a_list(tmp_path, image):
+  PIL.Image.fromarray(image).save(tmp_path / '007', 'PNG')
+  (tmp_path / 'list.csv').write_bytes(b'\xef\xbb\xbfpath,label\r\n007,01\r\n')
+  data = Listed(str(tmp_path / 'list.csv'), '')
+  assert (keys(data), data.classes) == (['007'], ('01',))
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (b'path,class\na.png,x\n', 'it has no column label, but path, class'),
+    (b'', 'cannot be read as a list of path and label: '),
+    (b'path,label\na.png,x,y\n', 'cannot be read as a list of path and label: '),
+    (b'path,label\na.png,\xff\n', 'cannot be read as a list of path and label: '),
+    (b'path,label\n', 'has no rows'),
+    (b'path,label\na.png,x\nb.png,\n', 'row 2: label is empty'),
+    (b'path,label\n"",x\n', 'row 1: path is empty'),
+    (b'path,label\na.png,x\na.png,y\n', "has 'a.png' more than once"),
+    (b'path,label\na.png,x\nno/b.png,y\n', r'/no is not there \(No such file or directory\)'),
+    (b'path,label\na.png,x\nb.png,y\n', r'/b\.png is not there \(No such file or directory\)'),
+    (b'path,label,split\na.png,x,q\n', r"no row of split='train'; choose one of 'q'"),
+  ],
+)
+def test_what_is_wrong_with_a_list_is_said_in_one_line(tmp_path, image, content, message):
+  write(tmp_path / 'a.png', image)
+  path = tmp_path / 'list.csv'
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=message) as caught:
+    Listed(str(path), 'train' if b'split' in content else '')
+  assert len(str(caught.value).splitlines()) == 1
+  assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize('name', ['none.csv', 'none.parquet', 'folder.parquet', 'text.parquet'])
+def test_a_list_that_is_none(tmp_path, name):
+  (tmp_path / 'folder.parquet').mkdir()
+  (tmp_path / 'text.parquet').write_text('path,label')
+  with pytest.raises(ValueError, match=f'{name} cannot be read as a list of path and label'):
+    Listed(str(tmp_path / name), '')
+
+
+def test_nulls_in_a_list(tmp_path, image):
+  write(tmp_path / 'a.png', image)
+  path = write_list(tmp_path / 'list.parquet', path=['a.png'], label=pa.array([None], pa.string()))
+  with pytest.raises(ValueError, match='row 1: label is empty'):
+    Listed(path, '')
+
+
+def test_sizes_of_a_list_are_cached_until_a_folder_changes(eager, tmp_path, image):
+  for name in ('a/1.png', 'a/2.png', 'b/1.png'):
+    write(tmp_path / name, image)
+  path = write_list(tmp_path / 'list.csv', path=['a/1.png', 'b/1.png'], label=['x', 'y'])
+  assert Listed(path, '').fingerprint == Listed(path, '').fingerprint
+  assert len(list(eager.rglob('*.npz'))) == 1
+  (tmp_path / 'b/1.png').unlink()
+  with pytest.raises(ValueError, match=r'b/1\.png is not there'):
+    Listed(path, '')
+  path = write_list(tmp_path / 'list.csv', path=['a/1.png', 'a/2.png'], label=['x', 'y'])
+  assert keys(Listed(path, '')) == ['a/1.png', 'a/2.png']
+
+
+NAMES = st.text(
+  st.characters(exclude_characters='/\0.', exclude_categories=['C']), min_size=1, max_size=9
+)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(NAMES, st.sets(NAMES, min_size=1, max_size=4), min_size=1, max_size=4))
+def test_a_folder_and_a_list_of_the_same_files_agree(tmp_path_factory, classes):
+  root = tmp_path_factory.mktemp('data')
+  for name, files in classes.items():
+    (root / name).mkdir()
+    for file in files:
+      (root / name / f'{file}.png').write_bytes(file.encode())
+  data = Folder(str(root), '')
+  assert sorted(keys(data)) == sorted(f'{c}/{f}.png' for c, files in classes.items() for f in files)
+  assert all(
+    data.classes[y] == k.partition('/')[0] for y, k in zip(data.labels, keys(data), strict=True)
+  )
+  labels = [data.classes[label] for label in data.labels]
+  listed = Listed(write_list(root / 'list.parquet', path=keys(data), label=labels), '')
+  assert (listed.classes, keys(listed)) == (data.classes, keys(data))
+  np.testing.assert_array_equal(listed.labels, data.labels)
+  assert listed.fingerprint == data.fingerprint

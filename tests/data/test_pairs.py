@@ -26,17 +26,22 @@ class Numbered:
     return f'{self.name}/{index}'
 
   def __getitem__(self, index):
-    return np.full((8, 8, 3), (self.domain, index, 0), np.uint8)
+    return self.at_least(index, 0)
+
+  def at_least(self, index, side):
+    return np.full((8, 8, 3), (self.domain, index, side), np.uint8)
 
 
 RANKING = np.array([[4, 8, 2], [1, 0, 9], [7, 7, 3], [5, 6, 0], [2, 1, 8]])
 COUNTS = np.array([1, 3, 2, 3, 1])
 
 
-def make(subset=True, seed=3, round_=0, batch_size=4, kind='none', cls=Pairs):
+def make(subset=True, seed=3, round_=0, batch_size=4, kind='none', cls=Pairs, source=None):
   chosen = Subset(RANKING, COUNTS) if subset else None
   augment = functools.partial(transforms.augment, kind=kind, resize=8, crop=6)
-  return cls(Numbered(0, 5), Numbered(1, 10), chosen, augment, seed, round_, batch_size)
+  return cls(
+    Numbered(0, 5), source or Numbered(1, 10), chosen, augment, 8, seed, round_, batch_size
+  )
 
 
 def same(a, b):
@@ -114,6 +119,23 @@ def test_pretraining_batches_hold_source_images_only():
 
 
 def test_views_keep_the_order_and_every_image():
-  loaded = list(views(Numbered(1, 10), lambda image: image[None, :2, :2], 4))
+  loaded = list(views(Numbered(1, 10), lambda image: image[None, :2, :2], 4, side=2))
   assert [len(batch) for batch in loaded] == [4, 4, 2]
   np.testing.assert_array_equal(np.concatenate(loaded)[:, 0, 0, 0, 1], np.arange(10))
+
+
+def test_a_multi_label_source_brings_what_its_images_show():
+  source = Numbered(1, 10)
+  source.labels = np.random.default_rng(0).random((10, 3)) < 0.5
+  for cls, places in ((Pairs, slice(1, None, 2)), (SourceOnly, slice(None))):
+    batch = make(source=source, cls=cls)(0)
+    index = batch['image'][places, 0, 0, 1].astype(int)
+    np.testing.assert_array_equal(batch['shown'][places], source.labels[index])
+    assert not batch['shown'][~batch['is_source']].any()
+    assert not batch['label'][batch['is_source']].any()
+  assert 'shown' not in make()(0)
+
+
+def test_images_are_decoded_no_larger_than_the_augmentation_can_use():
+  batch = make()(0)
+  assert (batch['image'][..., 2] == 8).all()

@@ -1,9 +1,12 @@
 import copy
+import io
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from sjft_jax.data import transforms
 
@@ -12,6 +15,41 @@ KINDS = ('resnet', 'pursuit', 'none')
 
 def noise(height, width, seed=0):
   return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def atlas(height, width):
+  """Every pixel tells where it is: red is twice x, green is twice y."""
+  y, x = np.mgrid[:height, :width]
+  return np.stack([2 * x, 2 * y, 0 * x], axis=-1).astype(np.uint8)
+
+
+class Chosen(np.random.Generator):
+  """Draws the given families, never mirrors; everything else is random."""
+
+  def __init__(self, seed, *families):
+    super().__init__(np.random.Philox(seed))
+    self.families = list(families)
+
+  def choice(self, known):
+    assert self.families[0] in known
+    return self.families.pop(0)
+
+  def random(self, size=None):
+    return 0.9 if size is None else super().random(size)
+
+
+def pursue(image, seed, geometry, look):
+  rng = Chosen(seed, geometry, look)
+  return transforms.augment(image, rng, kind='pursuit', crop=64, resize=72)
+
+
+def affine(view):
+  """Where a view of the atlas comes from: (x, y) of its centre, and the 2×2 matrix in x, y."""
+  inner = slice(16, 48)  # Nothing here comes from beyond the image.
+  y, x = np.mgrid[inner, inner] - 31.5
+  design = np.stack([x.ravel(), y.ravel(), np.ones(x.size)], axis=1)
+  fit = np.linalg.lstsq(design, view[inner, inner, :2].reshape(-1, 2) / 2, rcond=None)[0]
+  return fit[2], fit[:2].T
 
 
 sizes = st.tuples(st.integers(8, 90), st.integers(8, 90))
@@ -119,9 +157,175 @@ def test_resnet_colour_shift_is_uniform_within_the_view():
   assert first.std() == pytest.approx(0.1 * 0.2175 * 255, rel=0.15)
 
 
+@pytest.mark.parametrize('kind', ['resnet', 'pursuit'])
+@given(sizes, crops, st.integers(0, 2**32))
+@settings(max_examples=150, deadline=None)
+def test_no_dark_borders(kind, size, crop_resize, seed):
+  """Of a white image every view is white, but for the colour shift."""
+  crop, resize = crop_resize
+  image = np.full((*size, 3), 255, np.uint8)
+  rng = np.random.default_rng(seed)
+  view = transforms.augment(image, rng, kind=kind, crop=crop, resize=resize)
+  assert view.min() >= (180 if kind == 'resnet' else 227)
+  assert np.ptp(view, axis=(0, 1)).max() <= 2
+
+
+def test_pursuit_is_the_centre_crop_when_both_families_do_nothing():
+  image = noise(72, 100)
+  expected = transforms.center_crop(image, resize=72, crop=64)
+  np.testing.assert_array_equal(pursue(image, 0, 'none', 'none'), expected)
+
+
+def test_pursuit_geometry():
+  image = atlas(72, 100)
+  center = np.array([49.5, 35.5])
+  places, scales, angles, corners = [], [], [], []
+  for seed in range(200):
+    place, matrix = affine(pursue(image, seed, 'crop', 'none'))
+    scale = matrix[0, 0]
+    np.testing.assert_allclose(matrix, scale * np.eye(2), atol=0.02)
+    assert 0.6 * 72 / 64 - 0.02 < scale < 72 / 64 + 0.02
+    reach = 32 * scale
+    places.append((place - reach + 0.5) / ((100, 72) - 2 * reach))  # From 0 to 1.
+
+    place, matrix = affine(pursue(image, seed, 'scale', 'none'))
+    np.testing.assert_allclose(matrix, matrix[0, 0] * np.eye(2), atol=0.02)
+    np.testing.assert_allclose(place, center, atol=0.6)
+    scales.append(matrix[0, 0])
+
+    view = pursue(image, seed, 'rotation', 'none')
+    place, matrix = affine(view)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(2), atol=0.03)
+    np.testing.assert_allclose(place, center, atol=0.6)
+    # What lies beyond the upper and lower end is mirrored; to the left and right the image goes on.
+    y, x = np.mgrid[:64, :64] - 31.5
+    expected = place[0] + matrix[0, 0] * x + matrix[0, 1] * y
+    np.testing.assert_allclose(view[:, :, 0] / 2, expected, atol=1)
+    angles.append(np.rad2deg(np.arctan2(matrix[1, 0], matrix[0, 0])))
+
+    view = pursue(image, seed, 'homography', 'none')
+    plain = transforms.center_crop(image, resize=72, crop=64)
+    moved = (view.astype(float) - plain)[:, :, :2] / 2
+    assert np.abs(moved[16:48, 16:48]).max() < 0.1 * 64 * np.sqrt(2) + 0.6
+    corners.append(moved[20, 20])
+  places = np.array(places)[:, 0]
+  assert places.min() < 0.05
+  assert places.max() > 0.95
+  assert np.quantile(places, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.12)
+  # Out as far as the image reaches, in by the square root of two.
+  assert min(scales) == pytest.approx(2**-0.5, abs=0.02)
+  assert max(scales) == pytest.approx(72 / 64, abs=0.02)
+  assert min(angles) == pytest.approx(-15, abs=1)
+  assert max(angles) == pytest.approx(15, abs=1)
+  assert np.std(corners, axis=0).min() > 1
+
+
+def test_pursuit_look():
+  image = np.kron(noise(9, 9), np.ones((8, 8, 1), np.uint8)) // 4 + 128
+  plain = pursue(image, 0, 'none', 'none').astype(float)
+  for seed in range(20):
+    ratio = pursue(image, seed, 'none', 'color') / plain
+    gain = ratio.mean(axis=(0, 1))
+    assert np.abs(gain - 1).max() < 0.11
+    assert np.ptp(gain) > 0.005
+    assert np.abs(ratio - gain).max() < 0.5 / 128 + 0.002  # One gain a channel, but for rounding.
+
+    changed = pursue(image, seed, 'none', 'contrast')
+    assert changed.mean() == pytest.approx(plain.mean(), abs=0.5)
+    assert 0.59 < changed.std() / plain.std() < 1.41
+
+    blurred = pursue(image, seed, 'none', 'blur').astype(float)
+    assert blurred.mean() == pytest.approx(plain.mean(), abs=2)
+    assert np.abs(np.diff(blurred, axis=1)).max() < np.abs(np.diff(plain, axis=1)).max()
+
+    rng = Chosen(seed)
+    file = io.BytesIO()
+    Image.fromarray(plain.astype(np.uint8)).save(file, 'JPEG', quality=int(rng.integers(30, 91)))
+    expected = np.asarray(Image.open(file), float)
+    assert np.abs(pursue(image, seed, 'none', 'jpeg') - expected).mean() < 0.5
+
+
+@given(st.sampled_from(['resnet', 'pursuit', 'none']), crops, st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None)
+def test_an_image_of_the_needed_side_is_not_enlarged(kind, crop_resize, seed):
+  crop, resize = crop_resize
+  side = transforms.needed_side(kind, resize)
+  enlarged = []
+
+  def resize_(image, height, width):
+    enlarged.append(height > image.shape[0] or width > image.shape[1])
+    return np.zeros((height, width, 3), np.uint8)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(transforms, '_resize', resize_)
+    image, rng = noise(side, side + 7), np.random.default_rng(seed)
+    transforms.augment(image, rng, kind=kind, crop=crop, resize=resize)
+  assert enlarged == [False]
+
+
+def test_needed_side():
+  assert transforms.needed_side('none', 256) == 256
+  assert transforms.needed_side('resnet', 256) == 480
+  assert transforms.needed_side('pursuit', 256) == 427
+  with pytest.raises(ValueError, match="augment='mixup' is unknown"):
+    transforms.needed_side('mixup', 256)
+
+
+def test_a_side_that_shrinks_is_averaged_while_the_other_grows():
+  row = noise(1, 96)
+  view = transforms.describe_view(np.repeat(row, 12, axis=0), resize=24, crop=24)
+  expected = row.reshape(1, 24, 4, 3).mean(axis=2)
+  assert np.abs(view - expected).max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize('size', [(1, 1), (3000, 20), (20, 3000), (1, 30_000)])
+def test_extreme_shapes(size):
+  image = noise(*size)
+  options = {'resize': 256, 'crop': 224}
+  tracemalloc.start()
+  try:
+    assert transforms.describe_view(image, **options).shape == (224, 224, 3)
+    assert transforms.center_crop(image, **options).shape == (224, 224, 3)
+    assert transforms.ten_crop(image, **options).shape == (10, 224, 224, 3)
+    assert len(transforms.multi_scale(image, **options)) == 5
+    families = ['none', 'crop', 'homography', 'scale', 'rotation']
+    for rng in (Chosen(0, family, 'none') for family in families):
+      view = transforms.augment(image, rng, kind='pursuit', **options)
+      assert view.shape == (224, 224, 3)
+    for seed in range(5):
+      rng = np.random.default_rng(seed)
+      view = transforms.augment(image, rng, kind='resnet', **options)
+      assert view.shape == (224, 224, 3)
+    assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+  finally:
+    tracemalloc.stop()
+
+
+def test_multi_scale_are_centre_squares_and_their_mirror_images():
+  image = noise(64, 100)
+  center = image[:, 18:82]
+  views = transforms.multi_scale(image, resize=72, crop=64)
+  assert [view.shape for view in views] == [(2, s, s, 3) for s in (64, 73, 110, 137, 183)]
+  np.testing.assert_array_equal(views[0], [center, center[:, ::-1]])
+  for view in views:
+    np.testing.assert_array_equal(view[1], view[0][:, ::-1])
+  (half,) = transforms.multi_scale(image, resize=224, crop=224, sides=(32,))
+  assert np.abs(half[0] - center.reshape(32, 2, 32, 2, 3).mean((1, 3))).max() <= 0.5 + 1e-6
+  # Twice the size: each block of four interpolates between a pixel and its neighbours.
+  (double,) = transforms.multi_scale(atlas(64, 100), resize=448, crop=448, sides=(64,))
+  place, matrix = affine(double[0, 32:96, 32:96])
+  np.testing.assert_allclose(matrix, np.eye(2) / 2, atol=0.01)
+  np.testing.assert_allclose(place, [49.5, 31.5], atol=0.3)
+
+
 def test_impossible_options():
   image = noise(20, 20)
-  for view in (transforms.describe_view, transforms.center_crop, transforms.ten_crop):
+  for view in (
+    transforms.describe_view,
+    transforms.center_crop,
+    transforms.ten_crop,
+    transforms.multi_scale,
+  ):
     with pytest.raises(ValueError, match='crop=9 must lie between 1 and resize=8'):
       view(image, resize=8, crop=9)
   with pytest.raises(ValueError, match="augment='mixup' is unknown"):

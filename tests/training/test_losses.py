@@ -98,3 +98,24 @@ def test_labels_outside_the_mask_may_be_anything():
   p = np.exp(logits[0]) / np.exp(logits[0]).sum()
   assert float(value) == pytest.approx(-np.log(p[1]), rel=1e-5)
   assert np.isfinite(gradient).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 999), is_source=FLAGS)
+def test_a_multi_label_source_has_the_likelihood_of_independent_classes(seed, is_source):
+  logits, labels = draw_batch(seed, is_source)
+  shown = np.random.default_rng(seed).random((IMAGES, NUM_CLASSES['source'])) < 0.3
+  shown &= is_source[:, None]
+  _, sums = joint_loss(
+    {d: jnp.asarray(x) for d, x in logits.items()},
+    jnp.asarray(np.where(is_source, 0, labels)),
+    jnp.asarray(is_source),
+    jnp.asarray(shown),
+    num_target=jnp.int32(IMAGES),
+    num_source=jnp.int32(IMAGES),
+    target_weight=1.0,
+    source_weight=1.0,
+  )
+  p = 1 / (1 + np.exp(-logits['source'].astype(np.float64)))
+  expected = -np.log(np.where(shown, p, 1 - p))[is_source].sum()
+  assert float(sums['source']) == pytest.approx(expected, rel=1e-5, abs=1e-6)

@@ -225,3 +225,18 @@ def test_replicas_come_back_unchanged():
   back = unreplicate(replicas)
   assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(back))
   jax.tree.map(np.testing.assert_array_equal, back, tree)
+
+
+def test_a_multi_label_source_counts_an_image_whose_likeliest_class_it_shows():
+  batch = make_batch()
+  everything = np.repeat(batch['is_source'][:, None], NUM_SOURCE, axis=1)
+  _, after, metrics = run(batch | {'shown': everything})
+  assert metrics['source_accuracy'] == (PAIRS, PAIRS)
+  _, _, (target_loss, _) = direct(batch, 'mixed')
+  total, count = metrics['target_loss']
+  assert float(total) / int(count) == pytest.approx(float(target_loss), rel=1e-4)
+  _, other, metrics = run(batch | {'shown': np.zeros_like(everything)})
+  assert metrics['source_accuracy'] == (0, PAIRS)
+  # What is shown moves the source head: up where it is, down where it is not.
+  moved = after.params['source']['bias'] - other.params['source']['bias']
+  assert (moved > 0).all()

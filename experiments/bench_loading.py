@@ -1,0 +1,290 @@
+"""How fast JPEG files become training views: bytes → decoding → short side 256 → 224×224 centre.
+
+  python -m experiments.bench_loading [--json]
+
+In the first table every contestant works through files in a plain loop and the processor's time
+counts, of all its threads, so that other work on the machine does not matter much. In the second
+one batches of 32 come from whole loaders with a worker for each core, and the time on the clock
+counts, from when a loader is in its stride.
+
+Rates are medians over rounds in which every contestant takes one turn; ratios are medians of each
+round's ratio. The photographs are those of scikit-image (extra `demo`), native pixels, the large
+ones put together from nine; JPEG quality 90, 4:2:0. PyTorch and TensorFlow are optional.
+"""
+
+import functools
+import importlib.util
+import io
+import itertools
+import json
+import os
+import pathlib
+import tempfile
+import time
+
+import cv2
+import grain
+import numpy as np
+import skimage.data
+import tensorflow_datasets as tfds
+from absl import app, flags
+from PIL import Image
+
+from sjft_jax.data import decode, pairs, transforms
+from sjft_jax.data.dataset import Part
+from sjft_jax.data.folder import Folder
+
+SIZES = flags.DEFINE_multi_string(
+  'size', ['400x500', '1000x1300'], 'Height and width of the JPEGs; repeatable.'
+)
+FILES = flags.DEFINE_integer('files', 64, 'JPEGs of each size.')
+IMAGES = flags.DEFINE_integer('images', 512, 'Images in a turn.')
+ROUNDS = flags.DEFINE_integer('rounds', 5, 'Turns of each contestant, after one to warm up.')
+JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead of tables.')
+
+RESIZE, CROP, BATCH = 256, 224, 32
+CORES = os.cpu_count() or 1
+# More batches than any loader holds ready.
+STRIDE = 8 * CORES
+PHOTOGRAPHS = (
+  'astronaut',
+  'coffee',
+  'hubble_deep_field',
+  'immunohistochemistry',
+  'retina',
+  'rocket',
+)
+
+
+def jpegs(height, width, number):
+  rng = np.random.default_rng(0)
+  photographs = [getattr(skimage.data, name)() for name in PHOTOGRAPHS]
+  parts = 1 if height <= 400 else 3
+  h, w = -(-height // parts), -(-width // parts)
+
+  def part():
+    photograph = photographs[rng.integers(len(photographs))]
+    y, x = (rng.integers(0, n - m + 1) for n, m in zip(photograph.shape, (h, w), strict=False))
+    return photograph[y : y + h, x : x + w]
+
+  for _ in range(number):
+    rows = [np.hstack([part() for _ in range(parts)]) for _ in range(parts)]
+    buffer = io.BytesIO()
+    Image.fromarray(np.vstack(rows)[:height, :width]).save(buffer, 'JPEG', quality=90)
+    yield buffer.getvalue()
+
+
+class Prepared(tfds.core.GeneratorBasedBuilder):
+  """The same JPEGs as records of TFDS."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  pkg_dir_path = pathlib.Path(__file__).parent
+  files: tuple[str, ...] = ()
+
+  def _info(self):
+    features = {'image': tfds.features.Image(encoding_format='jpeg')}
+    return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples()}
+
+  def _generate_examples(self):
+    for number, file in enumerate(self.files):
+      yield number, {'image': file}
+
+
+our_view = functools.partial(transforms.center_crop, resize=RESIZE, crop=CROP)
+
+
+def bilinear_view(image):
+  """As tf.data's, without smoothing before pixels are left out."""
+  scale = RESIZE / min(image.shape[:2])
+  height, width = (round(side * scale) for side in image.shape[:2])
+  image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+  return transforms.center_crop(image, resize=RESIZE, crop=CROP)
+
+
+def ours(file):
+  with open(file, 'rb') as stream:
+    return our_view(decode.rgb(stream.read(), at_least=RESIZE))
+
+
+def pillow(file, *, draft=False):
+  with Image.open(file) as image:
+    if draft:
+      image.draft('RGB', (RESIZE, RESIZE))
+    image = image.convert('RGB')
+  scale = RESIZE / min(image.size)
+  image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BILINEAR)
+  left, top = ((side - CROP) // 2 for side in image.size)
+  return np.array(image.crop((left, top, left + CROP, top + CROP)))
+
+
+def opencv(file):
+  return our_view(cv2.imread(file, cv2.IMREAD_COLOR_RGB))
+
+
+class PillowFiles:
+  """What a torch DataLoader asks for: the first 2²⁰ images of an endless sequence."""
+
+  def __init__(self, files):
+    self.files = files
+
+  def __len__(self):
+    return 2**20
+
+  def __getitem__(self, index):
+    return pillow(self.files[index % len(self.files)])
+
+
+def torch_batches(files):
+  from torch.utils import data
+
+  # Processes are not forked: others of the contestants have threads.
+  return iter(
+    data.DataLoader(PillowFiles(files), BATCH, num_workers=CORES, multiprocessing_context='spawn')
+  )
+
+
+def tensorflow_batches(files, *, antialias=False):
+  import tensorflow as tf
+
+  def view(file):
+    image = tf.io.decode_jpeg(tf.io.read_file(file), 3)
+    sides = tf.cast(tf.shape(image)[:2], tf.float32)
+    sides = tf.cast(tf.round(sides * RESIZE / tf.reduce_min(sides)), tf.int32)
+    image = tf.image.resize_with_crop_or_pad(
+      tf.image.resize(image, sides, antialias=antialias), CROP, CROP
+    )
+    return tf.cast(tf.round(image), tf.uint8)
+
+  dataset = tf.data.Dataset.from_tensor_slices(files).repeat().map(view, CORES).batch(BATCH)
+  return dataset.prefetch(2).as_numpy_iterator()
+
+
+RIVALS = {
+  'torch DataLoader, Pillow': ('torch', torch_batches),
+  'tf.data, bilinear': ('tensorflow', tensorflow_batches),
+  'tf.data, antialiased': (
+    'tensorflow',
+    functools.partial(tensorflow_batches, antialias=True),
+  ),
+}
+
+
+def tfds_batches(source):
+  images = grain.MapDataset.source(source).repeat().map(lambda record: our_view(record['image']))
+  options = grain.ReadOptions(num_threads=CORES, prefetch_buffer_size=4)
+  return iter(images.batch(BATCH).to_iter_dataset(options))
+
+
+def loop(view, items):
+  """A turn of images one after another; seconds of the processor."""
+  some = itertools.cycle(items)
+
+  def turn():
+    start = time.process_time()
+    for _ in range(IMAGES.value):
+      assert view(next(some)).shape == (CROP, CROP, 3)
+    return time.process_time() - start
+
+  return turn
+
+
+def stream(load):
+  """A turn of batches from a loader once it is in its stride; seconds on the clock."""
+
+  def turn():
+    batches = load()
+    for _ in range(STRIDE):
+      next(batches)
+    start = time.perf_counter()
+    for _ in range(IMAGES.value // BATCH):
+      assert next(batches).shape == (BATCH, CROP, CROP, 3)
+    seconds = time.perf_counter() - start
+    # The next contestant has the machine to itself.
+    getattr(batches, 'close', lambda: None)()
+    return seconds
+
+  return turn
+
+
+def race(contestants):
+  """Seconds per turn, one array of rounds for each contestant."""
+  seconds = {name: [] for name in contestants}
+  for round_, (name, turn) in itertools.product(range(ROUNDS.value + 1), contestants.items()):
+    took = turn()
+    if round_:
+      seconds[name].append(took)
+  return {name: np.array(turns) for name, turns in seconds.items()}
+
+
+def rows(seconds, cores, *, ours):
+  """Images per second and core, and how many times as fast ours is."""
+  return {
+    name: {
+      'images_per_second_and_core': float(IMAGES.value / np.median(turns) / cores),
+      'ours_is_faster_by': float(np.median(turns / seconds[ours])),
+    }
+    for name, turns in seconds.items()
+  }
+
+
+def bench(size):
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    (folder / 'files' / 'class').mkdir(parents=True)
+    files = []
+    for number, data in enumerate(jpegs(*map(int, size.split('x')), FILES.value)):
+      files.append(str(folder / 'files' / 'class' / f'{number:03}.jpg'))
+      pathlib.Path(files[-1]).write_bytes(data)
+    Prepared.files = tuple(files)
+    builder = Prepared(data_dir=folder / 'tfds', file_format='array_record')
+    builder.download_and_prepare()
+    records = builder.as_data_source('train')
+
+    seconds = race(
+      {
+        'ours': loop(ours, files),
+        'OpenCV': loop(opencv, files),
+        'Pillow': loop(pillow, files),
+        'Pillow, reduced decoding': loop(functools.partial(pillow, draft=True), files),
+        'TFDS, OpenCV resizing': loop(lambda i: our_view(records[i]['image']), range(len(files))),
+      }
+    )
+    alone = rows(seconds, 1, ours='ours')
+
+    endless = Part(Folder(str(folder / 'files'), ''), np.arange(2**20) % len(files))
+    load = functools.partial(pairs.views, endless, batch_size=BATCH, side=RESIZE)
+    loaders = {
+      'ours, threads': functools.partial(load, view=our_view),
+      'ours, processes': functools.partial(load, view=our_view, workers=CORES),
+      'ours, threads, bilinear': functools.partial(load, view=bilinear_view),
+      'TFDS, Grain threads': functools.partial(tfds_batches, records),
+    }
+    for name, (package, load) in RIVALS.items():
+      if importlib.util.find_spec(package):
+        loaders[name] = functools.partial(load, files)
+      elif not JSON.value:
+        print(f'{name} is left out: {package} is not installed')
+    seconds = race({name: stream(load) for name, load in loaders.items()})
+    return alone, rows(seconds, CORES, ours='ours, threads')
+
+
+def main(_):
+  tfds.disable_progress_bar()
+  results = {'cores': CORES, 'files': FILES.value, 'images': IMAGES.value}
+  for size in SIZES.value:
+    results[size] = dict(zip(('loop', 'loader'), bench(size), strict=True))
+    if not JSON.value:
+      for kind, table in results[size].items():
+        print(f'\n{size} pixels, {kind:22} images/s/core   ours is faster by')
+        for name, row in table.items():
+          print(f'  {name:36}{row["images_per_second_and_core"]:10,.0f}', end='')
+          print(f'{row["ours_is_faster_by"]:15.2f}×')
+  if JSON.value:
+    print(json.dumps(results))
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,43 @@
+"""Builders for TFDS that prepare the paper's data sets from their official archives.
+
+They need no TensorFlow. Once this is imported, TFDS finds them by name, also where it has a builder
+of its own: `tfds.builder('stanford_dogs', data_dir=…)`, `tfds.data_source('caltech256', …)`.
+"""
+
+import importlib
+from typing import Any
+
+from tensorflow_datasets.core import registered
+
+# Name to module; a module's builder is imported when it is asked for.
+BUILDERS = {
+  name: f'{__name__}.{name}'
+  for name in (
+    'caltech256',
+    'coco',
+    'imagenet2012',
+    'mit_indoor67',
+    'oxford_flowers102',
+    'places205',
+    'places365_small',
+    'stanford_dogs',
+  )
+}
+
+
+def load(name: str) -> Any:
+  """The builder class of a data set in `BUILDERS`."""
+  return importlib.import_module(BUILDERS[name]).Builder
+
+
+class _Provider:
+  """What TFDS asks for a builder, before its own."""
+
+  def has_dataset(self, name: str) -> bool:
+    return name in BUILDERS
+
+  def get_builder_cls(self, name: str) -> Any:
+    return load(name)
+
+
+registered.add_dataset_builder_provider(_Provider(), index=0)

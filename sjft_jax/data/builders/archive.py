@@ -1,0 +1,215 @@
+"""The official archives of a data set: found, downloaded, checked, and read from front to back."""
+
+import dataclasses
+import gzip
+import hashlib
+import http
+import io
+import posixpath
+import tarfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import scipy.io
+
+from sjft_jax.report import terminal
+
+_Label = TypeVar('_Label')
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+  """A file that a data set is published as.
+
+  Attributes:
+    name: its official name.
+    url: a stable public address; empty if there is none, or one has to register.
+    size: in bytes, as published; 0: unknown.
+    checksum: as published, 'md5:…' or 'sha256:…' in hexadecimal; empty: unknown.
+  """
+
+  name: str
+  url: str = ''
+  size: int = 0
+  checksum: str = ''
+
+
+def find(archive: Archive, folder: Path, homepage: str) -> Path:
+  """Where an archive lies in a folder; one with an address is downloaded if it is not there.
+
+  Raises:
+    ValueError: it is not there and cannot be downloaded.
+  """
+  path = folder / archive.name
+  if path.is_file():
+    return path
+  if not archive.url:
+    raise ValueError(f'{archive.name} is missing; get it from {homepage} and put it into {folder}')
+  try:
+    download(archive.url, path)
+  except OSError as error:
+    raise ValueError(
+      f'{archive.url} cannot be downloaded ({error}); put {archive.name} into {folder} yourself'
+    ) from error
+  return path
+
+
+def download(url: str, path: Path) -> None:
+  """Fetches a file; what an interrupted attempt left in `path`.part is not fetched again.
+
+  Raises:
+    OSError: it cannot be fetched or written.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(f'{path.name}.part')
+  done = part.stat().st_size if part.exists() else 0
+  headers = {'User-Agent': 'sjft_jax'} | ({'Range': f'bytes={done}-'} if done else {})
+  try:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
+      if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
+        done = 0
+      total = done + int(answer.headers.get('Content-Length', 0))
+      with (
+        part.open('ab' if done else 'wb') as file,
+        terminal.progress(
+          f'downloading {path.name}, MiB', total // 2**20, done // 2**20
+        ) as advance,
+      ):
+        while block := answer.read(2**20):
+          file.write(block)
+          before, done = done, done + len(block)
+          advance(done // 2**20 - before // 2**20)
+  except urllib.error.HTTPError as error:
+    if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+      part.unlink()  # It is longer than the file, so it is not the beginning of it.
+    raise
+  if done < total:
+    raise OSError(f'{done:,} of {total:,} bytes came; the next attempt goes on from there')
+  part.replace(path)
+
+
+def check(archives: Collection[Archive], paths: Mapping[str, Path]) -> None:
+  """That the files have the published sizes and checksums; the sizes first, they cost nothing.
+
+  Raises:
+    ValueError: the first that does not.
+  """
+  for archive in archives:
+    size = paths[archive.name].stat().st_size
+    if size != archive.size > 0:
+      raise ValueError(
+        f'{paths[archive.name]} has {size:,} bytes, the official {archive.name} {archive.size:,}; '
+        'remove it and get it again'
+      )
+  summed = [archive for archive in archives if archive.checksum]
+  if not summed:
+    return
+  mib = sum(-(-paths[archive.name].stat().st_size // 2**20) for archive in summed)
+  with terminal.progress('checking archives, MiB', mib) as advance:
+    for archive in summed:
+      algorithm, expected = archive.checksum.split(':')
+      digest = hashlib.new(algorithm)
+      with paths[archive.name].open('rb') as file:
+        while block := file.read(2**20):
+          digest.update(block)
+          advance(1, archive.name)
+      if digest.hexdigest() != expected:
+        raise ValueError(
+          f'{paths[archive.name]} is not the official {archive.name}: its {algorithm} is '
+          f'{digest.hexdigest()}, not {expected}; remove it and get it again'
+        )
+
+
+class _Member(tarfile.TarInfo):
+  """A header; `tarfile` would take a damaged or missing one for the end of the archive."""
+
+  @classmethod
+  def fromtarfile(cls, tar: tarfile.TarFile) -> Any:
+    try:
+      return super().fromtarfile(tar)
+    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+      raise
+    except tarfile.HeaderError as error:
+      raise tarfile.ReadError(str(error)) from error
+
+
+def members(file: Path | io.BufferedIOBase, name: str = '') -> Iterator[tuple[str, bytes]]:
+  """The files in a tar archive, compressed or not, in its order; memory does not grow with it.
+
+  Args:
+    name: what errors call it; the path's name by default.
+
+  Raises:
+    ValueError: it is truncated or no tar archive.
+  """
+  if isinstance(file, Path):
+    mib = -(-file.stat().st_size // 2**20)
+    with file.open('rb') as stream, terminal.progress(f'{file.name}, MiB', mib) as advance:
+      done = 0
+      for member in members(stream, name or str(file)):
+        yield member
+        before, done = done, stream.tell() // 2**20
+        advance(done - before)
+      advance(mib - done)
+    return
+  try:
+    with tarfile.open(fileobj=file, mode='r:*', tarinfo=_Member) as tar:
+      while (header := tar.next()) is not None:
+        content = tar.extractfile(header) if header.isreg() else None
+        if content is not None:
+          yield posixpath.normpath(header.name), content.read()
+        # It would keep the headers of millions of files.
+        tar.members.clear()  # type: ignore[attr-defined]
+      while tar.fileobj.read(2**20):  # type: ignore[union-attr]
+        pass  # A compressed archive is checked at its very end.
+  except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    raise ValueError(f'{name} is truncated or no tar archive ({error}); get it again') from error
+
+
+def listed(path: Path, labels: Mapping[str, _Label]) -> Iterator[tuple[str, bytes, _Label]]:
+  """Name, content and label of those files in a tar archive that a list names, in its order.
+
+  Args:
+    labels: what is known of each file, by its name in the archive.
+
+  Raises:
+    ValueError: it is truncated or no tar archive, or does not hold all of them.
+  """
+  missing = set(labels)
+  for name, content in members(path):
+    if name in missing:
+      missing.remove(name)
+      yield name, content, labels[name]
+  if missing:
+    first = min(missing)
+    more = f' and {len(missing) - 1:,} more' if len(missing) > 1 else ''
+    raise ValueError(f'{path} does not hold {first}{more}, which the list of images names')
+
+
+def lines(path: Path) -> list[str]:
+  """The lines of a text file, without blank ones.
+
+  Raises:
+    ValueError: it is no text.
+  """
+  try:
+    return [line.strip() for line in path.read_text('utf-8').splitlines() if line.strip()]
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{path} is no text file; get it again') from error
+
+
+def matlab(file: Path | io.BufferedIOBase, variable: str, *, name: str = '') -> np.ndarray:
+  """A variable of a MATLAB file, without dimensions of length one.
+
+  Raises:
+    ValueError: the file is damaged, or the variable is not in it.
+  """
+  try:
+    return np.atleast_1d(scipy.io.loadmat(file, squeeze_me=True)[variable])
+  except Exception as error:  # A damaged file raises nearly anything.
+    raise ValueError(f'{name or file} is no MATLAB file with {variable!r}; get it again') from error

@@ -1,0 +1,118 @@
+"""What the builders have in common: a TFDS builder that reads archives and writes as it reads."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+from tensorflow_datasets.core import example_serializer
+
+from sjft_jax.data.builders.archive import Archive, check, find
+
+# Bytes of images after which a split goes on in another file.
+SHARD = 2**29
+
+
+class _Info(tfds.core.DatasetInfo):
+  def initialize_from_bucket(self) -> None:
+    """Nothing: TFDS would ask its server how it has prepared a data set of the same name itself."""
+
+
+class FromArchives(tfds.core.GeneratorBasedBuilder):
+  """A TFDS builder that needs no TensorFlow and keeps the images' bytes as they are.
+
+  A subclass is named after its module. It is stored as ArrayRecord, in the order of the archives,
+  record by record: TFDS's own writer gathers a gigabyte, then needs TensorFlow, and reads all of it
+  back to sort it.
+
+  Attributes:
+    ARCHIVES: the files it is made of.
+  """
+
+  ARCHIVES: ClassVar[tuple[Archive, ...]] = ()
+  # TFDS would look for its own file of them with a package that need not be installed.
+  url_infos: ClassVar[None] = None
+
+  def __init_subclass__(cls, **kwargs: Any):
+    cls.name = cls.__module__.rpartition('.')[2]
+    # TFDS has some of the names already; `builders` tells it which class comes first.
+    super().__init_subclass__(skip_registration=True, **kwargs)
+
+  def __init__(self, *, file_format: Any = None, **kwargs: Any):
+    super().__init__(file_format=file_format, **kwargs)
+    if not (file_format or self.info.initialized):
+      self.info.set_file_format('array_record', override=True)
+
+  def _log_download_bytes(self) -> None:
+    """Silent: TFDS would say that the size is unknown."""
+
+  def _log_download_done(self) -> None:
+    """Silent likewise."""
+
+  def described(self, features: dict[str, Any], homepage: str) -> tfds.core.DatasetInfo:
+    """What `_info` returns."""
+    return _Info(
+      builder=self,
+      features=tfds.features.FeaturesDict(features),
+      supervised_keys=('image', 'label') if 'label' in features else None,
+      homepage=homepage,
+      # Otherwise records lie in the order of hashed keys.
+      disable_shuffling=True,
+    )
+
+  def archives(self, downloads: tfds.download.DownloadManager, *names: str) -> dict[str, Path]:
+    """Where the archives lie, by name: in `manual_dir`, or downloaded.
+
+    Args:
+      names: those that are wanted; none: all.
+
+    Raises:
+      ValueError: one is missing or not the official one.
+    """
+    wanted = [archive for archive in self.ARCHIVES if not names or archive.name in names]
+    folder = Path(downloads._manual_dir)  # The public property refuses an empty folder.
+    found = {archive.name: find(archive, folder, self.info.homepage) for archive in wanted}
+    check(wanted, found)
+    return found
+
+  def _generate_splits(
+    self, dl_manager: tfds.download.DownloadManager, download_config: tfds.download.DownloadConfig
+  ) -> Sequence[tfds.core.SplitInfo]:
+    return [
+      self._written(split, itertools.islice(examples, download_config.max_examples_per_split))
+      for split, examples in self._split_generators(dl_manager).items()
+    ]
+
+  def _written(self, split: str, examples: Iterable[tuple[Any, Any]]) -> tfds.core.SplitInfo:
+    features = self.info.features
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    template = self._get_filename_template(split_name=split)
+    records = (
+      serializer.serialize_example(features.encode_example(example)) for _, example in examples
+    )
+    parts: list[epath.Path] = []
+    lengths: list[int] = []
+    num_bytes = 0
+    for first in records:
+      # How many files there will be, which their names tell, is not known yet.
+      parts.append(self.data_path / f'{split}.{len(parts)}')
+      writer = ArrayRecordWriter(str(parts[-1]), 'group_size:1')
+      length = size = 0
+      for record in itertools.chain([first], records):
+        writer.write(record)
+        length, size = length + 1, size + len(record)
+        if size >= SHARD:
+          break
+      writer.close()
+      lengths.append(length)
+      num_bytes += size
+    if not parts:
+      raise ValueError(f'the archives of {self.name} hold no image of the split {split!r}')
+    for i, part in enumerate(parts):
+      part.rename(template.sharded_filepath(shard_index=i, num_shards=len(parts)))
+    return tfds.core.SplitInfo(
+      name=split, shard_lengths=lengths, num_bytes=num_bytes, filename_template=template
+    )

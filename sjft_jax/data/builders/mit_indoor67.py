@@ -1,0 +1,59 @@
+"""MIT Indoor 67 (Quattoni and Torralba 2009): 80 images a class to train on, 20 to test on."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from sjft_jax.data.builders.archive import Archive, lines, listed
+from sjft_jax.data.builders.base import FromArchives
+
+_URL = 'https://web.mit.edu/torralba/www/'
+
+
+class Builder(FromArchives):
+  """The official lists leave out most of the 15,620 images in the archive."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  ARCHIVES = (
+    Archive(
+      'indoorCVPR_09.tar',
+      'http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar',
+      2_592_010_240,
+    ),
+    Archive('TrainImages.txt', _URL + 'TrainImages.txt'),
+    Archive('TestImages.txt', _URL + 'TestImages.txt'),
+  )
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return self.described(
+      {
+        'image': tfds.features.Image(),
+        'label': tfds.features.ClassLabel(num_classes=67),
+        'file_name': tfds.features.Text(),
+      },
+      _URL + 'indoor.html',
+    )
+
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    paths = self.archives(dl_manager)
+    rooms = {
+      split: {
+        f'Images/{file}': PurePosixPath(file).parent.name
+        for file in lines(paths[f'{split.title()}Images.txt'])
+      }
+      for split in ('train', 'test')
+    }
+    self.info.features['label'].names = sorted(set(rooms['train'].values()))
+    return {
+      split: self._generate_examples(paths['indoorCVPR_09.tar'], of_split)
+      for split, of_split in rooms.items()
+    }
+
+  def _generate_examples(
+    self, path: Path, rooms: Mapping[str, str]
+  ) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, image, room in listed(path, rooms):
+      file = name.removeprefix('Images/')
+      yield file, {'image': image, 'label': room, 'file_name': file}

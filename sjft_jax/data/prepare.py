@@ -1,0 +1,93 @@
+"""Prepares a data set of the paper from its official archives.
+
+  python -m sjft_jax.data.prepare --dataset=stanford_dogs --archives=DIR
+
+The archives are looked for in `--archives` under their official names; one that is not there is
+downloaded to it, if it has a public address. All are checked against their published sizes and
+checksums. The images are kept as they are, in TFDS's folders and as ArrayRecord, so that
+`tfds.data_source` reads them too. TensorFlow is not needed. A run that is stopped leaves nothing
+but the archives it has downloaded.
+"""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from sjft_jax import door
+from sjft_jax.report import terminal
+
+_DATASET = flags.DEFINE_string(
+  'dataset',
+  None,
+  "TFDS's name, such as stanford_dogs, or coco/2014 where there are several configurations.",
+  required=True,
+)
+_ARCHIVES = flags.DEFINE_string(
+  'archives', None, 'Folder of the official archives. Default: data_dir/downloads/manual.'
+)
+_DATA_DIR = flags.DEFINE_string(
+  'data_dir',
+  '',
+  'Where data_dir/dataset/version will be written; what a configuration calls path. Default: that '
+  'of TFDS, $TFDS_DATA_DIR or ~/tensorflow_datasets.',
+)
+flags.adopt_module_key_flags(door)
+
+
+def main(argv: Sequence[str]) -> None:
+  if argv[1:]:
+    sys.exit(f'error: unexpected {argv[1]!r}; options are written --name=value')
+  door.enter(
+    lambda: prepare(_DATASET.value, _DATA_DIR.value, _ARCHIVES.value),
+    stopped='Stopped; nothing was prepared.',
+  )
+
+
+def prepare(dataset: str, data_dir: str, archives: str | None = None) -> None:
+  """Writes `data_dir/dataset/[config/]version`, unless it is there.
+
+  Args:
+    dataset: a name in `builders.BUILDERS`, with '/config' where there are several.
+    archives: folder of the official archives; `data_dir/downloads/manual` by default.
+
+  Raises:
+    ValueError: the data set is unknown, or an archive is missing, damaged or not the official one.
+  """
+  # After the flags: --help and a misspelt option should not wait for TFDS.
+  import tensorflow_datasets as tfds
+
+  from sjft_jax.data import builders
+
+  name, _, config = dataset.partition('/')
+  if name not in builders.BUILDERS:
+    close = difflib.get_close_matches(name, builders.BUILDERS, 1)
+    hint = f'did you mean {close[0]}? ' if close else ''
+    raise ValueError(f'--dataset={name}: unknown; {hint}known: {", ".join(builders.BUILDERS)}')
+  cls = builders.load(name)
+  if config not in (cls.builder_configs or {''}):
+    choice = ', '.join(f'{name}/{config}' for config in cls.builder_configs) or name
+    raise ValueError(f'--dataset={dataset}: there is no such configuration; known: {choice}')
+  if archives and not Path(archives).is_dir():
+    raise ValueError(f'--archives={archives} is not a folder; create it')
+  builder = cls(data_dir=data_dir or None, config=config or None)
+  folder = builder.data_path
+  for leftover in folder.parent.glob(f'incomplete.*_{folder.name}'):
+    terminal.say(f'  unless another run is at work, {leftover} is left of a killed one: remove it')
+  if builder.info.initialized:
+    terminal.say('  prepared already')
+  elif folder.exists():
+    raise ValueError(f'{folder} is there, but not a prepared data set; remove it')
+  else:
+    tfds.disable_progress_bar()  # The archives have their own.
+    builder.download_and_prepare(
+      download_config=tfds.download.DownloadConfig(manual_dir=archives, try_download_gcs=False)
+    )
+  splits = (f'{split} {info.num_examples:,}' for split, info in builder.info.splits.items())
+  terminal.say(f'{folder}: {", ".join(splits)} images')
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=door.parse)

@@ -1,0 +1,126 @@
+"""Data sets that TFDS has prepared as ArrayRecord, read without TensorFlow."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from sjft_jax import artifacts
+from sjft_jax.data.builders import BUILDERS
+from sjft_jax.data.dataset import Encoded
+from sjft_jax.report import terminal
+
+# What TFDS and our builders call the name of an image, best first.
+_NAMES = ('file_name', 'image/filename', 'filename', 'image/id')
+
+
+class Records(Encoded):
+  """A split of a prepared data set: images, and one class each or, for 'objects', any number.
+
+  Args:
+    dataset: TFDS's name, with '/config' where there are several.
+    data_dir: where it was prepared: `data_dir/dataset/[config/]version`; the newest version counts.
+      '': TFDS's own, $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    split: 'train', 'train+validation', 'train[:80%]' …
+
+  Raises:
+    ValueError: it is not there, is stored as something else than ArrayRecord, has no such split, or
+      no classes.
+  """
+
+  def __init__(self, dataset: str, data_dir: str, split: str):
+    folder = _version(dataset, data_dir)
+    builder = tfds.builder_from_directory(folder)
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+      raise ValueError(
+        f'{folder} is stored as {builder.info.file_format.value}; convert it, on a machine with '
+        'TensorFlow: python -m tensorflow_datasets.scripts.convert_format '
+        f'--dataset_version_dir={folder} --out_file_format=array_record --out_dir=NEW_FOLDER'
+      )
+    features = dict(builder.info.features)
+    label = features.get('label') or _objects_label(features.get('objects'))
+    if not isinstance(label, tfds.features.ClassLabel) or 'image' not in features:
+      raise ValueError(
+        f'{dataset} has the features {", ".join(features)}; an image with a label, or with objects '
+        'that have one, is needed'
+      )
+    try:
+      files = builder.info.splits[split].file_instructions
+      # Images stay encoded: how they are decoded is our own affair.
+      decoders = {'image': tfds.decode.SkipDecoding()}
+      self._records = builder.as_data_source(split, decoders=decoders)
+    except (ValueError, KeyError) as error:
+      message = str(error.args[0]).splitlines()[0]
+      raise ValueError(f'{dataset}, split={split!r}: {message}') from error
+    content = [dataset, str(builder.info.version), *label.names] + [
+      f'{epath.Path(f.filename).name} {epath.Path(f.filename).stat().length} {f.skip} {f.take}'
+      for f in files
+    ]
+    fingerprint = hashlib.sha256('\n'.join(content).encode()).hexdigest()
+    index = artifacts.cached('records', fingerprint, lambda: self._index(dataset, len(label.names)))
+    self._keys = index['keys']
+    super().__init__(dataset, label.names, index['labels'], fingerprint)
+
+  def _index(self, name: str, num_classes: int) -> dict[str, np.ndarray]:
+    """Labels and names of all images, for which every record has to be read once."""
+    labels: list[Any] = []
+    keys: list[str] = []
+    with terminal.progress(f'index of {name}', len(self._records)) as advance:
+      for place in range(len(self._records)):
+        record = self._records[place]
+        labels.append(record['label'] if 'label' in record else record['objects']['label'])
+        found = next((record[key] for key in _NAMES if key in record), place)
+        keys.append(found.decode() if isinstance(found, bytes) else str(found))
+        advance(1)
+    if labels and np.ndim(labels[0]):
+      shown = np.zeros((len(labels), num_classes), bool)
+      for row, classes in zip(shown, labels, strict=True):
+        row[classes] = True
+      return {'labels': shown, 'keys': np.array(keys)}
+    return {'labels': np.array(labels, np.int32), 'keys': np.array(keys)}
+
+  def encoded(self, index: int) -> bytes:
+    return self._records[index]['image']
+
+  def key(self, index: int) -> str:
+    """The image's name in the archive it came from; without one, its place."""
+    return str(self._keys[index])
+
+
+def directory(data_dir: str) -> epath.Path:
+  """TFDS's data directory, if it is not named."""
+  return epath.Path(data_dir or tfds.core.constants.DATA_DIR)
+
+
+def _objects_label(objects: Any) -> Any:
+  """The label in a sequence of objects, if there is one."""
+  return dict(getattr(objects, 'feature', None) or {}).get('label')
+
+
+def _version(dataset: str, data_dir: str) -> epath.Path:
+  """The folder of the newest version.
+
+  Raises:
+    ValueError: there is none, or there are several configurations to choose from.
+  """
+  root = directory(data_dir) / dataset
+  # A preparation that was killed leaves 'incomplete.…'.
+  found = [path.parent for path in root.glob('[0-9]*/dataset_info.json')]
+  if not found:
+    configs = sorted({path.parent.parent.name for path in root.glob('*/[0-9]*/dataset_info.json')})
+    if configs:
+      raise ValueError(
+        f'{root} has the configurations {", ".join(configs)}; name one, such as '
+        f'{dataset}/{configs[-1]}'
+      )
+    name = dataset.partition('/')[0]
+    remedy = (
+      f'prepare it: python -m sjft_jax.data.prepare --dataset={dataset} '
+      f'--data_dir={root.parents[dataset.count("/")]} --archives=FOLDER_OF_ITS_ARCHIVES'
+      if name in BUILDERS
+      else 'path must be the data directory in which TFDS has prepared it'
+    )
+    raise ValueError(f'there is no prepared {dataset} at {root}; {remedy}')
+  return max(found, key=lambda folder: tfds.core.Version(folder.name).tuple)

@@ -1,0 +1,91 @@
+"""Miniature archives in the official layouts, and what was prepared from them."""
+
+import dataclasses
+import hashlib
+import io
+import tarfile
+
+import numpy as np
+import PIL.Image
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import checksums
+
+
+def encoded(seed, kind='JPEG', mode='RGB', **options):
+  """An image file's bytes; each seed gives another picture."""
+  pixels = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), np.uint8)
+  file = io.BytesIO()
+  PIL.Image.fromarray(pixels).convert(mode).save(file, kind, **options)
+  return file.getvalue()
+
+
+def animated_gif(seed):
+  frames = [PIL.Image.open(io.BytesIO(encoded(seed + i, 'PNG'))) for i in range(3)]
+  file = io.BytesIO()
+  frames[0].save(file, 'GIF', save_all=True, append_images=frames[1:])
+  return file.getvalue()
+
+
+def turned(seed):
+  """A JPEG whose camera was turned, as its EXIF orientation says."""
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 6
+  return encoded(seed, exif=exif)
+
+
+def quirks():
+  """What real archives hold under '.jpg'; the last two cannot be decoded."""
+  return [
+    encoded(1, mode='L'),
+    encoded(2, mode='CMYK'),
+    encoded(3, 'PNG'),
+    animated_gif(4),
+    turned(5),
+    encoded(6)[:150],
+    b'',
+  ]
+
+
+def tar(path, files, mode='w'):
+  """A tar archive of names and contents, with entries for folders as official ones have them."""
+  with tarfile.open(path, mode) as archive:
+    folders = set()
+    for name, content in files.items():
+      folder = name.rpartition('/')[0]
+      if folder and folder not in folders:
+        folders.add(folder)
+        entry = tarfile.TarInfo(folder)
+        entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+        archive.addfile(entry)
+      entry = tarfile.TarInfo(name)
+      entry.size = len(content)
+      archive.addfile(entry, io.BytesIO(content))
+
+
+def official(monkeypatch, builder, folder):
+  """Makes the miniature archives in a folder the ones that a builder expects."""
+  expected = []
+  for archive in builder.ARCHIVES:
+    content = (folder / archive.name).read_bytes()
+    checksum = archive.checksum and f'sha256:{hashlib.sha256(content).hexdigest()}'
+    size = archive.size and len(content)
+    expected.append(dataclasses.replace(archive, size=size, checksum=checksum))
+  monkeypatch.setattr(builder, 'ARCHIVES', tuple(expected))
+
+
+def check_published(builder):
+  """That sizes and checksums of a builder's archives are the ones that TFDS knows."""
+  path = tfds.core.tfds_path(f'datasets/{builder.name}/checksums.tsv')
+  known = checksums.load_url_infos(path)
+  for archive in builder.ARCHIVES:
+    assert archive.name == known[archive.url].filename
+    assert archive.size == known[archive.url].size
+    assert archive.checksum == f'sha256:{known[archive.url].checksum}'
+
+
+def records(name, data_dir, split):
+  """All records of a split; images stay encoded."""
+  source = tfds.data_source(
+    name, split=split, data_dir=data_dir, decoders={'image': tfds.decode.SkipDecoding()}
+  )
+  return [source[i] for i in range(len(source))]

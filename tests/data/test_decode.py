@@ -1,0 +1,363 @@
+import concurrent.futures
+import io
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage import data as photographs
+
+from sjft_jax.data import decode
+
+PHOTOGRAPH = photographs.astronaut()[60:143, 170:281]
+# Each file is decoded for many of its truncations: small pictures keep that quick.
+SMALL = np.ascontiguousarray(PHOTOGRAPH[:24, :40])
+
+
+def encode(image, kind='JPEG', **options):
+  image = image if isinstance(image, PIL.Image.Image) else PIL.Image.fromarray(image)
+  buffer = io.BytesIO()
+  image.save(buffer, kind, **options)
+  return buffer.getvalue()
+
+
+def pillow(data):
+  return np.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(data))).convert('RGB'))
+
+
+WHOLE = {
+  'jpeg': encode(SMALL),
+  'progressive': encode(SMALL, progressive=True),
+  'restarts': encode(SMALL, restart_marker_blocks=2),
+  'grey jpeg': encode(SMALL[..., 0]),
+  'cmyk': encode(PIL.Image.fromarray(SMALL).convert('CMYK')),
+  'png': encode(SMALL, 'PNG'),
+  'palette': encode(PIL.Image.fromarray(SMALL).quantize(16), 'PNG'),
+  'gif': encode(SMALL, 'GIF'),
+  'webp': encode(SMALL, 'WEBP'),
+  'lossless webp': encode(SMALL, 'WEBP', lossless=True),
+  'bmp': encode(SMALL, 'BMP'),
+  'tiff': encode(SMALL, 'TIFF'),
+  'ppm': encode(SMALL, 'PPM'),
+}
+
+
+@pytest.mark.parametrize('name', WHOLE)
+def test_pixels_are_those_of_pillow(name):
+  decoded = decode.rgb(WHOLE[name])
+  assert decoded.dtype == np.uint8
+  np.testing.assert_array_equal(decoded, pillow(WHOLE[name]))
+
+
+@pytest.mark.parametrize('subsampling', ['4:4:4', '4:2:2', '4:2:0'])
+@pytest.mark.parametrize('quality', [30, 95])
+@pytest.mark.parametrize('progressive', [False, True])
+def test_jpegs_of_every_kind(subsampling, quality, progressive):
+  options = {'subsampling': subsampling, 'quality': quality, 'progressive': progressive}
+  data = encode(PHOTOGRAPH, **options)
+  np.testing.assert_array_equal(decode.rgb(data), pillow(data))
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
+def test_every_orientation_becomes_upright(kind, orientation):
+  exif = PIL.Image.Exif()
+  exif[0x010F] = 'a camera'
+  exif[0x0112] = orientation
+  data = encode(PHOTOGRAPH, kind, exif=exif)
+  # Both byte orders; Pillow writes the first.
+  big = struct.pack('>2sHIHHHIHHI', b'MM', 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+  for one in (data, encode(PHOTOGRAPH, kind, exif=b'Exif\0\0' + big))[: 1 + (kind != 'TIFF')]:
+    expected = pillow(one)
+    assert expected.shape[:2] == ((83, 111) if orientation < 5 else (111, 83))
+    np.testing.assert_array_equal(decode.rgb(one), expected)
+
+
+def test_the_end_of_a_png_may_tell_the_orientation():
+  exif = struct.pack('>2sHIHHHIHHI', b'MM', 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)
+  chunk = b'eXIf' + exif
+  chunk = struct.pack('>I', len(exif)) + chunk + struct.pack('>I', zlib.crc32(chunk))
+  data = encode(PHOTOGRAPH, 'PNG')
+  np.testing.assert_array_equal(
+    decode.rgb(data[:-12] + chunk + data[-12:]), np.rot90(PHOTOGRAPH, -1)
+  )
+
+
+@pytest.mark.parametrize(
+  'exif', [b'II', b'MM\0*\0\0\xff\xff', b'??*\0\x08\0\0\0\1\0\x12\1' + b'\3' * 9]
+)
+def test_damaged_exif_is_passed_over(exif):
+  data = encode(PHOTOGRAPH)
+  segment = b'\xff\xe1' + struct.pack('>H', 8 + len(exif)) + b'Exif\0\0' + exif
+  np.testing.assert_array_equal(decode.rgb(data[:2] + segment + data[2:]), decode.rgb(data))
+
+
+@pytest.mark.parametrize('adobe', [False, True])
+def test_cmyk_has_the_colours_that_pillow_gives_it(adobe):
+  inks = PIL.Image.fromarray(PHOTOGRAPH).convert('CMYK')
+  data = encode(inks, quality=95, subsampling=0)
+  marker = data.index(b'Adobe')
+  if not adobe:  # APP14 becomes an unknown segment.
+    data = data[: marker - 3] + b'\xeb' + data[marker - 2 :]
+  decoded = decode.rgb(data)
+  np.testing.assert_array_equal(decoded, pillow(data))
+  assert np.abs(decoded.astype(int) - PHOTOGRAPH).mean() < 6
+  assert decode.rgb(data, at_least=20).shape == (21, 28, 3)
+
+
+def test_ycck_has_the_colours_that_pillow_gives_it():
+  data = encode(PIL.Image.fromarray(PHOTOGRAPH).convert('CMYK'))
+  transform = data.index(b'Adobe') + 11
+  data = data[:transform] + b'\2' + data[transform + 1 :]
+  assert simplejpeg.decode_jpeg_header(data)[2] == 'YCCK'
+  np.testing.assert_array_equal(decode.rgb(data), pillow(data))
+
+
+def test_what_is_transparent_becomes_white():
+  alpha = np.zeros(PHOTOGRAPH.shape[:2], np.uint8)
+  alpha[:40], alpha[40:60] = 255, 51
+  with_alpha = np.dstack([PHOTOGRAPH, alpha])
+  for kind, options in (('PNG', {}), ('WEBP', {'lossless': True, 'exact': True}), ('TIFF', {})):
+    decoded = decode.rgb(encode(with_alpha, kind, **options))
+    np.testing.assert_array_equal(decoded[:40], PHOTOGRAPH[:40])
+    assert (decoded[60:] == 255).all()
+    blended = 0.2 * PHOTOGRAPH[40:60] + 0.8 * 255
+    assert np.abs(decoded[40:60] - blended).max() <= 1
+  palette = PIL.Image.fromarray(np.array([[0, 1], [1, 2]], np.uint8), 'P')
+  palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+  for kind in ('PNG', 'GIF'):
+    decoded = decode.rgb(encode(palette, kind, transparency=1))
+    np.testing.assert_array_equal(
+      decoded[[0, 0, 1, 1], [0, 1, 0, 1]], [[10, 20, 30], [255] * 3, [255] * 3, [70, 80, 90]]
+    )
+
+
+def test_of_16_bits_the_upper_8_stay():
+  grey = np.arange(0, 65536, 7, np.uint16)[:9000].reshape(90, 100)
+  for kind in ('PNG', 'TIFF', 'PPM'):
+    decoded = decode.rgb(encode(grey, kind))
+    np.testing.assert_array_equal(decoded, np.repeat((grey >> 8)[..., None], 3, 2))
+  # Pillow cannot write 16-bit RGB: a PNG of one row by hand.
+  row = np.array([[0x1234, 0xABFF, 0xFF00], [0x00FF, 0x8000, 0x7FFF]], '>u2')
+
+  def chunk(name, content):
+    check = struct.pack('>I', zlib.crc32(name + content))
+    return struct.pack('>I', len(content)) + name + content + check
+
+  header = chunk(b'IHDR', struct.pack('>IIBBBBB', 2, 1, 16, 2, 0, 0, 0))
+  pixels = chunk(b'IDAT', zlib.compress(b'\0' + row.tobytes()))
+  decoded = decode.rgb(b'\x89PNG\r\n\x1a\n' + header + pixels + chunk(b'IEND', b''))
+  np.testing.assert_array_equal(decoded[0], row >> 8)
+
+
+@pytest.mark.parametrize(
+  ('array', 'reason'),
+  [
+    (np.full((4, 4), 0.5, np.float32), 'floating-point'),
+    (np.full((4, 4), -1, np.int32), '16 bits'),
+  ],
+)
+def test_pixels_without_a_place_in_8_bits_are_refused(array, reason):
+  with pytest.raises(decode.UnreadableError, match=reason):
+    decode.rgb(encode(array, 'TIFF'))
+
+
+def test_the_first_frame_counts():
+  frames = [PIL.Image.fromarray(np.roll(SMALL, 7 * n, 1)) for n in range(3)]
+  for kind, options in (('GIF', {}), ('WEBP', {'lossless': True}), ('PNG', {}), ('TIFF', {})):
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    np.testing.assert_array_equal(decode.rgb(data), pillow(data))
+
+
+@pytest.mark.parametrize(
+  ('at_least', 'factor'),
+  [(0, 1), (83, 1), (43, 1), (42, 2), (22, 2), (21, 4), (12, 4), (11, 8), (1, 8)],
+)
+def test_a_reduced_size_keeps_the_short_side(at_least, factor):
+  data = encode(PHOTOGRAPH, quality=95)
+  decoded = decode.rgb(data, at_least=at_least)
+  height, width = (-(-side // factor) for side in PHOTOGRAPH.shape[:2])
+  assert decoded.shape == (height, width, 3)
+  # libjpeg's own reduction, as Pillow asks for it.
+  image = PIL.Image.open(io.BytesIO(data))
+  image.draft('RGB', (111 // factor, 83 // factor))
+  np.testing.assert_array_equal(decoded, np.asarray(image))
+
+
+def test_reduced_images_look_the_same_and_are_upright():
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 6
+  image = photographs.astronaut()[:400]
+  small = decode.rgb(encode(image, quality=95, exif=exif), at_least=200)
+  assert small.shape == (256, 200, 3)
+  box = image.reshape(200, 2, 256, 2, 3).mean((1, 3))
+  assert np.abs(small - np.rot90(box, -1)).mean() < 2
+  np.testing.assert_array_equal(decode.rgb(encode(image, 'PNG'), at_least=10), image)
+
+
+def refused(data, **options):
+  with pytest.raises(decode.UnreadableError) as caught:
+    decode.rgb(data, **options)
+  return str(caught.value)
+
+
+def test_reasons():
+  assert refused(b'') == 'is empty'
+  page = b'\xef\xbb\xbf \n<!DOCTYPE html><html><body>404 Not Found</body></html>'
+  assert refused(page) == 'is a web page or other markup, not an image'
+  for data in (b'no image at all', b'PK\3\4', b'\0' * 500, b'Please log in.'):
+    assert refused(data) == 'is no BMP, GIF, JPEG, PNG, PPM, TIFF or WebP image'
+  for name in ('jpeg', 'progressive', 'cmyk', 'png', 'gif', 'bmp', 'ppm', 'tiff'):
+    assert refused(WHOLE[name][: len(WHOLE[name]) // 2 + 100 * (name == 'cmyk')]) == 'is truncated'
+
+
+@pytest.mark.parametrize('name', [name for name in WHOLE if 'webp' not in name])
+def test_too_many_pixels_are_refused_by_the_header(name):
+  assert refused(WHOLE[name], max_pixels=959) == 'has 40×24 pixels, more than the limit of 959'
+  assert decode.rgb(WHOLE[name], max_pixels=960).shape == (24, 40, 3)
+
+
+def test_a_decompression_bomb_costs_neither_memory_nor_a_warning():
+  frame = WHOLE['jpeg'].index(b'\xff\xc0') + 5
+  jpeg = WHOLE['jpeg'][:frame] + b'\xff\xdc' * 2 + WHOLE['jpeg'][frame + 4 :]
+  assert refused(jpeg) == 'has 65500×65500 pixels, more than the limit of 178,956,970'
+  header = b'IHDR' + struct.pack('>II', 200_000, 100_000) + WHOLE['png'][24:29]
+  png = WHOLE['png'][:12] + header + struct.pack('>I', zlib.crc32(header)) + WHOLE['png'][33:]
+  assert refused(png).startswith('has 200000×100000 pixels')
+
+
+@pytest.mark.parametrize('name', ['jpeg', 'progressive', 'restarts', 'grey jpeg', 'cmyk', 'png'])
+def test_no_truncation_gives_a_picture(name):
+  whole = WHOLE[name]
+  for length in range(len(whole)):
+    refused(whole[:length])
+
+
+@pytest.mark.parametrize('name', ['palette', 'gif', 'webp', 'lossless webp', 'bmp', 'tiff', 'ppm'])
+def test_what_is_truncated_is_refused_or_has_every_pixel(name):
+  whole, expected = WHOLE[name], decode.rgb(WHOLE[name])
+  for length in range(0, len(whole), 3):
+    try:
+      decoded = decode.rgb(whole[:length])
+    except decode.UnreadableError:
+      continue
+    assert length > len(whole) - 20
+    np.testing.assert_array_equal(decoded, expected)
+
+
+def test_a_cut_jpeg_is_refused_even_if_it_has_an_end():
+  data = encode(photographs.astronaut()[:128, :128])
+  scan = data.index(b'\xff\xda')
+  for length in range(scan + 20, len(data) - 20, 61):
+    assert refused(data[:length] + b'\xff\xd9').startswith(('is truncated', 'is damaged (Corrupt'))
+
+
+@given(st.binary(max_size=300), st.sampled_from(list(WHOLE)))
+def test_trailing_bytes_change_nothing(trailing, name):
+  if name in ('gif', 'webp', 'lossless webp'):
+    return
+  expected = decode.rgb(WHOLE[name])
+  np.testing.assert_array_equal(decode.rgb(WHOLE[name] + trailing), expected)
+
+
+def test_left_over_bytes_and_odd_versions_do_no_harm():
+  whole, expected = WHOLE['jpeg'], decode.rgb(WHOLE['jpeg'])
+  left_over = whole[:-2] + b'\x12\x34' * 20 + whole[-2:]
+  with pytest.raises(ValueError, match='extraneous bytes'):
+    simplejpeg.decode_jpeg(left_over)
+  np.testing.assert_array_equal(decode.rgb(left_over), expected)
+  version = whole.index(b'JFIF') + 5
+  odd = whole[:version] + b'\0' + whole[version + 1 :]
+  with pytest.raises(ValueError, match='unknown JFIF revision'):
+    simplejpeg.decode_jpeg(odd)
+  np.testing.assert_array_equal(decode.rgb(odd), expected)
+  # The odd version does not hide the missing end.
+  assert refused(odd[:-30]) == 'is truncated'
+  assert refused(odd[:-100] + b'\xff\xd9').startswith('is damaged (Corrupt JPEG data')
+
+
+def test_unusual_subsampling_is_left_to_pillow():
+  # Of one colour, so that blocks may be counted to other places.
+  data = encode(np.full((32, 32, 3), (200, 90, 30), np.uint8), subsampling='4:2:0')
+  component = data.index(b'\xff\xc0') + 10
+  data = data[: component + 4] + b'\x12' + data[component + 5 :]
+  with pytest.raises((ValueError, KeyError)):
+    simplejpeg.decode_jpeg_header(data, strict=False)
+  assert decode.rgb(data).shape == (32, 32, 3)
+
+
+def attempt(data):
+  """A picture; None if it is refused in one line."""
+  try:
+    image = decode.rgb(data, max_pixels=10**6)
+  except decode.UnreadableError as error:
+    if len(str(error).splitlines()) == 1:
+      return None
+    raise
+  assert image.dtype == np.uint8
+  assert image.shape[2:] == (3,)
+  return image
+
+
+@settings(max_examples=300)
+@given(
+  st.sampled_from([b'', b'\xff\xd8\xff', b'\xff\xd8\xff\xe0\0\x10JFIF\0', *decode._READERS]),
+  st.binary(max_size=400),
+)
+def test_random_bytes_are_unreadable_and_nothing_else(start, rest):
+  # A few bytes are a whole picture in the formats P1–P6.
+  assert attempt(start + rest) is None or start.startswith(b'P')
+
+
+@given(
+  st.sampled_from(list(WHOLE)),
+  st.lists(st.tuples(st.integers(0, 10**6), st.binary(min_size=1, max_size=4)), min_size=1),
+)
+def test_rotten_bytes_raise_nothing_else(name, patches):
+  data = bytearray(WHOLE[name])
+  for place, patch in patches:
+    place %= len(data)
+    data[place : place + len(patch)] = patch
+  attempt(bytes(data))
+
+
+def test_threads_do_not_disturb_each_other():
+  names = list(WHOLE) * 20
+  expected = {name: decode.rgb(data) for name, data in WHOLE.items()}
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    for name, image in zip(
+      names, pool.map(lambda name: decode.rgb(WHOLE[name]), names), strict=True
+    ):
+      np.testing.assert_array_equal(image, expected[name])
+
+
+def test_nothing_is_printed(tmp_path):
+  """In a process of its own: pytest would turn warnings into errors, and libraries print in C."""
+  files = {
+    'cut png': WHOLE['png'][:-500],
+    'cut jpeg': WHOLE['jpeg'][:-50],
+    'junk': b'\xff\xd8\xff' + b'7' * 99,
+  }
+  rotten = WHOLE['jpeg'][:-300] + b'\x12\x34' * 40 + WHOLE['jpeg'][-200:]
+  exif = PIL.Image.Exif()
+  exif[0x0112] = 3
+  files |= {'rotten': rotten, 'odd exif': encode(SMALL, 'TIFF', exif=exif)[:-3], **WHOLE}
+  for name, data in files.items():
+    (tmp_path / name).write_bytes(data)
+  program = (
+    'import pathlib, sys\nfrom sjft_jax.data import decode\n'
+    'for file in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n'
+    '  try: decode.rgb(file.read_bytes())\n'
+    '  except decode.UnreadableError: pass\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program, str(tmp_path)], capture_output=True, text=True, check=True
+  )
+  assert (done.stdout, done.stderr) == ('', '')

@@ -1,0 +1,147 @@
+"""Reading what TFDS has prepared, by a builder of the test's own."""
+
+import io
+import json
+import pickle
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets as tfds
+
+from sjft_jax.data.dataset import Dataset
+from sjft_jax.data.records import Records
+
+COUNT = 7
+
+
+def jpeg(index):
+  file = io.BytesIO()
+  PIL.Image.fromarray(np.full((9, 12, 3), 30 * index, np.uint8)).save(file, 'JPEG')
+  return file.getvalue()
+
+
+def builder(name, features, examples, version='1.0.0'):
+  """A TFDS builder class."""
+
+  class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    VERSION = tfds.core.Version(version)
+
+    def _info(self):
+      described = tfds.features.FeaturesDict({'image': tfds.features.Image(), **features})
+      return tfds.core.DatasetInfo(builder=self, features=described)
+
+    def _split_generators(self, dl_manager):
+      return {'train': self._generate_examples(), 'validation': self._generate_examples()}
+
+    def _generate_examples(self):
+      for index in range(COUNT):
+        yield index, {'image': jpeg(index), **examples(index)}
+
+  Builder.name = name
+  Builder.url_infos = {}  # Else TFDS looks for a package beside the test.
+  return Builder
+
+
+def prepare(data_dir, *args, **kwargs):
+  made = builder(*args, **kwargs)(data_dir=data_dir, file_format='array_record')
+  made.download_and_prepare()
+  return made.data_path
+
+
+NAMED = (
+  'thing',
+  {'label': tfds.features.ClassLabel(names=['cat', 'dog']), 'file_name': tfds.features.Text()},
+  lambda index: {'label': index % 2, 'file_name': f'image {index}.jpg'},
+)
+SEVERAL = (
+  'scene',
+  {
+    'image/id': np.int64,
+    'objects': tfds.features.Sequence({'label': tfds.features.ClassLabel(names=list('abcd'))}),
+  },
+  lambda index: {'image/id': index, 'objects': {'label': [index % 4] * (index % 3) + [3]}},
+)
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  path = tmp_path_factory.mktemp('tfds')
+  prepare(path, *NAMED, version='1.0.0')
+  prepare(path, *NAMED, version='1.2.0')
+  prepare(path, *SEVERAL)
+  killed = path / 'thing' / 'incomplete.ABC_2.0.0'
+  killed.mkdir()
+  (killed / 'dataset_info.json').write_text('{}')
+  return path
+
+
+def test_images_labels_and_names_are_those_of_the_records(data_dir):
+  data = Records('thing', str(data_dir), 'train')
+  assert isinstance(data, Dataset)
+  assert (len(data), data.name, data.classes) == (COUNT, 'thing', ('cat', 'dog'))
+  # TFDS shuffles records: whatever the order, the parts of one belong together.
+  numbers = [int(data.key(i).split()[1].removesuffix('.jpg')) for i in range(COUNT)]
+  assert sorted(numbers) == list(range(COUNT))
+  np.testing.assert_array_equal(data.labels, np.array(numbers) % 2)
+  for place, number in enumerate(numbers):
+    assert data.encoded(place) == jpeg(number)
+    assert data[place].shape == (9, 12, 3)
+    assert abs(int(data[place].mean()) - 30 * number) <= 1
+
+
+def test_splits_are_named_as_in_tfds(data_dir):
+  def keys(split):
+    data = Records('thing', str(data_dir), split)
+    return [data.key(i) for i in range(len(data))]
+
+  assert keys('train[2:5]') == keys('train')[2:5]
+  assert keys('train[:50%]+validation') == keys('train')[:4] + keys('validation')
+  splits = ('train', 'validation', 'train[1:]', 'train+validation')
+  prints = {Records('thing', str(data_dir), split).fingerprint for split in splits}
+  assert len(prints) == len(splits)
+  with pytest.raises(ValueError, match=r"thing, split='tset': .*train"):
+    keys('tset')
+
+
+def test_objects_make_a_multi_label_data_set(data_dir):
+  data = Records('scene', str(data_dir), 'train')
+  numbers = np.array([int(data.key(i)) for i in range(COUNT)])
+  expected = np.zeros((COUNT, 4), bool)
+  expected[:, 3] = True
+  expected[np.arange(COUNT), numbers % 4] |= numbers % 3 > 0
+  assert data.labels.dtype == bool
+  np.testing.assert_array_equal(data.labels, expected)
+
+
+def test_the_index_is_made_once(data_dir, monkeypatch):
+  first = Records('thing', str(data_dir), 'train')
+  monkeypatch.setattr(Records, '_index', None)
+  again = Records('thing', str(data_dir), 'train')
+  np.testing.assert_array_equal(first.labels, again.labels)
+  assert first.fingerprint == again.fingerprint
+
+
+def test_it_can_be_sent_to_another_process(data_dir):
+  data = Records('thing', str(data_dir), 'train')
+  copy = pickle.loads(pickle.dumps(data))
+  np.testing.assert_array_equal(copy[3], data[3])
+
+
+def test_what_cannot_be_read_says_what_to_do(data_dir, tmp_path):
+  with pytest.raises(ValueError, match=r'no prepared nothing at .*TFDS has prepared it'):
+    Records('nothing', str(tmp_path), 'train')
+  with pytest.raises(ValueError, match=r'sjft_jax\.data\.prepare --dataset=caltech256 '):
+    Records('caltech256', str(tmp_path), 'train')
+  folder = prepare(tmp_path, 'plain', {}, lambda index: {})
+  with pytest.raises(ValueError, match='plain has the features image; an image with a label'):
+    Records('plain', str(tmp_path), 'train')
+  info = json.loads((folder / 'dataset_info.json').read_text())
+  (folder / 'dataset_info.json').write_text(json.dumps(info | {'fileFormat': 'tfrecord'}))
+  with pytest.raises(ValueError, match=r'stored as tfrecord; convert it, .*convert_format '):
+    Records('plain', str(tmp_path), 'train')
+  (tmp_path / 'plain').rename(tmp_path / 'small')
+  (tmp_path / 'plain').mkdir()
+  (tmp_path / 'small').rename(tmp_path / 'plain' / 'small')
+  with pytest.raises(ValueError, match='configurations small; name one, such as plain/small'):
+    Records('plain', str(tmp_path), 'train')

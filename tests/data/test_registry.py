@@ -1,0 +1,135 @@
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sjft_jax.data import registry
+from sjft_jax.data.dataset import Dataset
+from sjft_jax.data.registry import stratified
+
+DRAWN = {'train_per_class': 0, 'test_share': 0.2, 'split_seed': 0}
+
+
+def write(folder, count):
+  folder.mkdir(parents=True)
+  for index in range(count):
+    pixels = np.full((4, 5, 3), 10 * index, np.uint8)
+    cv2.imwrite(str(folder / f'{index}.png'), pixels)
+
+
+def keys(data):
+  return [data.key(i) for i in range(len(data))]
+
+
+@given(
+  counts=st.lists(st.integers(2, 30), min_size=1, max_size=5),
+  share=st.floats(0.01, 0.99),
+  seed=st.integers(0, 9),
+)
+def test_a_share_of_every_class_is_held_out(counts, share, seed):
+  labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+  labels = labels.astype(np.int32)
+  names = tuple(map(str, range(len(counts))))
+  train, test = stratified(labels, names, share=share, seed=seed)
+  np.testing.assert_array_equal(np.sort(np.concatenate([train, test])), np.arange(len(labels)))
+  assert (np.diff(train) > 0).all()
+  for label, count in enumerate(counts):
+    held_out = (labels[test] == label).sum()
+    assert 1 <= held_out < count
+    assert abs(held_out - share * count) <= 1
+
+
+@given(seed=st.integers(0, 5), per_class=st.integers(1, 6))
+def test_so_many_of_every_class_are_drawn(seed, per_class):
+  labels = np.repeat(np.arange(3, dtype=np.int32), (7, 9, 30))
+  train, test = stratified(labels, ('a', 'b', 'c'), per_class=per_class, seed=seed)
+  np.testing.assert_array_equal(np.bincount(labels[train]), [per_class] * 3)
+  assert len(test) == 46 - 3 * per_class
+
+
+def test_a_draw_depends_on_the_seed_and_is_the_classs_own():
+  labels = np.repeat(np.arange(2, dtype=np.int32), (20, 30))
+  train, _ = stratified(labels, ('a', 'b'), per_class=10, seed=0)
+  again, _ = stratified(labels, ('a', 'b'), per_class=10, seed=0)
+  other, _ = stratified(labels, ('a', 'b'), per_class=10, seed=1)
+  alone, _ = stratified(labels[:20], ('a',), per_class=10, seed=0)
+  np.testing.assert_array_equal(train, again)
+  assert (train != other).any()
+  np.testing.assert_array_equal(train[:10], alone)
+
+
+def test_a_folder_without_splits_is_split(tmp_path):
+  for name, count in (('cat', 10), ('dog', 5)):
+    write(tmp_path / name, count)
+  options = {'dataset': 'folder', 'path': str(tmp_path), 'train_split': 'train'}
+  train, test = registry.open_target(**options, test_split='test', **DRAWN)
+  assert train.classes == test.classes == ('cat', 'dog')
+  assert (len(train), len(test)) == (12, 3)
+  assert sorted(keys(train) + keys(test)) == sorted(
+    f'{name}/{i}.png' for name, count in (('cat', 10), ('dog', 5)) for i in range(count)
+  )
+  assert train[0].shape == (4, 5, 3)
+  changed = DRAWN | {'train_per_class': 3}
+  train, test = registry.open_target(**options, test_split='test', **changed)
+  np.testing.assert_array_equal(train.labels, [0, 0, 0, 1, 1, 1])
+  assert len(test) == 9
+  with pytest.raises(ValueError, match=r"class 'dog' has 5 images, too few for 5 to train on"):
+    registry.open_target(**options, test_split='test', **DRAWN | {'train_per_class': 5})
+
+
+def test_splits_that_are_there_are_kept(tmp_path):
+  for split, count in (('train', 4), ('test', 2)):
+    write(tmp_path / split / 'cat', count)
+    write(tmp_path / split / 'dog', count)
+  options = {'dataset': 'folder', 'path': str(tmp_path), 'train_split': 'train'}
+  train, test = registry.open_target(**options, test_split='test', **DRAWN)
+  assert (len(train), len(test)) == (8, 4)
+  changed = DRAWN | {'train_per_class': 4}
+  assert len(registry.open_target(**options, test_split='test', **changed)[0]) == 8
+  changed = DRAWN | {'train_per_class': 1}
+  assert len(registry.open_target(**options, test_split='test', **changed)[0]) == 2
+  train, test = registry.open_target(**options, test_split='', **changed)
+  assert (len(train), len(test)) == (2, 6)
+  with pytest.raises(ValueError, match='is not a folder'):
+    registry.open_target(**options, test_split='tests', **DRAWN)
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'parquet'])
+def test_a_list_is_split_by_its_column_or_drawn(tmp_path, suffix):
+  save = {'csv': pa.csv.write_csv, 'parquet': pa.parquet.write_table}[suffix]
+  write(tmp_path / 'images', 8)
+  rows = {'path': [f'images/{i}.png' for i in range(8)], 'label': ['cat', 'dog'] * 4}
+  options = {'dataset': 'folder', 'train_split': 'train', 'test_split': 'test'}
+  save(pa.table(rows), tmp_path / f'plain.{suffix}')
+  path = str(tmp_path / f'plain.{suffix}')
+  train, test = registry.open_target(**options, path=path, **DRAWN)
+  assert (len(train), len(test)) == (6, 2)
+  split = ['train'] * 6 + ['test'] * 2
+  save(pa.table(rows | {'split': split}), tmp_path / f'split.{suffix}')
+  path = str(tmp_path / f'split.{suffix}')
+  train, test = registry.open_target(**options, path=path, **DRAWN)
+  assert (keys(train), keys(test)) == (rows['path'][:6], rows['path'][6:])
+  np.testing.assert_array_equal(test.labels, [0, 1])
+
+
+def test_several_data_sets_become_one(tmp_path):
+  for name in ('one', 'two'):
+    write(tmp_path / name / 'train' / 'cat', 2)
+  path = f'{tmp_path / "one"},{tmp_path / "two"}'
+  data = registry.load(dataset='folder+folder', path=path, split='train')
+  assert isinstance(data, Dataset)
+  assert data.classes == ('one/train/cat', 'two/train/cat')
+  with pytest.raises(ValueError, match='names 2 for 3 data sets'):
+    registry.load(dataset='folder+folder+folder', path=path, split='train')
+
+
+def test_unknown_names_are_named():
+  with pytest.raises(ValueError, match=r"'imagenet2021' is unknown; did you mean 'imagenet2012'"):
+    registry.load(dataset='imagenet2021', path='', split='train')
+  with pytest.raises(ValueError, match="path='x' is not read by demo_textures"):
+    registry.load(dataset='demo_textures', path='x', split='train')
+  assert len(registry.load(dataset='demo_textures', path='', split='test')) == 504

@@ -1,0 +1,188 @@
+"""The configurations of the paper's tasks, on miniature archives in the official layouts."""
+
+import csv
+import io
+
+import ml_collections
+import numpy as np
+import pytest
+import scipy.io
+from data.builders import archives
+from data.builders import test_imagenet2012 as imagenet
+from data.builders import test_places as places
+from data.builders import test_stanford_dogs as stanford
+from test_pipeline import SMALL
+
+from configs import caltech256, dogs, flowers, folder, indoor
+from sjft_jax import config, pipeline
+from sjft_jax.data import builders
+from sjft_jax.data.builders import imagenet2012
+from sjft_jax.data.prepare import prepare
+
+VALIDATION = dict([*imagenet2012.validation_labels().items()][:2])
+FEW = SMALL | {
+  'pretrain.steps': 0,
+  'selection.rounds': 1,
+  'training.steps': 2,
+  'evaluation.views': ('center',),
+  'arms': ('none', 'selected'),
+}
+
+
+def picture(seed):
+  return archives.encoded(seed, size=(44, 40))
+
+
+@pytest.fixture(scope='module')
+def monkeymodule():
+  with pytest.MonkeyPatch.context() as patch:
+    yield patch
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory, monkeymodule):
+  """Where data sets are prepared: `data_dir(name, files)` from archives that `files` writes."""
+  path = tmp_path_factory.mktemp('tfds')
+  done = set()
+
+  def prepared(name, write):
+    if name not in done:
+      official = tmp_path_factory.mktemp(name)
+      write(official)
+      monkeymodule.setattr(imagenet2012, 'validation_labels', lambda: VALIDATION)
+      archives.official(monkeymodule, builders.load(name), official)
+      prepare(name, str(path), str(official))
+      done.add(name)
+    return path
+
+  return prepared
+
+
+def write_imagenet(path):
+  # 120 images of the first three classes, of which one cannot be read.
+  images = {
+    f'{name}_{i}.JPEG': picture(10_000 + 100 * c + i)
+    for c, name in enumerate(imagenet.CLASSES[:3])
+    for i in range(40)
+  }
+  images[f'{imagenet.CLASSES[0]}_7.JPEG'] = picture(7)[:150]
+  imagenet.nested(path / imagenet.TRAIN, images)
+  archives.tar(path / imagenet.VALIDATION, {name: picture(0) for name in VALIDATION})
+
+
+def write_places(path):
+  names = {
+    places.named(scene, i): label for label, scene in enumerate(places.SCENES[:2]) for i in range(9)
+  }
+  images = {places.ROOT + name: picture(20_000 + i) for i, name in enumerate(names)}
+  archives.tar(path / places.IMAGES, images, 'w:gz')
+  lists = {'train': places.list_of(names), 'val': places.list_of({})}
+  archives.tar(
+    path / places.LISTS,
+    {f'trainvalsplit_places205/{k}_places205.csv': v for k, v in lists.items()},
+    'w:gz',
+  )
+
+
+def write_dogs(path):
+  splits = {
+    split: [f'{breed}/{breed.partition("-")[0]}_{split}{i}.jpg' for breed in stanford.BREEDS]
+    for i, split in enumerate(('train', 'test'))
+  }
+  names = sorted(splits['train'] + splits['test'])
+  archives.tar(path / 'images.tar', {f'Images/{n}': picture(i) for i, n in enumerate(names)})
+  box = stanford.annotation([(0, 0, 9, 9)])
+  archives.tar(path / 'annotation.tar', {f'Annotation/{n[:-4]}': box for n in names})
+  lists = {f'{split}_list.mat': stanford.mat(chosen) for split, chosen in splits.items()}
+  archives.tar(path / 'lists.tar', lists | {'file_list.mat': stanford.mat(names)})
+
+
+def write_flowers(path):
+  labels = np.tile(np.arange(1, 103), 3)
+  images = {f'jpg/image_{i:05d}.jpg': picture(i) for i in range(1, 307)}
+  archives.tar(path / '102flowers.tgz', images, 'w:gz')
+  scipy.io.savemat(path / 'imagelabels.mat', {'labels': labels[None]})
+  ids = np.arange(1, 307).reshape(3, 1, 102)
+  scipy.io.savemat(path / 'setid.mat', dict(zip(('trnid', 'valid', 'tstid'), ids, strict=True)))
+
+
+def write_caltech(path):
+  names = [f'{i:03d}.{"clutter" if i == 257 else "thing"}' for i in range(1, 258)]
+  images = {
+    f'256_ObjectCategories/{name}/{name[:3]}_{i:04d}.jpg': picture(17 * c + i)
+    for c, name in enumerate(names)
+    for i in range(17)
+  }
+  archives.tar(path / '256_ObjectCategories.tar', images)
+
+
+def write_indoor(path):
+  rooms = ['airport_inside', 'winecellar', *(f'room_{i}' for i in range(65))]
+  names = [f'{room}/{i}.jpg' for room in rooms for i in range(2)]
+  archives.tar(path / 'indoorCVPR_09.tar', {f'Images/{n}': picture(i) for i, n in enumerate(names)})
+  for name, odd in (('TrainImages.txt', '/0'), ('TestImages.txt', '/1')):
+    (path / name).write_text('\n'.join(n for n in names if odd in n))
+
+
+WRITERS = {
+  'stanford_dogs': write_dogs,
+  'oxford_flowers102': write_flowers,
+  'caltech256': write_caltech,
+  'mit_indoor67': write_indoor,
+  'imagenet2012': write_imagenet,
+  'places205': write_places,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('task', 'sizes', 'classes'),
+  [
+    (dogs.get_config(), (120, 120, 119), (120, 1000)),
+    (flowers.get_config(), (102, 102, 119), (102, 1000)),
+    (caltech256.get_config('15'), (15 * 257, 2 * 257, 119), (257, 1000)),
+    (indoor.get_config('hybrid'), (67, 67, 137), (67, 1205)),
+  ],
+  ids=['dogs', 'flowers', 'caltech256', 'indoor'],
+)
+def test_each_task_runs_on_its_official_archives(task, sizes, classes, data_dir, tmp_path, capsys):
+  for name in (task.target.dataset, *task.source.dataset.split('+')):
+    path = data_dir(name, WRITERS[name])
+  task.target.path = task.source.path = str(path)
+  task.screening.max_bad_share = 0.05
+  for name, value in FEW.items():
+    section, _, option = name.rpartition('.')
+    (task[section] if section else task)[option] = value
+  results = pipeline.run(task, tmp_path / 'run')
+  assert results['test_images'] == sizes[1]
+  assert 0 <= results['table'][0]['mean_class_accuracy'] <= 1
+  output = ' '.join(capsys.readouterr().out.split())
+  for number, what in zip((*sizes[:2], classes[0]), ('training', 'test', 'classes'), strict=True):
+    assert f'{number:,} {what}' in output
+  assert f'Source: {sizes[2]:,} images in {classes[1]:,} classes' in output
+  with (tmp_path / 'run' / 'bad_images.csv').open() as file:
+    (bad,) = csv.DictReader(file)
+  assert bad['image'].endswith(f'{imagenet.CLASSES[0]}_7.JPEG')
+  ranking = np.load(tmp_path / 'run' / 'ranking.npz')
+  assert ranking['indices'].shape == (sizes[0], 3)
+  assert ranking['indices'].max() < sizes[2]
+  is_drawn = task.target.dataset == 'caltech256'
+  assert (tmp_path / 'run' / 'split.csv').exists() == is_drawn
+  if is_drawn:
+    rows = list(csv.DictReader(io.StringIO((tmp_path / 'run' / 'split.csv').read_text())))
+    assert [row['set'] for row in rows].count('train') == 15 * 257
+
+
+def test_the_papers_numbers_of_neighbours_and_images():
+  tasks = [dogs.get_config(), flowers.get_config(), indoor.get_config()]
+  assert [task.selection.num_neighbors for task in tasks] == [100, 300, 100]
+  for per_class in (15, 30, 45, 60):
+    assert caltech256.get_config(str(per_class)).target.train_per_class == per_class
+  for source in ('imagenet2012', 'places205', 'imagenet2012+places205'):
+    assert source in [indoor.get_config(name).source.dataset for name in indoor.SOURCES]
+  for wrong in (lambda: caltech256.get_config('20'), lambda: indoor.get_config('coco')):
+    with pytest.raises(ValueError, match='use one of :'):
+      wrong()
+  for task in (*tasks, caltech256.get_config(), folder.get_config()):
+    assert isinstance(task, ml_collections.ConfigDict)
+    assert set(task) == set(config.default())
