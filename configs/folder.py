@@ -1,9 +1,11 @@
-"""Your own images: class sub-folders, <path>/train/<class>/<image> and <path>/test/<class>/<image>.
+"""Your own images: folders <path>/train/<class>/<image>, <path>/test/<class>/<image>, or lists.
 
   python -m sjft_jax.main --config=configs/folder.py --workdir=runs/mine \\
     --config.target.path=DIR --config.source.path=DIR
 
-The source needs <path>/train only. Without pretrained weights for your trunk, set
+The source needs <path>/train only. A target folder of classes without train and test is split; for
+such a source add --config.source.split= . A path to a .csv or .parquet file is a list with the
+columns path, label and, for splits, split. Without pretrained weights for your trunk, set
 --config.pretrain.steps so that it learns from the source first.
 """
 

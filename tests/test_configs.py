@@ -71,17 +71,18 @@ def write_imagenet(path):
 
 
 def write_places(path):
-  names = {
-    places.named(scene, i): label for label, scene in enumerate(places.SCENES[:2]) for i in range(9)
+  splits = {
+    split: {places.named(scene, i): label for label, scene in enumerate(places.SCENES)}
+    for i, split in enumerate(('train', 'val'))
   }
+  names = splits['train'] | splits['val']
   images = {places.ROOT + name: picture(20_000 + i) for i, name in enumerate(names)}
   archives.tar(path / places.IMAGES, images, 'w:gz')
-  lists = {'train': places.list_of(names), 'val': places.list_of({})}
-  archives.tar(
-    path / places.LISTS,
-    {f'trainvalsplit_places205/{k}_places205.csv': v for k, v in lists.items()},
-    'w:gz',
-  )
+  lists = {
+    f'trainvalsplit_places205/{split}_places205.csv': places.list_of(labels)
+    for split, labels in splits.items()
+  }
+  archives.tar(path / places.LISTS, lists, 'w:gz')
 
 
 def write_dogs(path):
@@ -109,9 +110,9 @@ def write_flowers(path):
 def write_caltech(path):
   names = [f'{i:03d}.{"clutter" if i == 257 else "thing"}' for i in range(1, 258)]
   images = {
-    f'256_ObjectCategories/{name}/{name[:3]}_{i:04d}.jpg': picture(17 * c + i)
+    f'256_ObjectCategories/{name}/{name[:3]}_{i:04d}.jpg': picture(16 * c + i)
     for c, name in enumerate(names)
-    for i in range(17)
+    for i in range(16)
   }
   archives.tar(path / '256_ObjectCategories.tar', images)
 
@@ -140,8 +141,8 @@ WRITERS = {
   [
     (dogs.get_config(), (120, 120, 119), (120, 1000)),
     (flowers.get_config(), (102, 102, 119), (102, 1000)),
-    (caltech256.get_config('15'), (15 * 257, 2 * 257, 119), (257, 1000)),
-    (indoor.get_config('hybrid'), (67, 67, 137), (67, 1205)),
+    (caltech256.get_config('15'), (15 * 257, 257, 119), (257, 1000)),
+    (indoor.get_config('hybrid'), (67, 67, 324), (67, 1205)),
   ],
   ids=['dogs', 'flowers', 'caltech256', 'indoor'],
 )

@@ -87,45 +87,49 @@ def _jpeg(data: bytes, at_least: int, max_pixels: int) -> RGB:
     # Besides damage, unusual subsampling, which Pillow can decode.
     return _other(data, JpegImageFile, max_pixels)
   _check_size(height, width, max_pixels)
-  reduced: dict[str, int] = {}
-  for factor in _FACTORS if at_least else ():
-    shape = -(-height // factor), -(-width // factor)
-    if min(shape) >= at_least:
-      reduced = dict(zip(('min_height', 'min_width'), shape, strict=True), min_factor=factor)
-      break
+  factor = next((f for f in _FACTORS if -(-min(height, width) // f) >= at_least > 0), 1)
+  size = {
+    'min_height': -(-height // factor),
+    'min_width': -(-width // factor),
+    'min_factor': factor,
+  }
   if colorspace not in ('CMYK', 'YCCK'):
-    image = _decode_jpeg(data, 'RGB', reduced)
+    image = _decode_jpeg(data, 'RGB', size)
   else:
+    inks = _decode_jpeg(data, 'CMYK', size)
     # Stored inverted, as Adobe does; Pillow assumes so too.
-    inks = Image.fromarray(255 - _decode_jpeg(data, 'CMYK', reduced), 'CMYK')
+    inverted = ('raw', 'CMYK;I', 0, 1)
+    inks = Image.frombuffer('CMYK', (inks.shape[1], inks.shape[0]), inks, *inverted)
     image = np.asarray(inks.convert('RGB'))
   return _upright(image, _orientation(_exif(data)))
 
 
-def _exif(jpeg: bytes) -> bytes:
-  place = 2
-  # Segment by segment up to the first scan: a search would also find the EXIF of a thumbnail.
-  while jpeg[place] == 0xFF and jpeg[place + 1] != 0xDA:
-    end = place + 2 + int.from_bytes(jpeg[place + 2 : place + 4])
-    if jpeg.startswith(b'Exif\0\0', place + 4):
-      return jpeg[place + 10 : end]
-    place = end
-  return b''
-
-
-def _decode_jpeg(data: bytes, colorspace: str, reduced: dict[str, int]) -> np.ndarray:
+def _decode_jpeg(
+  data: bytes, colorspace: str, size: dict[str, int], *, strict: bool = True
+) -> np.ndarray:
   try:
-    return simplejpeg.decode_jpeg(data, colorspace, **reduced)
+    return simplejpeg.decode_jpeg(data, colorspace, **size, strict=strict)
   except ValueError as error:
     message = str(error)
   # The first complaint of libjpeg ends a strict decoding.  Two of them do not concern the picture:
   # left-over bytes once it is complete, and the version of the file format.
-  if 'extraneous bytes before marker 0xd9' in message:
-    return simplejpeg.decode_jpeg(data, colorspace, **reduced, strict=False)
+  if 'extraneous bytes before marker 0xd9' in message and strict:
+    return _decode_jpeg(data, colorspace, size, strict=False)
   version = data.find(b'JFIF\0') + 5
   if 'unknown JFIF revision' in message and data[version : version + 1] != b'\1':
-    return _decode_jpeg(data[:version] + b'\1' + data[version + 1 :], colorspace, reduced)
+    return _decode_jpeg(data[:version] + b'\1' + data[version + 1 :], colorspace, size)
   raise UnreadableError(_reason(message, data))
+
+
+def _exif(jpeg: bytes) -> bytes:
+  # Segment by segment up to the first scan: a search would also find the EXIF of a thumbnail.
+  place = 2
+  while jpeg.startswith(b'\xff', place) and not jpeg.startswith(b'\xff\xda', place):
+    if jpeg.startswith(b'Exif\0\0', place + 4):
+      return jpeg[place + 10 :]
+    is_fill = jpeg.startswith(b'\xff\xff', place)
+    place += 1 if is_fill else 2 + int.from_bytes(jpeg[place + 2 : place + 4])
+  return b''
 
 
 def _other(data: bytes, reader: type, max_pixels: int) -> RGB:

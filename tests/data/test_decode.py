@@ -99,6 +99,23 @@ def test_damaged_exif_is_passed_over(exif):
   np.testing.assert_array_equal(decode.rgb(data[:2] + segment + data[2:]), decode.rgb(data))
 
 
+def test_exif_behind_other_segments_and_fill_bytes_but_not_in_the_picture():
+  data = encode(PHOTOGRAPH)
+  exif = b'Exif\0\0' + struct.pack('>2sHIHHHIHHI', b'MM', 42, 8, 1, 0x0112, 3, 1, 3, 0, 0)
+
+  def segment(marker, content):
+    return bytes([0xFF, marker]) + struct.pack('>H', 2 + len(content)) + content
+
+  between = segment(0xE2, b'\xff\xda' * 9000) + b'\xff' * 5 + segment(0xE1, exif)
+  turned = data[:20] + between + data[20:]
+  np.testing.assert_array_equal(decode.rgb(turned), decode.rgb(data)[::-1, ::-1])
+  np.testing.assert_array_equal(decode.rgb(turned), pillow(turned))
+  comment = (
+    data[:20] + segment(0xFE, b'no ' + segment(0xE1, exif)) + data[20:] + segment(0xE1, exif)
+  )
+  np.testing.assert_array_equal(decode.rgb(comment), decode.rgb(data))
+
+
 @pytest.mark.parametrize('adobe', [False, True])
 def test_cmyk_has_the_colours_that_pillow_gives_it(adobe):
   inks = PIL.Image.fromarray(PHOTOGRAPH).convert('CMYK')
