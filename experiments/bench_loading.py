@@ -12,6 +12,7 @@ round's ratio. The photographs are those of scikit-image (extra `demo`), native 
 ones put together from nine; JPEG quality 90, 4:2:0. PyTorch and TensorFlow are optional.
 """
 
+import contextlib
 import functools
 import importlib.util
 import io
@@ -19,6 +20,7 @@ import itertools
 import json
 import os
 import pathlib
+import sys
 import tempfile
 import time
 
@@ -240,7 +242,8 @@ def bench(size):
       pathlib.Path(files[-1]).write_bytes(data)
     Prepared.files = tuple(files)
     builder = Prepared(data_dir=folder / 'tfds', file_format='array_record')
-    builder.download_and_prepare()
+    with contextlib.redirect_stdout(sys.stderr):
+      builder.download_and_prepare()
     records = builder.as_data_source('train')
 
     seconds = race(

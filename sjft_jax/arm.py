@@ -107,6 +107,7 @@ class Arm:
   augment: str
   restart_schedule: bool
   checkpoint_every: int
+  workers: int
 
   def pairs(self, subset: Subset | None, round_: int) -> Pairs:
     return Pairs(
@@ -136,7 +137,7 @@ class Arm:
         progress.state,
         (
           step.shard_batch(batch, accumulation=self.accumulation)
-          for batch in prefetched(batches, progress.step, stop)
+          for batch in prefetched(batches, progress.step, stop, workers=self.workers)
         ),
         start=progress.step,
         stop=stop,

@@ -95,6 +95,7 @@ def default() -> ConfigDict:
   t.augment = 'pursuit'  # Transformation pursuit; 'resnet': scale, crop, flip, colour; 'none'.
   t.restart_schedule = False  # True: every round starts with a fresh optimizer and schedule.
   t.checkpoint_every = 500  # Steps.
+  t.workers = 0  # Processes that load batches; 0: a thread for every core.
 
   c.loss = lo = ConfigDict()
   lo.target_weight = 0.5  # Of the mean cross-entropy of a step's target images.
@@ -195,6 +196,7 @@ def check_values(config: ConfigDict, *, num_target: int, num_source: int, num_de
       'target.train_per_class',
       'target.split_seed',
       'descriptors.workers',
+      'training.workers',
       'selection.delta',
       'selection.sigma0',
       'selection.sigma1',

@@ -76,7 +76,7 @@ class Encoded:
     try:
       return decode.rgb(self.encoded(index), at_least=side)
     except decode.UnreadableError as error:
-      raise decode.UnreadableError(f'{self.where(index)} {error}') from error
+      raise decode.UnreadableError(f'{self.where(index)} {error}; replace or remove it') from error
 
 
 class Part:

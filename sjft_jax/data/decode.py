@@ -98,9 +98,8 @@ def _jpeg(data: bytes, at_least: int, max_pixels: int) -> RGB:
   else:
     inks = _decode_jpeg(data, 'CMYK', size)
     # Stored inverted, as Adobe does; Pillow assumes so too.
-    inverted = ('raw', 'CMYK;I', 0, 1)
-    inks = Image.frombuffer('CMYK', (inks.shape[1], inks.shape[0]), inks, *inverted)
-    image = np.asarray(inks.convert('RGB'))
+    cmyk = Image.frombuffer('CMYK', inks.shape[1::-1], inks, 'raw', 'CMYK;I', 0, 1)
+    image = np.asarray(cmyk.convert('RGB'))
   return _upright(image, _orientation(_exif(data)))
 
 

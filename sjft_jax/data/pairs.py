@@ -106,9 +106,12 @@ def _ahead(dataset: grain.MapDataset, buffer: int, workers: int = 0) -> Iterator
   return iter(dataset.to_iter_dataset(own).mp_prefetch(processes))
 
 
-def prefetched(batches: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
-  """The batches of steps start..stop-1, loaded ahead in threads."""
-  return _ahead(grain.MapDataset.range(start, stop).map(lambda step: batches(int(step))), buffer=4)
+def prefetched(
+  batches: Callable[[int], Batch], start: int, stop: int, *, workers: int = 0
+) -> Iterator[Batch]:
+  """The batches of steps start..stop-1, loaded ahead in threads or in `workers` processes."""
+  steps = grain.MapDataset.range(start, stop)
+  return _ahead(steps.map(lambda step: batches(int(step))), buffer=4, workers=workers)
 
 
 def views(
