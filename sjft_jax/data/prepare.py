@@ -23,7 +23,6 @@ _DATASET = flags.DEFINE_string(
   'dataset',
   None,
   "TFDS's name, such as stanford_dogs, or coco/2014 where there are several configurations.",
-  required=True,
 )
 _ARCHIVES = flags.DEFINE_string(
   'archives', None, 'Folder of the official archives. Default: data_dir/downloads/manual.'
@@ -90,4 +89,5 @@ def prepare(dataset: str, data_dir: str, archives: str | None = None) -> None:
 
 
 if __name__ == '__main__':
+  flags.mark_flag_as_required('dataset')
   app.run(main, flags_parser=door.parse)

@@ -108,7 +108,7 @@ def test_shrinking_averages_and_warps():
   image = noise(24, 48)
   blocks = image.reshape(12, 2, 12, 4, 3).mean((1, 3))
   view = transforms.describe_view(image, resize=12, crop=12)
-  assert np.abs(view - blocks).max() <= 0.5 + 1e-6
+  assert np.abs(view - blocks).max() < 1  # Rounded twice.
   blocks = image.reshape(12, 2, 24, 2, 3).mean((1, 3))[:, 6:18]
   view = transforms.center_crop(image, resize=12, crop=12)
   assert np.abs(view - blocks).max() <= 0.5 + 1e-6
