@@ -2,14 +2,13 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import commands
 import cv2
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from PIL import Image
 
 from sjft_jax import config, pipeline
 
-ROOT = Path(__file__).parents[1]
 ARMS = ('none', 'random', 'all', 'selected', 'rounds')
 # Of every image in every stage little, so that a run is mostly compiling.
 SMALL = {
@@ -230,14 +228,7 @@ def command(data, workdir, *more):
 
 
 def start(*arguments):
-  return subprocess.Popen(
-    command(*arguments),
-    cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': ''},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
+  return commands.start(command(*arguments), subprocess.STDOUT)
 
 
 def kill_when(process, appears, timeout=120):

@@ -10,9 +10,9 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
+import commands
 import cv2
 import numpy as np
 import pyarrow.csv
@@ -26,7 +26,6 @@ from sjft_jax.data.folder import Unlabelled
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.retrieval import knn
 
-ROOT = Path(__file__).parents[1]
 # Small images through filters that need no weights.
 FAST = ('--bank=gabor', '--resize=16', '--crop=16', '--num_bins=8')
 K = 12
@@ -85,14 +84,7 @@ def command(data, output, *more):
 
 
 def start(*arguments):
-  return subprocess.Popen(
-    command(*arguments),
-    cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': ''},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  return commands.start(command(*arguments))
 
 
 def run_here(data, output, *more):
@@ -216,7 +208,7 @@ def test_a_missing_option_is_named(tmp_path):
     [sys.executable, '-m', 'sjft_jax.retrieve', '--target=tests', '--source=tests'],
     capture_output=True,
     text=True,
-    cwd=ROOT,
+    cwd=commands.ROOT,
   )
   assert found.returncode == 1
   assert found.stderr.startswith('error: ')
@@ -228,7 +220,7 @@ def test_help_shows_an_example():
     [sys.executable, '-X', 'importtime', '-m', 'sjft_jax.retrieve', '--help'],
     capture_output=True,
     text=True,
-    cwd=ROOT,
+    cwd=commands.ROOT,
   )
   assert '--k=100 --output=neighbors.csv' in found.stdout
   assert '--checkpoint_minutes' in found.stdout
