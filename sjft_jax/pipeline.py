@@ -20,7 +20,7 @@ from sjft_jax import artifacts
 from sjft_jax.arm import Arm, Domains, Round, Scorer, run_rounds
 from sjft_jax.config import arm_config, check_read, check_values, depth_of
 from sjft_jax.data import registry, transforms
-from sjft_jax.data.dataset import Dataset, Part
+from sjft_jax.data.dataset import Dataset, Part, class_names
 from sjft_jax.data.pairs import SourceOnly
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.models import joint, trunk
@@ -209,7 +209,7 @@ def draw_neighbors(path: Path, domains: Domains, ranking: Ranking) -> None:
   places = [place for place in (1, 10, 20, 30, 40) if place <= ranking.indices.shape[1]]
 
   def cell(data: Dataset, index: int, line: str) -> tuple[np.ndarray, str, str]:
-    return data[index], data.classes[data.labels[index]], line
+    return data[index], class_names(data, index), line
 
   rows = []
   for target in chosen:

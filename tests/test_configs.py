@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.io
 from data.builders import archives
+from data.builders import test_coco as coco
 from data.builders import test_imagenet2012 as imagenet
 from data.builders import test_places as places
 from data.builders import test_stanford_dogs as stanford
@@ -47,10 +48,10 @@ def data_dir(tmp_path_factory, monkeymodule):
 
   def prepared(name, write):
     if name not in done:
-      official = tmp_path_factory.mktemp(name)
+      official = tmp_path_factory.mktemp(name.replace('/', '_'))
       write(official)
       monkeymodule.setattr(imagenet2012, 'validation_labels', lambda: VALIDATION)
-      archives.official(monkeymodule, builders.load(name), official)
+      archives.official(monkeymodule, builders.load(name.partition('/')[0]), official)
       prepare(name, str(path), str(official))
       done.add(name)
     return path
@@ -125,7 +126,34 @@ def write_indoor(path):
     (path / name).write_text('\n'.join(n for n in names if odd in n))
 
 
+def write_coco(path):
+  """Sixty images, each with the second of three things and one of the others."""
+  for year in ('2014', '2017'):
+    lists = {}
+    for part, ids in (('train', range(60)), ('val', range(60, 61))):
+      prefix = f'COCO_{part}2014_' if year == '2014' else ''
+      names = {i: f'{prefix}{i:012d}.jpg' for i in ids}
+      objects = [
+        (3 * i + j, i, coco.IDS[thing], [0.0, 0.0, 6.0, 9.0], 54.0, 0)
+        for i in ids
+        for j, thing in enumerate((1, 2 * (i % 2)))
+      ]
+      images = {f'{part}{year}/{name}': picture(30_000 + i) for i, name in names.items()}
+      coco.pack(path / f'{part}{year}.zip', images)
+      written = coco.annotations(year, names, objects)
+      lists[f'annotations/instances_{part}{year}.json'] = written
+    coco.pack(path / f'annotations_trainval{year}.zip', lists)
+
+
+def flowers_and_coco():
+  """A source whose images show several classes each."""
+  task = flowers.get_config()
+  task.source.dataset = 'coco/2017'
+  return task
+
+
 WRITERS = {
+  'coco/2017': write_coco,
   'stanford_dogs': write_dogs,
   'oxford_flowers102': write_flowers,
   'caltech256': write_caltech,
@@ -143,8 +171,9 @@ WRITERS = {
     (flowers.get_config(), (102, 102, 119), (102, 1000)),
     (caltech256.get_config('15'), (15 * 257, 257, 119), (257, 1000)),
     (indoor.get_config('hybrid'), (67, 67, 324), (67, 1205)),
+    (flowers_and_coco(), (102, 102, 60), (102, 80)),
   ],
-  ids=['dogs', 'flowers', 'caltech256', 'indoor'],
+  ids=['dogs', 'flowers', 'caltech256', 'indoor', 'coco'],
 )
 def test_each_task_runs_on_its_official_archives(task, sizes, classes, data_dir, tmp_path, capsys):
   for name in (task.target.dataset, *task.source.dataset.split('+')):
@@ -162,8 +191,8 @@ def test_each_task_runs_on_its_official_archives(task, sizes, classes, data_dir,
     assert f'{number:,} {what}' in output
   assert f'Source: {sizes[2]:,} images in {classes[1]:,} classes' in output
   with (tmp_path / 'run' / 'bad_images.csv').open() as file:
-    (bad,) = csv.DictReader(file)
-  assert bad['image'].endswith(f'{imagenet.CLASSES[0]}_7.JPEG')
+    bad = [row['image'].rpartition('/')[2] for row in csv.DictReader(file)]
+  assert bad == [f'{imagenet.CLASSES[0]}_7.JPEG'] * ('imagenet2012' in task.source.dataset)
   ranking = np.load(tmp_path / 'run' / 'ranking.npz')
   assert ranking['indices'].shape == (sizes[0], 3)
   assert ranking['indices'].max() < sizes[2]

@@ -49,6 +49,12 @@ class Dataset(Protocol):
     """A readable id of the image, the same in every session."""
 
 
+def class_names(data: Dataset, index: int) -> str:
+  """The name of an image's class, or the names of all that it shows."""
+  label = data.labels[index]
+  return ', '.join(data.classes[c] for c in (np.flatnonzero(label) if np.ndim(label) else [label]))
+
+
 class Encoded:
   """A data set of encoded images: files, or records of their bytes."""
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
   if argv[1:]:
     sys.exit(f'error: unexpected {argv[1]!r}; options are written --name=value')
   door.enter(
-    lambda: prepare(_DATASET.value, _DATA_DIR.value, _ARCHIVES.value),
+    lambda: prepare(_DATASET.value or '', _DATA_DIR.value, _ARCHIVES.value),
     stopped='Stopped; nothing was prepared.',
   )
 

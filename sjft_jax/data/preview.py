@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from sjft_jax import door
 from sjft_jax.data import registry, transforms
-from sjft_jax.data.dataset import Dataset
+from sjft_jax.data.dataset import Dataset, class_names
 from sjft_jax.report import neighbors, terminal
 
 _CAPTION = 20  # Characters of a key that fit below a picture.
@@ -64,7 +64,7 @@ def sheet(
     key = data.key(index)
     if len(key) > _CAPTION:
       key = f'…{key[-_CAPTION:]}'  # Its end tells images of a class apart.
-    rows.append([(shown, caption(data, index), key) for shown in views])
+    rows.append([(shown, class_names(data, index), key) for shown in views])
   return neighbors.sheet(rows, headings)
 
 
@@ -74,12 +74,6 @@ def spread(data: Dataset, count: int) -> list[int]:
   order = np.argsort(labels, kind='stable')
   count = min(count, len(order))
   return [int(order[(2 * n + 1) * len(order) // (2 * count)]) for n in range(count)]
-
-
-def caption(data: Dataset, index: int) -> str:
-  """The name of an image's class, or the names of all that it shows."""
-  label = data.labels[index]
-  return ', '.join(data.classes[c] for c in (np.flatnonzero(label) if label.ndim else [label]))
 
 
 def define_flags() -> None:

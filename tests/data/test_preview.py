@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from sjft_jax.data import preview, transforms
+from sjft_jax.data.dataset import class_names
 from sjft_jax.report.neighbors import GAP, LINE, LINES, SIDE
 
 ROOT = Path(__file__).parents[2]
@@ -77,14 +78,14 @@ def test_rows_are_spread_over_classes(labels):
   if labels == 'several':
     data.labels = np.eye(3, dtype=bool)[data.labels]
   shown = preview.spread(data, 3)
-  assert [preview.caption(data, index) for index in shown] == ['cat', 'dog', 'owl']
+  assert [class_names(data, index) for index in shown] == ['cat', 'dog', 'owl']
   assert sorted(preview.spread(data, 9)) == sorted(preview.spread(data, 100)) == [*range(9)]
 
 
-def test_caption_names_all_that_an_image_shows():
+def test_class_names_name_all_that_an_image_shows():
   data = Noise()
   data.labels = np.array([[True, False, True]] * 9)
-  assert preview.caption(data, 4) == 'cat, owl'
+  assert class_names(data, 4) == 'cat, owl'
 
 
 @pytest.fixture
