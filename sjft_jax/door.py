@@ -40,7 +40,9 @@ def parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    sys.exit(f'error: {error}')
+    # An error in a configuration comes with its traceback.
+    first, *rest = str(error).strip().splitlines()
+    sys.exit(f'error: {" ".join([first, *rest[-1:]])}')
   except (AttributeError, KeyError, TypeError) as error:
     reason: object = error
     while isinstance(reason, Exception):  # They come wrapped in one another.

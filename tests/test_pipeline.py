@@ -187,9 +187,10 @@ def test_an_option_combination_of_alternatives_runs(data, tmp_path):
     'training.restart_schedule': True,
     'solver.momentum_style': 'torch',
     'arms': ('rounds',),
-    'evaluation.views': ('center',),
+    'evaluation.views': ('multi_scale', 'center'),
   }
   results = pipeline.run(small(data, **changes), tmp_path / 'run')
+  assert results['view'] == 'multi_scale'
   assert len(results['arms']['rounds']['rounds']) == 3
   assert 'gain' not in results['table'][0]  # There is no baseline to compare with.
 
