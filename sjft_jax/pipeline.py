@@ -106,7 +106,7 @@ def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any
 
   pretraining = arm('pretrain', config)
   runs = {name: arm(f'arms/{name}', options) for name, options in arms.items()}
-  record(config, workdir)
+  refuse_changes(config, workdir)
 
   finished = workdir / 'results.json'
   if finished.exists():
@@ -121,6 +121,8 @@ def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any
   terminal.stage('Looking at every image')
   domains = Domains(*screen(workdir, *vars(domains).values(), **config.screening))
   check(domains)
+  # Not before: an option that proves impossible here can be changed in the same work directory.
+  record(config, workdir)
   pretraining = replace(pretraining, domains=domains)
   runs = {name: replace(run, domains=domains) for name, run in runs.items()}
   target, test, source = vars(domains).values()
@@ -286,26 +288,31 @@ def summarise(
   return {'test_images': len(test), 'view': views[0], 'table': rows, 'arms': arms}
 
 
-def record(config: ConfigDict, workdir: Path) -> None:
-  """Writes the options and the versions of all packages; a work directory has one set of options.
+def refuse_changes(config: ConfigDict, workdir: Path) -> None:
+  """A work directory has one set of options.
 
   Raises:
-    ValueError: the work directory was made with other options.
+    ValueError: this one was made with other options.
   """
-  path, now = workdir / 'config.json', json.loads(config.to_json())
-  if path.exists():
-    then = _flat(json.loads(path.read_text()))
-    changed = [
-      f'{key} was {then.get(key)!r}, now {value!r}'
-      for key, value in _flat(now).items()
-      if then.get(key) != value
-    ]
-    if changed:
-      raise ValueError(
-        f'{workdir} was made with other options ({"; ".join(changed)}): use a new '
-        '--workdir, or the same options'
-      )
-  artifacts.write_json(path, now)
+  path = workdir / 'config.json'
+  if not path.exists():
+    return
+  then = _flat(json.loads(path.read_text()))
+  changed = [
+    f'{key} was {then.get(key)!r}, now {value!r}'
+    for key, value in _flat(json.loads(config.to_json())).items()
+    if then.get(key) != value
+  ]
+  if changed:
+    raise ValueError(
+      f'{workdir} was made with other options ({"; ".join(changed)}): use a new '
+      '--workdir, or the same options'
+    )
+
+
+def record(config: ConfigDict, workdir: Path) -> None:
+  """Writes the options and the versions of all packages."""
+  artifacts.write_json(workdir / 'config.json', json.loads(config.to_json()))
   packages = sorted({(d.name, d.version) for d in metadata.distributions()}, key=str)
   artifacts.write_json(workdir / 'versions.json', dict(packages))
 

@@ -94,7 +94,10 @@ def test_results_hold_every_arm_round_and_view(finished):
         assert view['mean_class_accuracy'] == pytest.approx(view['top1'])
   used = {name: arm['rounds'][-1]['source_images'] for name, arm in results['arms'].items()}
   assert used['none'] == 0
-  assert used['all'] == 48
+  with (workdir / 'duplicates.csv').open() as file:
+    copies = {row['source'] for row in csv.DictReader(file)}
+  assert used['all'] == 48 - len(copies)
+  assert len(copies) < 5
   assert used['random'] == used['selected']
   assert used['rounds'] >= used['selected']
   assert [row['name'] for row in results['table']][-1] == 'selected, growing, fused'
@@ -171,6 +174,23 @@ def test_other_options_in_the_same_work_directory_are_refused(data, finished):
       small(data, arms=ARMS, **{'solver.learning_rate': 0.5}),
       workdir,
     )
+
+
+@pytest.mark.slow
+def test_too_many_bad_images_can_be_allowed_in_the_same_work_directory(data, tmp_path):
+  source = shutil.copytree(data / 'source', tmp_path / 'source')
+  file = source / 'train' / 'stripes 2' / '3.png'
+  file.write_bytes(file.read_bytes()[:100])
+  options = {'source.path': str(source), 'pretrain.steps': 0, 'arms': ('selected',)}
+  with pytest.raises(ValueError, match=r'1 of 48 images .* above max_bad_share=0\.01: .*3\.png'):
+    pipeline.run(small(data, **options), tmp_path / 'run')
+  assert not (tmp_path / 'run' / 'config.json').exists()
+  options |= {'screening.max_bad_share': 0.05}
+  results = pipeline.run(small(data, **options), tmp_path / 'run')
+  assert list(results['arms']) == ['selected']
+  bad = (tmp_path / 'run' / 'bad_images.csv').read_text().splitlines()
+  assert bad[1:] == ['source/train,stripes 2/3.png,is truncated']
+  assert np.load(tmp_path / 'run' / 'ranking.npz')['indices'].max() < 47
 
 
 @pytest.mark.slow
