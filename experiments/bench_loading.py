@@ -98,14 +98,6 @@ class Prepared(tfds.core.GeneratorBasedBuilder):
 our_view = functools.partial(transforms.center_crop, resize=RESIZE, crop=CROP)
 
 
-def bilinear_view(image):
-  """As tf.data's, without smoothing before pixels are left out."""
-  scale = RESIZE / min(image.shape[:2])
-  height, width = (round(side * scale) for side in image.shape[:2])
-  image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-  return transforms.center_crop(image, resize=RESIZE, crop=CROP)
-
-
 def ours(file):
   with open(file, 'rb') as stream:
     return our_view(decode.rgb(stream.read(), at_least=RESIZE))
@@ -262,7 +254,6 @@ def bench(size):
     loaders = {
       'ours, threads': functools.partial(load, view=our_view),
       'ours, processes': functools.partial(load, view=our_view, workers=CORES),
-      'ours, threads, bilinear': functools.partial(load, view=bilinear_view),
       'TFDS, Grain threads': functools.partial(tfds_batches, records),
     }
     for name, (package, load) in RIVALS.items():
