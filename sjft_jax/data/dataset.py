@@ -1,5 +1,6 @@
 """What every data set offers, and data sets made out of others."""
 
+import abc
 import hashlib
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -55,7 +56,7 @@ def class_names(data: Dataset, index: int) -> str:
   return ', '.join(data.classes[c] for c in (np.flatnonzero(label) if np.ndim(label) else [label]))
 
 
-class Encoded:
+class Encoded(abc.ABC):
   """A data set of encoded images: files, or records of their bytes."""
 
   def __init__(self, name: str, classes: Sequence[str], labels: Labels, fingerprint: str):
@@ -65,11 +66,13 @@ class Encoded:
   def __len__(self) -> int:
     return len(self.labels)
 
+  @abc.abstractmethod
   def encoded(self, index: int) -> bytes:
-    raise NotImplementedError
+    """An image as it is stored."""
 
+  @abc.abstractmethod
   def key(self, index: int) -> str:
-    raise NotImplementedError
+    """As of every data set."""
 
   def where(self, index: int) -> str:
     """What an error calls the image."""
