@@ -3,9 +3,9 @@
   python -m sjft_jax.main --config=configs/folder.py --workdir=runs/mine \\
     --config.target.path=DIR --config.source.path=DIR
 
-The source needs <path>/train only. A target folder of classes without train and test is split; for
-such a source add --config.source.split= . A path to a .csv or .parquet file is a list with the
-columns path, label and, for splits, split. Without pretrained weights for your trunk, set
+The source needs <path>/train only. Folders of classes without train and test will do: the target is
+split then, the source taken whole. A path to a .csv or .parquet file is a list with the columns
+path, label and, for splits, split. Without pretrained weights for your trunk, set
 --config.pretrain.steps so that it learns from the source first.
 """
 

@@ -26,7 +26,7 @@ def load(*, dataset: str, path: str, split: str) -> Dataset:
       TFDS, empty for the demo; one for all, or one for each, separated by commas.
     split: a split of TFDS ('train', 'train+validation', 'train[:80%]'), a sub-folder of `path`, a
       value of a list's column `split`; of the demo, 'train' or 'test'; one for all, or one for
-      each, separated by commas.
+      each, separated by commas. A folder or list that has no splits is taken whole.
 
   Raises:
     ValueError: the name or the split is unknown, or `path` does not fit the data set.
@@ -51,7 +51,8 @@ def _for_each(option: str, value: str, names: list[str]) -> list[str]:
 
 def _load(dataset: str, path: str, split: str) -> Dataset:
   if dataset == 'folder':
-    return (Listed if path.endswith(LISTS) else Folder)(path, split)
+    whole = _has_no_split(path, split)
+    return (Listed if path.endswith(LISTS) else Folder)(path, '' if whole else split)
   if dataset in DEMOS:
     if path:
       raise ValueError(f'path={path!r} is not read by {dataset}; leave it empty')
@@ -120,9 +121,12 @@ def open_target(
 
 
 def _has_no_split(path: str, *splits: str) -> bool:
+  """Whether a folder or list is one whole; a misspelt split beside others is a mistake instead."""
   if path.endswith(LISTS):
     return not Listed.has_splits(path)
-  return bool(path) and not any((Path(path) / split).is_dir() for split in splits)
+  return bool(path) and not any(
+    (Path(path) / split).is_dir() for split in (*splits, 'train', 'val', 'test')
+  )
 
 
 def stratified(

@@ -81,6 +81,15 @@ def test_a_folder_without_splits_is_split(tmp_path):
     registry.open_target(**options, test_split='test', **DRAWN | {'train_per_class': 5})
 
 
+def test_a_source_folder_without_splits_is_taken_whole(tmp_path):
+  write(tmp_path / 'cat', 3)
+  data = registry.load(dataset='folder', path=str(tmp_path), split='train')
+  assert keys(data) == ['cat/0.png', 'cat/1.png', 'cat/2.png']
+  write(tmp_path / 'train' / 'cat', 1)
+  with pytest.raises(ValueError, match="split='trian'.* is not a folder"):
+    registry.load(dataset='folder', path=str(tmp_path), split='trian')
+
+
 def test_splits_that_are_there_are_kept(tmp_path):
   for split, count in (('train', 4), ('test', 2)):
     write(tmp_path / split / 'cat', count)
