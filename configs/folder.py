@@ -5,8 +5,9 @@
 
 The source needs <path>/train only. Folders of classes without train and test will do: the target is
 split then, the source taken whole. A path to a .csv or .parquet file is a list with the columns
-path, label and, for splits, split. Without pretrained weights for your trunk, set
---config.pretrain.steps so that it learns from the source first.
+path, label and, for splits, split. ImageNet weights are downloaded once; other files, names and
+earlier runs go into --config.model.pretrained, and with --config.model.pretrained= and
+--config.pretrain.steps=20000 the trunk learns from the source first.
 """
 
 from ml_collections import ConfigDict
@@ -17,4 +18,5 @@ from sjft_jax import config
 def get_config() -> ConfigDict:
   c = config.default()
   c.model.name = 'resnet50v2'
+  c.model.pretrained = 'keras/resnet50v2'
   return c

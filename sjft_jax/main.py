@@ -31,8 +31,9 @@ def main(argv: Sequence[str]) -> None:
     sys.exit(f'error: --config={file}: no such file; see configs/')
   workdir = Path(_WORKDIR.value or f'runs/{file.stem}')
   # After the flags: --help and a misspelt option should not wait for JAX.
-  from sjft_jax import pipeline
+  from sjft_jax import compilation, pipeline
 
+  compilation.keep()
   door.enter(
     lambda: pipeline.run(_CONFIG.value, workdir),
     stopped=f'Stopped. The same command goes on from the last checkpoint in {workdir}.',

@@ -24,7 +24,7 @@ from sjft_jax.data.dataset import Dataset, Part, class_names
 from sjft_jax.data.pairs import SourceOnly
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.models import joint, trunk
-from sjft_jax.models.pretrained import load_trunk
+from sjft_jax.models.weights import convert, own
 from sjft_jax.ranking import Ranking, rank_sources
 from sjft_jax.report import terminal
 from sjft_jax.report.neighbors import sheet
@@ -79,7 +79,9 @@ def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any
 
   check(domains)
   bank = banks.load(**config.bank)
-  network, variables = build_network(domains, config.seed, config.images.crop, **config.model)
+  network, variables, which = build_network(
+    domains, config.seed, config.images.crop, **config.model
+  )
   predict_step = step.make_predict(network.apply)
   made_from = artifacts.fingerprint(
     json.loads(config.to_json()), *(data.fingerprint for data in vars(domains).values())
@@ -91,7 +93,10 @@ def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any
     key = options.solver.to_json() + options.loss.to_json()
     if key not in compiled:  # Arms that differ in their source images alone share a step.
       solver = optimizer.sgd(**options.solver)
-      compiled[key] = step.make_train_step(network.apply, solver, **options.loss), solver
+      compiled[key] = (
+        step.make_train_step(network.apply, solver, config.seed, **options.loss),
+        solver,
+      )
     train_step, solver = compiled[key]
     return Arm(
       workdir / directory,
@@ -123,6 +128,7 @@ def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any
   check(domains)
   # Not before: an option that proves impossible here can be changed in the same work directory.
   record(config, workdir)
+  own.describe(workdir, which)
   pretraining = replace(pretraining, domains=domains)
   runs = {name: replace(run, domains=domains) for name, run in runs.items()}
   target, test, source = vars(domains).values()
@@ -189,19 +195,38 @@ def build_network(
   *,
   name: str,
   width: float,
+  style: str,
+  fully_connected: bool,
   batch_norm: str,
+  batch_norm_momentum: float,
+  dtype: str,
+  remat: bool,
   pretrained: str,
-) -> tuple[joint.Joint, dict[str, Any]]:
-  """The joint network and its first variables: heads at random, trunk at random or pretrained."""
-  network = joint.Joint(
-    trunk.build(name=name, width=width, batch_norm=batch_norm),
-    len(domains.target.classes),
-    len(domains.source.classes),
+  normalization: str,
+) -> tuple[joint.Joint, dict[str, Any], dict[str, Any]]:
+  """The joint network, its first variables (heads at random, trunk at random or pretrained), and
+  which network it is, for those who read its checkpoints."""
+  which: dict[str, Any] = {'name': name, 'width': width, 'fully_connected': fully_connected}
+  load = own.load if Path(pretrained).is_dir() else convert.load
+  weights = load(pretrained, style=style, **which) if pretrained else None
+  if weights is not None:
+    style = weights.style
+  if normalization == 'auto':
+    normalization = weights.normalization if weights is not None else 'imagenet'
+  body = trunk.build(
+    **which,
+    style=style,
+    batch_norm=batch_norm,
+    batch_norm_momentum=batch_norm_momentum,
+    dtype=dtype,
+    remat=remat,
   )
+  num_classes = len(domains.target.classes), len(domains.source.classes)
+  network = joint.Joint(body, *num_classes, normalization)
   variables = joint.init(network, jax.random.key(seed), image_size)
-  if pretrained:
-    variables['params']['trunk'] = load_trunk(name=name, path=pretrained)
-  return network, variables
+  if weights is not None:
+    variables = joint.with_trunk(variables, weights.params, weights.batch_stats)
+  return network, variables, which | {'style': style, 'normalization': normalization}
 
 
 def draw_neighbors(path: Path, domains: Domains, ranking: Ranking) -> None:

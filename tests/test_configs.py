@@ -22,6 +22,7 @@ from sjft_jax.data.prepare import prepare
 
 VALIDATION = dict([*imagenet2012.validation_labels().items()][:2])
 FEW = SMALL | {
+  'model.pretrained': '',
   'pretrain.steps': 0,
   'selection.rounds': 1,
   'training.steps': 2,

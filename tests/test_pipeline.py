@@ -26,6 +26,8 @@ SMALL = {
   'selection.num_neighbors': 3,
   'selection.rounds': 3,
   'model.name': 'alexnet',
+  'model.fully_connected': False,
+  'model.pretrained': '',
   'pretrain.steps': 3,
   'images.resize': 36,
   'images.crop': 32,
@@ -194,12 +196,28 @@ def test_too_many_bad_images_can_be_allowed_in_the_same_work_directory(data, tmp
 
 
 @pytest.mark.slow
+def test_the_trunk_of_an_earlier_run_is_a_pretrained_one(data, finished, tmp_path):
+  workdir, results = finished
+  source = {'pretrain.steps': 0, 'model.pretrained': str(workdir / 'pretrain')}
+  again = pipeline.run(small(data, arms=('none',), **source), tmp_path / 'run')
+  assert again['arms']['none']['rounds'][0]['test'] == results['arms']['none']['rounds'][0]['test']
+  for change, message in (
+    ({'model.name': 'resnet18v2'}, "name='alexnet', not 'resnet18v2'"),
+    ({'model.pretrained': str(workdir)}, 'give the folder of one training; .*pretrain'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      pipeline.run(small(data, arms=('none',), **source | change), tmp_path / 'other')
+
+
+@pytest.mark.slow
 def test_an_option_combination_of_alternatives_runs(data, tmp_path):
   changes = {
     'bank.name': 'gabor',
     'model.name': 'resnet18v2',
     'model.width': 0.0625,
-    'model.batch_norm': 'frozen',
+    'model.batch_norm': 'per_domain',
+    'model.dtype': 'bfloat16',
+    'model.remat': True,
     'pretrain.steps': 0,
     'training.batch_size': 8,
     'training.accumulation': 2,
@@ -219,7 +237,7 @@ def test_an_option_combination_of_alternatives_runs(data, tmp_path):
   ('change', 'message'),
   [
     ({'selection.num_neighbors': 6}, r'can grow to 54 in 3 rounds, .* 48 source images'),
-    ({'bank.name': 'sift'}, r"bank\.name='sift' is unknown; known: alexnet, gabor"),
+    ({'bank.name': 'sift'}, r"bank\.name='sift' is unknown; known: alexnet, alexnet_caffe, gabor"),
     ({'model.name': 'resnet18'}, r"'resnet18' is unknown"),
     ({'model.pretrained': '/no/such/file'}, r'/no/such/file: no such file'),
     ({'solver.momentum_style': 'nesterov'}, r"'nesterov' is unknown"),

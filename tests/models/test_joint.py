@@ -11,16 +11,18 @@ from sjft_jax.models.resnet import ResNet
 
 class MeanColor(nn.Module):
   @nn.compact
-  def __call__(self, images, train):
+  def __call__(self, images, train, is_source):
     return nn.Dense(400)(images.mean(axis=(1, 2)))
 
 
-def test_both_heads_read_the_trunk_of_the_normalised_images():
+@pytest.mark.parametrize('normalization', ['imagenet', 'inception'])
+def test_both_heads_read_the_trunk_of_the_normalised_images(normalization):
   images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
-  model = Joint(MeanColor(), num_target_classes=3, num_source_classes=5)
+  model = Joint(MeanColor(), 3, 5, normalization)
   params = init(model, jax.random.key(0), 8)['params']
   assert set(params) == {'trunk', 'target', 'source'}
-  features = MeanColor().apply({'params': params['trunk']}, normalize(images), train=False)
+  x = normalize(images, normalization)
+  features = MeanColor().apply({'params': params['trunk']}, x, train=False, is_source=None)
   outputs = model.apply({'params': params}, images)
   assert set(outputs) == {'target', 'source'}
   for domain, num_classes in (('target', 3), ('source', 5)):
@@ -35,6 +37,30 @@ def test_heads_start_small():
   for domain in ('target', 'source'):
     np.testing.assert_allclose(params[domain]['kernel'].std(), 0.01, rtol=0.02)
     assert not params[domain]['bias'].any()
+
+
+def test_the_trunk_is_told_the_mode_and_the_domains():
+  class Witness(nn.Module):
+    @nn.compact
+    def __call__(self, images, train, is_source):
+      assert train
+      return is_source[:, None].astype(jnp.float32)
+
+  images, is_source = jnp.zeros((2, 8, 8, 3), jnp.uint8), jnp.array([False, True])
+  params = {
+    name: {'kernel': jnp.ones((1, 2)), 'bias': jnp.zeros(2)} for name in ('target', 'source')
+  }
+  outputs = Joint(Witness(), 2, 2).apply({'params': params}, images, True, is_source)
+  np.testing.assert_array_equal(outputs['target'], [[0, 0], [1, 1]])
+
+
+def test_heads_are_float32_on_a_low_precision_trunk():
+  model = Joint(ResNet((), bottleneck=False, width=0.125, dtype=jnp.bfloat16), 3, 5)
+  outputs, variables = jax.eval_shape(
+    model.init_with_output, jax.random.key(0), jnp.ones((1, 32, 32, 3), jnp.uint8)
+  )
+  for leaf in jax.tree.leaves((outputs, variables)):
+    assert leaf.dtype == jnp.float32
 
 
 @pytest.mark.slow

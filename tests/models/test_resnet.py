@@ -1,218 +1,380 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sjft_jax.models import trunk
-from sjft_jax.models.resnet import ResNet, resnet
+from sjft_jax.models.convolution import Conv
+from sjft_jax.models.resnet import STYLES, ResNet, Style, resnet
 
 
+@functools.cache
 def shapes(model, side=32):
   return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
-
-
-def zeros(model, side):
-  return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes(model, side))
 
 
 def count(tree):
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def randomised(variables, seed=0):
+def randomised(model, seed=0):
   """Variables with every leaf random, variances positive: no norm is the identity."""
   random = np.random.default_rng(seed)
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: (
-      random.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
-      if path[-1].key in ('var', 'scale')
-      else random.normal(0, 0.1, leaf.shape).astype(np.float32)
-    ),
-    variables,
-  )
+
+  def draw(path, leaf):
+    if path[-1].key in ('var', 'source_var', 'scale'):
+      return random.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+    return random.normal(0, 0.1, leaf.shape).astype(np.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes(model))
 
 
+# With 1000-way heads: torchvision's resnet18, resnet50, resnet152; timm's resnetv2_50, _101, _152
+# (whose stem is bare as here).
 @pytest.mark.parametrize(
-  ('depth', 'millions'),
-  # timm's resnetv2_50, _101 and _152 (a bare stem as here) less their 1000-way heads' 2.049.
-  [(50, 25.549 - 2.049), (101, 44.542 - 2.049), (152, 60.185 - 2.049)],
+  ('depth', 'version', 'millions'),
+  [
+    (18, 1, 11.690 - 0.513),
+    (50, 1, 25.557 - 2.049),
+    (152, 1, 60.193 - 2.049),
+    (50, 2, 25.549 - 2.049),
+    (101, 2, 44.542 - 2.049),
+    (152, 2, 60.185 - 2.049),
+  ],
 )
-def test_parameter_counts_are_the_published_ones(depth, millions):
-  assert count(shapes(resnet(depth))['params']) / 1e6 == pytest.approx(millions, abs=6e-4)
+def test_parameter_counts_are_the_published_ones(depth, version, millions):
+  params = shapes(resnet(depth, version))['params']
+  assert count(params) / 1e6 == pytest.approx(millions, abs=6e-4)
 
 
-@pytest.mark.parametrize('depth', [18, 34, 50, 101, 152, 200])
-def test_a_network_has_the_layers_its_name_says(depth):
-  params = shapes(resnet(depth))['params']
-  weighty = [
+@pytest.mark.parametrize('version', [1, 2])
+@pytest.mark.parametrize('depth', [18, 34, 50, 101, 152, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_network_has_the_layers_its_name_says(depth, version):
+  params = shapes(resnet(depth, version))['params']
+  kernels = [
     path
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     if leaf.ndim > 1 and 'projection' not in jax.tree_util.keystr(path)
   ]
-  assert len(weighty) + 1 == depth  # The head is the last layer.
+  assert len(kernels) + 1 == depth  # The head is the last layer.
 
 
-def test_features_follow_the_width():
-  images = jnp.zeros((2, 64, 64, 3))
-  for name, width, features in [
-    ('resnet18v2', 1.0, 512),
-    ('resnet50v2', 0.5, 1024),
-    ('resnet34v2', 0.125, 64),
-  ]:
-    model = trunk.build(name=name, width=width, batch_norm='mixed')
-    out = jax.eval_shape(lambda m=model: m.init_with_output(jax.random.key(0), images)[0])
-    assert out.shape == (2, features)
+def names(tree):
+  return {
+    '/'.join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def test_parameters_have_the_names_that_checkpoints_are_converted_to():
+  norms = {f'norm{i}/{part}' for i in (1, 2, 3) for part in ('scale', 'bias')}
+  block = norms | {f'conv{i}/kernel' for i in (1, 2, 3)}
+  v1 = block | {'projection/kernel', 'projection_norm/scale', 'projection_norm/bias'}
+  v2 = block | {'projection/kernel'}
+  for version, expected, outer in ((1, v1, 'stem_norm'), (2, v2, 'norm')):
+    params = shapes(ResNet((1,), bottleneck=True, version=version, width=0.125))['params']
+    expected = {f'stage1_block1/{name}' for name in expected}
+    assert names(params) == expected | {'stem/kernel', f'{outer}/scale', f'{outer}/bias'}
+  keras = ResNet((2,), True, style=STYLES[2]['keras'], width=0.125)
+  biases = {name for name in names(shapes(keras)['params']) if name.endswith('bias')}
+  assert {name for name in biases if 'norm' not in name} == {
+    'stem/bias',
+    'stage1_block1/projection/bias',
+    'stage1_block1/conv3/bias',
+    'stage1_block2/conv3/bias',
+  }
+
+
+def strides(model):
+  """Which convolutions halve the resolution of an image of 64 pixels."""
+  # Side of what each convolution gives; what it reads is the one before it in its block.
+  variables = shapes(model)
+  _, captured = jax.eval_shape(
+    lambda v: model.apply(
+      v,
+      jnp.zeros((1, 64, 64, 3)),
+      capture_intermediates=lambda module, _: isinstance(module, Conv),
+      mutable=['intermediates'],
+    ),
+    variables,
+  )
+  found, side = [], 16
+  blocks = {name: tree for name, tree in captured['intermediates'].items() if '_block' in name}
+  for block in sorted(blocks):
+    for i in (1, 2, 3):
+      now = blocks[block][f'conv{i}']['__call__'][0].shape[1]
+      if now != side:
+        assert now == side // 2
+        found.append(f'{block}/conv{i}')
+      side = now
+    assert 'projection' not in blocks[block] or (
+      blocks[block]['projection']['__call__'][0].shape[1] == side
+    )
+  return found
+
+
+@pytest.mark.parametrize(
+  ('version', 'style', 'strided'),
+  [
+    (1, 'torch', ['stage2_block1/conv2', 'stage3_block1/conv2']),
+    (1, 'caffe', ['stage2_block1/conv1', 'stage3_block1/conv1']),
+    (1, 'keras', ['stage2_block1/conv1', 'stage3_block1/conv1']),
+    (2, 'released', ['stage2_block1/conv1', 'stage3_block1/conv1']),
+    (2, 'torch', ['stage2_block1/conv2', 'stage3_block1/conv2']),
+    (2, 'keras', ['stage1_block2/conv2', 'stage2_block2/conv2']),
+  ],
+)
+def test_each_publisher_strides_where_it_does(version, style, strided):
+  style = STYLES[version][style]
+  assert strides(ResNet((2, 2, 2), True, version, style, width=0.125)) == strided
+
+
+def test_a_strided_block_without_projection_keeps_every_second_pixel():
+  model = ResNet((2, 1), True, style=STYLES[2]['keras'], width=0.125)
+  variables = randomised(model)
+  block = variables['params']['stage1_block2']
+  block['conv3'] = jax.tree.map(np.zeros_like, block['conv3'])  # Leaves the shortcut alone.
+  images = np.random.default_rng(0).normal(size=(1, 33, 35, 3)).astype(np.float32)
+  _, captured = model.apply(
+    variables,
+    images,
+    capture_intermediates=lambda module, _: (module.name or '').startswith('stage1'),
+    mutable=['intermediates'],
+  )
+  before, after = (captured['intermediates'][f'stage1_block{i}']['__call__'][0] for i in (1, 2))
+  assert before.shape[1:3] == (9, 9)
+  np.testing.assert_array_equal(after, before[:, ::2, ::2])
+
+
+@pytest.mark.parametrize('border', ['padded', 'zeros', 'ceil'])
+@pytest.mark.parametrize('sides', [(16, 18), (15, 20)])
+def test_pools_differ_at_the_border(border, sides):
+  model = ResNet((), True, style=Style(pool=border, bias=True), width=0.125)
+  variables = randomised(model)
+  variables['params']['stem']['bias'] -= 3  # Negative maps: a zero of the padding shows.
+  variables['params']['norm']['bias'] += 30  # Nothing for the ReLU to cut.
+  images = np.random.default_rng(0).normal(size=(1, *sides, 3)).astype(np.float32)
+  x = np.asarray(
+    Conv(8, 7, 2, padding=3, use_bias=True).apply({'params': variables['params']['stem']}, images)
+  )
+
+  def windows(side):
+    """First and one past the last pixel, of the map alone."""
+    if border == 'ceil':  # Caffe's number of windows, the last clipped.
+      return [(2 * i, min(2 * i + 3, side)) for i in range(-(-(side - 3) // 2) + 1)]
+    return [(max(2 * i - 1, 0), min(2 * i + 2, side)) for i in range((side - 1) // 2 + 1)]
+
+  pooled = []
+  for top, bottom in windows(x.shape[1]):
+    for left, right in windows(x.shape[2]):
+      window = x[0, top:bottom, left:right]
+      highest = window.max((0, 1))
+      overhangs = window.shape[:2] != (3, 3)
+      pooled.append(np.maximum(highest, 0) if border == 'zeros' and overhangs else highest)
+  stats, params = variables['batch_stats']['norm'], variables['params']['norm']
+  pooled = (pooled - stats['mean']) / np.sqrt(stats['var'] + 1e-5) * params['scale']
+  expected = (pooled + params['bias']).mean(axis=0)
+  np.testing.assert_allclose(model.apply(variables, images)[0], expected, rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_initial_weights_are_he_normal():
-  model = ResNet((1, 1), bottleneck=False)
-  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-  block = params['params']['stage2_block1']
-  assert float(block['conv2']['conv']['kernel'].std()) == pytest.approx(
-    np.sqrt(2 / (9 * 128)), rel=0.01
-  )
-  assert float(block['projection']['dense']['kernel'].std()) == pytest.approx(
-    np.sqrt(2 / 128), rel=0.03
-  )
+  params = jax.jit(ResNet((1, 1), bottleneck=False).init)(
+    jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+  )['params']
+  block = params['stage2_block1']
+  deviations = [block[name]['kernel'].std() for name in ('conv2', 'projection')]
+  np.testing.assert_allclose(deviations, np.sqrt([2 / (9 * 128), 2 / 128]), rtol=0.03)
 
 
 @pytest.mark.parametrize(
-  'options',
+  ('options', 'message'),
   [
-    {'name': 'resnet51v2', 'width': 1.0, 'batch_norm': 'mixed'},
-    {'name': 'alexnet', 'width': 0.5, 'batch_norm': 'mixed'},
+    ({'depth': 51}, 'depth=51 .* 50'),
+    ({'width': 0.001}, 'width=0.001 leaves no channel'),
+    ({'batch_norm': 'live'}, "batch_norm='live' .* per_domain"),
+    ({'style': 'caffe'}, "style='caffe' is unknown for a v2 ResNet; known: auto, released"),
+    ({'version': 1, 'style': 'released'}, "style='released' .* v1 .* caffe"),
   ],
 )
-def test_impossible_trunks_are_refused(options):
-  with pytest.raises(ValueError, match=r'resnet50v2|width'):
-    trunk.build(**options)
+def test_impossible_networks_are_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    resnet(**({'depth': 18} | options))
 
 
-@pytest.mark.parametrize('options', [{'width': 0.001}, {'batch_norm': 'live'}])
-def test_impossible_options_are_refused(options):
-  with pytest.raises(ValueError, match='|'.join(options)):
-    trunk.build(**({'name': 'resnet18v2', 'width': 1.0, 'batch_norm': 'mixed'} | options))
+def test_the_default_style_is_the_papers_code_or_torchvisions():
+  assert resnet(50, 2).style == STYLES[2]['released']
+  assert resnet(50, 1).style == STYLES[1]['torch']
 
 
-def test_alexnet_is_a_trunk_too():
-  model = trunk.build(name='alexnet', width=1, batch_norm='mixed')
-  out, variables = jax.eval_shape(
-    lambda: model.init_with_output(jax.random.key(0), jnp.zeros((2, 64, 64, 3)), train=True)
-  )
-  assert out.shape == (2, 256)
-  assert set(variables) == {'params'}
-
-
-def train_pass(model, variables, images):
+def train_pass(model, variables, images, is_source=None):
   """A training pass over images `[device, b, h, w, 3]` on a mapped axis 'batch'."""
 
-  def run(images):
-    return model.apply(variables, images, train=True, mutable=['batch_stats'])
+  def run(images, is_source):
+    return model.apply(variables, images, True, is_source, mutable=['batch_stats'])
 
-  return jax.jit(jax.vmap(run, axis_name='batch'))(images)
+  return jax.vmap(run, axis_name='batch')(images, is_source)
 
 
-def test_mixed_statistics_are_of_the_whole_batch_and_frozen_ones_stay():
-  images = np.random.default_rng(0).normal(size=(2, 3, 32, 32, 3)).astype(np.float32)
-  # Two devices with unlike images: their own statistics would differ.
+def unlike_images(side=32):
+  """Two devices' images, whose own statistics would differ."""
+  images = np.random.default_rng(0).normal(size=(2, 3, side, side, 3)).astype(np.float32)
   images[1] = 3 * images[1] + 2
-  sizes = {'stage_sizes': (1,), 'bottleneck': False, 'width': 0.125}
-  mixed, frozen = ResNet(**sizes), ResNet(**sizes, batch_norm='frozen')
-  variables = randomised(zeros(mixed, 32))
+  return images
 
-  _, updates = train_pass(mixed, variables, images)
-  stem = jax.lax.conv_general_dilated(
-    images.reshape(6, 32, 32, 3),
-    variables['params']['stem']['kernel'],
-    (2, 2),
-    [(3, 3), (3, 3)],
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-  )
-  x = np.pad(np.asarray(stem), ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
-  windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::2, ::2]
-  pooled = windows.max(axis=(-2, -1)).astype(np.float64)
-  old = variables['batch_stats']['stage1_block1']['norm1']
-  new = updates['batch_stats']['stage1_block1']['norm1']
-  for name, now in (('mean', pooled.mean((0, 1, 2))), ('var', pooled.var((0, 1, 2)))):
-    expected = 0.999 * old[name] + 0.001 * now
-    for device in range(2):
-      np.testing.assert_allclose(new[name][device], expected, rtol=1e-5, atol=1e-6)
 
-  features, updates = train_pass(frozen, variables, images)
+@pytest.mark.parametrize('version', [1, 2])
+@pytest.mark.parametrize('batch_norm', ['mixed', 'per_domain', 'frozen'])
+def test_every_norm_follows_the_mode(version, batch_norm):
+  model = ResNet((1,), False, version, width=0.125, batch_norm=batch_norm, batch_norm_momentum=0.5)
+  variables, images = randomised(model), unlike_images()
+  is_source = np.array([[True, True, False], [False, False, False]])
+  features, updates = train_pass(model, variables, images, is_source)
+  new, old = updates['batch_stats'], variables['batch_stats']
+  assert len(jax.tree.leaves(old)) == (2 if batch_norm == 'per_domain' else 1) * 2 * 3
+  moved = jax.tree.map(lambda a, b: np.abs(a - b[None]).max(axis=1), new, old)
+  if batch_norm == 'frozen':
+    assert not any(leaf.any() for leaf in jax.tree.leaves(moved))
+    np.testing.assert_allclose(features[1], model.apply(variables, images[1]), rtol=1e-5, atol=1e-6)
+  else:
+    assert all(leaf.all() for leaf in jax.tree.leaves(moved))
+    # Both devices hold what both devices' images gave.
+    jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf[0], leaf[1]), new)
+  # Who else is in the batch matters, unless its statistics are of other images.
+  images[1, 2] += 9
+  others, _ = train_pass(model, variables, images, is_source)
+  changed = np.abs(others - features).max(axis=-1) > 1e-4
+  itself = np.arange(6).reshape(2, 3) == 5
+  expected = {'mixed': np.full((2, 3), True), 'per_domain': ~is_source, 'frozen': itself}
+  np.testing.assert_array_equal(changed, expected[batch_norm])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('version', [1, 2])
+def test_computing_again_changes_nothing(version):
+  images = unlike_images()[:, :2]
+  is_source = np.array([[True, False], [False, True]])
+  model = {
+    remat: ResNet((1, 1), False, version, width=0.125, batch_norm='per_domain', remat=remat)
+    for remat in (False, True)
+  }
+  variables = randomised(model[False])
+  assert names(shapes(model[True])) == names(variables)
+
+  def loss(params, remat):
+    features, updates = train_pass(model[remat], {**variables, 'params': params}, images, is_source)
+    return (features**2).sum(), updates
+
+  def run(remat):
+    return jax.jit(jax.value_and_grad(functools.partial(loss, remat=remat), has_aux=True))(
+      variables['params']
+    )
+
   jax.tree.map(
-    lambda new, old: np.testing.assert_array_equal(new, np.broadcast_to(old, new.shape)),
-    updates['batch_stats'],
-    variables['batch_stats'],
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), run(True), run(False)
   )
-  np.testing.assert_allclose(
-    features[1], jax.jit(frozen.apply)(variables, images[1]), rtol=1e-5, atol=1e-6
+  for remat in (False, True):
+    jaxpr = str(jax.make_jaxpr(functools.partial(loss, remat=remat))(variables['params']))
+    assert ('prevent_cse' in jaxpr) == remat
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('version', [1, 2])
+def test_low_precision_is_of_activations_only(version):
+  low = ResNet((1, 1), True, version, width=0.125, dtype=jnp.bfloat16)
+  full = low.clone(dtype=jnp.float32)
+  variables = randomised(full)
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes(low)))
+  images = unlike_images()[0]
+  features, captured = low.apply(
+    variables, images, capture_intermediates=True, mutable=['intermediates']
   )
-
-
-def test_frozen_scale_and_bias_train():
-  model = ResNet((1,), bottleneck=False, width=0.125, batch_norm='frozen')
-  images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-  variables = randomised(zeros(model, images.shape[1]))
-
-  @jax.jit
-  @jax.grad
-  def gradient(params):
-    return model.apply({**variables, 'params': params}, images, train=True).sum()
-
-  for leaf in jax.tree.leaves(gradient(variables['params'])['norm']):
-    assert float(jnp.abs(leaf).max()) > 0
+  inner = {k: v for k, v in captured['intermediates'].items() if k != '__call__'}
+  assert len(jax.tree.leaves(inner)) > 15
+  assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(inner))
+  assert features.dtype == jnp.float32
+  expected = full.apply(variables, images)
+  error = np.linalg.norm(features - expected) / np.linalg.norm(expected)
+  assert 1e-5 < error < 0.02
+  _, updates = train_pass(low, variables, images[None])
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(updates))
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize('bottleneck', [False, True])
 @pytest.mark.parametrize('train', [False, True])
-def test_network_agrees_with_pytorch(bottleneck, train):
-  """Written layer by layer from the paper, in PyTorch with the same random weights."""
+@pytest.mark.parametrize(
+  ('bottleneck', 'version', 'style'),
+  [
+    (False, 1, 'torch'),
+    (True, 1, 'torch'),
+    (True, 1, 'caffe'),
+    (False, 2, 'released'),
+    (True, 2, 'released'),
+    (True, 2, 'torch'),
+    (True, 2, 'keras'),
+  ],
+)
+def test_network_agrees_with_pytorch(bottleneck, version, style, train):
+  """Written layer by layer from the papers, in PyTorch with the same random weights."""
   import torch
   from torch.nn import functional
 
-  model = ResNet((2, 1, 1), bottleneck, width=0.125)
-  images = np.random.default_rng(1).normal(size=(4, 65, 65, 3)).astype(np.float32)
-  variables = randomised(zeros(model, images.shape[1]))
-  params, stats = variables['params'], variables['batch_stats']
+  model = ResNet((2, 2, 1), bottleneck, version, STYLES[version][style], width=0.125)
+  images = np.random.default_rng(1).normal(size=(4, 65, 66, 3)).astype(np.float32)
+  variables = randomised(model)
+  # PyTorch updates them in place.
+  copies = jax.tree.map(lambda a: torch.from_numpy(a.copy()), variables)
+  params, stats = copies['params'], copies['batch_stats']
+  epsilon = 1.001e-5 if style == 'keras' else 1e-5
 
-  def conv(x, kernel, stride, padding):
-    kernel = kernel if kernel.ndim == 4 else kernel[None, None]
-    weight = torch.from_numpy(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
-    return functional.conv2d(x, weight, stride=stride, padding=padding)
+  def conv(x, params, stride=1):
+    kernel = params['kernel'].permute(3, 2, 0, 1)
+    return functional.conv2d(x, kernel, params.get('bias'), stride, kernel.shape[-1] // 2)
 
-  def norm_relu(x, params, stats):
-    mean, var, scale, bias = (
-      torch.from_numpy(a) for a in (stats['mean'], stats['var'], params['scale'], params['bias'])
-    )
-    return functional.batch_norm(x, mean, var, scale, bias, training=train, eps=1e-5).relu()
+  def norm(x, params, stats):
+    mean, var, scale, bias = stats['mean'], stats['var'], params['scale'], params['bias']
+    return functional.batch_norm(x, mean, var, scale, bias, training=train, eps=epsilon)
 
   def block(x, params, stats, stride):
-    y = norm_relu(x, params['norm1'], stats['norm1'])
-    shortcut = x
+    layers = (1, 2, 3) if bottleneck else (1, 2)
+    strided = 2 if bottleneck and (style == 'torch' or (version, style) == (2, 'keras')) else 1
+    y, shortcut = x, functional.max_pool2d(x, 1, stride)
+    if version == 2:
+      y = norm(y, params['norm1'], stats['norm1']).relu()
     if 'projection' in params:
-      shortcut = conv(y, params['projection']['dense']['kernel'], stride, 0)
-    for i, name in enumerate(['conv1', 'conv2', 'conv3'] if bottleneck else ['conv1', 'conv2']):
-      if i:
-        y = norm_relu(y, params[f'norm{i + 1}'], stats[f'norm{i + 1}'])
-      (kernel,) = jax.tree.leaves(params[name])
-      size = 3 if not bottleneck or name == 'conv2' else 1
-      assert kernel.shape[:-2] == ((3, 3) if size == 3 else ())
-      y = conv(y, kernel, stride if i == 0 else 1, size // 2)
-    return shortcut + y
+      shortcut = conv(y, params['projection'], stride)
+      if version == 1:
+        shortcut = norm(shortcut, params['projection_norm'], stats['projection_norm'])
+    for i in layers:
+      if version == 2 and i > 1:
+        y = norm(y, params[f'norm{i}'], stats[f'norm{i}']).relu()
+      y = conv(y, params[f'conv{i}'], stride if i == strided else 1)
+      if version == 1:
+        y = norm(y, params[f'norm{i}'], stats[f'norm{i}'])
+        y = y.relu() if i < len(layers) else y
+    return (shortcut + y).relu() if version == 1 else shortcut + y
 
-  stats = jax.tree.map(np.copy, stats)  # PyTorch updates them in place.
-  x = torch.from_numpy(images.transpose(0, 3, 1, 2))
-  x = functional.max_pool2d(conv(x, params['stem']['kernel'], 2, 3), 3, 2, 1)
-  for stage, index, stride in [(1, 1, 1), (1, 2, 1), (2, 1, 2), (3, 1, 2)]:
-    name = f'stage{stage}_block{index}'
-    x = block(x, params[name], stats[name], stride)
-  expected = norm_relu(x, params['norm'], stats['norm']).mean(dim=(2, 3)).numpy()
+  with torch.no_grad():
+    x = conv(torch.from_numpy(images.transpose(0, 3, 1, 2)), params['stem'], 2)
+    if version == 1:
+      x = norm(x, params['stem_norm'], stats['stem_norm']).relu()
+    if style == 'caffe':
+      x = functional.max_pool2d(x, 3, 2, ceil_mode=True)
+    elif style == 'keras':
+      x = functional.max_pool2d(functional.pad(x, (1, 1, 1, 1)), 3, 2)
+    else:
+      x = functional.max_pool2d(x, 3, 2, 1)
+    strided = {(1, 2), (2, 2)} if (version, style) == (2, 'keras') else {(2, 1), (3, 1)}
+    for stage, index in [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1)]:
+      name = f'stage{stage}_block{index}'
+      x = block(x, params[name], stats[name], 2 if (stage, index) in strided else 1)
+    if version == 2:
+      x = norm(x, params['norm'], stats['norm']).relu()
+    expected = x.mean(dim=(2, 3)).numpy()
 
   if train:
     features = train_pass(model, variables, images[None])[0][0]
   else:
-    features = jax.jit(model.apply)(variables, images)
+    features = model.apply(variables, images)
   assert np.abs(expected).max() > 0.1
   np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)

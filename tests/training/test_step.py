@@ -60,9 +60,12 @@ def make_batch(seed=0):
   }
 
 
+WEIGHTS = {'target_weight': 0.5, 'source_weight': 0.5}
+
+
 def run(batch, *, batch_norm='mixed', devices=1, accumulation=1):
   """The state after a step (of all devices, and of the first) and the metrics."""
-  step = make_train_step(network(batch_norm).apply, DESCENT, target_weight=0.5, source_weight=0.5)
+  step = make_train_step(network(batch_norm).apply, DESCENT, 0, **WEIGHTS)
   state = replicate(create_state(**initial(batch_norm), optimizer=DESCENT), devices)
   batch = shard_batch(batch, accumulation=accumulation, num_devices=devices)
   state, metrics = step(state, batch)
@@ -81,11 +84,11 @@ def direct(batch, batch_norm):
   def loss(params):
     # A mapped axis of one, for batch norm's synchronisation.
     logits, updates = jax.vmap(
-      lambda images: model.apply(
-        {**variables, 'params': params}, images, train=True, mutable=['batch_stats']
+      lambda images, is_source: model.apply(
+        {**variables, 'params': params}, images, True, is_source, mutable=['batch_stats']
       ),
       axis_name='batch',
-    )(batch['image'][None])
+    )(batch['image'][None], batch['is_source'][None])
     logp = {d: jax.nn.log_softmax(x[0]) for d, x in logits.items()}
     target, source = np.flatnonzero(~batch['is_source']), np.flatnonzero(batch['is_source'])
     target_loss = -logp['target'][target, batch['label'][target]].mean()
@@ -103,12 +106,15 @@ def gradient_of(after, batch_norm):
   return jax.tree.map(lambda a, b: np.asarray(a) - b, initial(batch_norm)['params'], after.params)
 
 
-@pytest.mark.parametrize('batch_norm', ['mixed', pytest.param('frozen', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  'batch_norm',
+  ['mixed', *(pytest.param(m, marks=pytest.mark.slow) for m in ('per_domain', 'frozen'))],
+)
 def test_devices_change_nothing(batch_norm):
   batch = make_batch()
   gradient, batch_stats, (target_loss, source_loss) = direct(batch, batch_norm)
   assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(gradient))
-  for devices in (1, 2, 4):
+  for devices in (1, 4):
     state, first, metrics = run(batch, batch_norm=batch_norm, devices=devices)
     assert_close(gradient_of(first, batch_norm), gradient)
     assert_close(first.batch_stats, batch_stats)
@@ -191,6 +197,54 @@ def test_metrics_count_hits_of_each_domain():
   for domain, members in (('target', ~batch['is_source']), ('source', batch['is_source'])):
     hits = np.asarray(logits[domain]).argmax(axis=1) == batch['label']
     assert metrics[f'{domain}_accuracy'] == (np.sum(hits & members), PAIRS)
+
+
+def drawing_apply(variables, images, *, train, is_source, mutable, rngs):
+  """Logits without gradients to speak of; its batch statistics list the numbers it has drawn."""
+  assert train
+  assert mutable == ['batch_stats']
+  drawn = jax.random.randint(rngs['dropout'], (1,), 0, 10_000).astype(jnp.float32)
+  # With the number of source images, which tells of is_source.
+  sources = jax.lax.psum(is_source.sum().astype(jnp.float32)[None], 'batch')
+  stats = {
+    name: jnp.concatenate([variables['batch_stats'][name][1:], value])
+    for name, value in (('drawn', drawn), ('sources', sources))
+  }
+  logits = jnp.zeros((len(images), 2)) + variables['params']['bias']
+  return {'target': logits, 'source': logits}, {'batch_stats': stats}
+
+
+def draw(seed=0, devices=1, steps=2):
+  """What two steps of two micro-batches draw."""
+  step = make_train_step(drawing_apply, DESCENT, seed, **WEIGHTS)
+  stats = {'drawn': np.zeros(4, np.float32), 'sources': np.zeros(4, np.float32)}
+  state = create_state(
+    params={'bias': np.zeros((1, 2), np.float32)}, batch_stats=stats, optimizer=DESCENT
+  )
+  batch = make_batch()
+  batch['label'] %= 2
+  batch['is_source'][PAIRS:] = False
+  state = replicate(state, devices)
+  for _ in range(steps):
+    state, _ = step(state, shard_batch(batch, accumulation=2, num_devices=devices))
+  return unreplicate(state).batch_stats
+
+
+def test_dropouts_key_is_of_seed_step_and_micro_batch():
+  drawn = draw()['drawn']
+  assert len(set(drawn)) == 4
+  assert not set(drawn) & set(draw(seed=1)['drawn'])
+  # The statistics are averaged over the devices: another device's number would show.
+  np.testing.assert_array_equal(draw(devices=4)['drawn'], drawn)
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
+def test_each_micro_batch_comes_with_its_domains(backend, monkeypatch):
+  expected = draw()['drawn']
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+  stats = draw(devices=2)
+  np.testing.assert_array_equal(stats['sources'], [PAIRS / 2, 0, PAIRS / 2, 0])
+  np.testing.assert_array_equal(stats['drawn'], expected)
 
 
 def test_predictions_are_the_target_heads_probabilities():

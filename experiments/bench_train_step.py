@@ -1,0 +1,208 @@
+"""How fast the joint training step is, against the same step in PyTorch.
+
+  python -m experiments.bench_train_step                          # ResNet-152 v2 at 224 pixels
+  python -m experiments.bench_train_step --network=alexnet --size=64 --batch=32   # the demo's
+  python -m experiments.bench_train_step --dtype=bfloat16 [--json] [--compile]
+
+A step is forward, backward and update of a network with two heads, on `batch` images of which half
+are the source's: SGD with momentum and weight decay, batch norm over all images. PyTorch runs
+timm's resnetv2 (channels last), or torchvision's AlexNet up to conv5, with the same losses; with
+--compile, its step under torch.compile as well, and the faster of the two counts. Both take turns
+in one process; figures are medians over the turns, ratios medians of each turn's ratio, since
+other tenants slow the machine for seconds at a time.
+
+- images_per_second; speedup_vs_torch: PyTorch's time over ours.
+- speedup_vs_plain: the time of the same step compiled without `sjft_jax.compilation` over ours.
+- fraction_of_peak: the network's multiplications and additions (by XLA's count of the step before
+  optimisation) over those of the best square product that JAX does here in the same precision.
+- compile_seconds: of the first call, and of one with what the user's cache keeps from before.
+- memory_mib: what XLA plans for the step, parameters and optimizer included.
+
+Needs the extra `reference`.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from sjft_jax import compilation
+from sjft_jax.models import joint, trunk
+from sjft_jax.report import terminal
+from sjft_jax.training import optimizer, step
+from tests.models import torch_reference
+
+NETWORK = flags.DEFINE_string('network', 'resnet152v2', 'A ResNet v2, or alexnet.')
+SIZE = flags.DEFINE_integer('size', 224, 'Pixels a side.')
+BATCH = flags.DEFINE_integer('batch', 8, "Images a step, half of them the source's.")
+DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of the activations.')
+REPEATS = flags.DEFINE_integer('repeats', 5, 'Turns of each.')
+COMPILE = flags.DEFINE_bool('compile', False, 'Let PyTorch compile its step too.')
+JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else.')
+CLASSES = {'target': 100, 'source': 1000}
+
+
+def batch():
+  rng = np.random.default_rng(0)
+  is_source = np.arange(BATCH.value) % 2 == 1
+  return {
+    'image': rng.integers(0, 256, (BATCH.value, SIZE.value, SIZE.value, 3), np.uint8),
+    'label': rng.integers(0, CLASSES['target'], BATCH.value).astype(np.int32),
+    'is_source': is_source,
+  }
+
+
+class Ours:
+  """The step of this package; `plain`: compiled as XLA does it by itself."""
+
+  def __init__(self, *, plain=False):
+    network = joint.Joint(
+      trunk.build(name=NETWORK.value, fully_connected=False, dtype=DTYPE.value),
+      CLASSES['target'],
+      CLASSES['source'],
+    )
+    variables = joint.init(network, jax.random.key(0), SIZE.value)
+    solver = optimizer.sgd(
+      learning_rate=1e-3,
+      momentum=0.9,
+      weight_decay=1e-4,
+      momentum_style='torch',
+      drop_every=1000,
+      drop_factor=0.1,
+    )
+    mapped = step.make_train_step(
+      network.apply, solver, 0, target_weight=0.5, source_weight=0.5
+    ).mapped
+    self.state = step.replicate(step.create_state(**variables, optimizer=solver), 1)
+    self.batch = step.shard_batch(batch(), accumulation=1, num_devices=1)
+    lowered = mapped.lower(self.state, self.batch)
+    self.flops = lowered.cost_analysis()['flops']
+    begun = time.perf_counter()
+    self.program = lowered.compile() if plain else compilation.compile_(lowered)
+    self.compile_seconds = time.perf_counter() - begun
+    planned = self.program.memory_analysis()
+    self.memory = (planned.argument_size_in_bytes + planned.temp_size_in_bytes) / 2**20
+
+  def __call__(self):
+    self.state, metrics = self.program(self.state, self.batch)
+    jax.block_until_ready((self.state, metrics))
+
+
+class PyTorch:
+  """The same in PyTorch, channels last."""
+
+  def __init__(self, *, compiled):
+    import torch
+    from torch.nn import functional
+
+    if NETWORK.value == 'alexnet':
+      features = torch_reference.torchvision().models.alexnet().features[:-1]
+      body, width = torch.nn.Sequential(features, torch.nn.AdaptiveAvgPool2d(1)), 256
+      body.append(torch.nn.Flatten())
+    else:
+      name = NETWORK.value.replace('resnet', 'resnetv2_').removesuffix('v2')
+      body = torch_reference.timm().create_model(name, num_classes=0)
+      width = body.num_features
+    heads = {domain: torch.nn.Linear(width, n) for domain, n in CLASSES.items()}
+    network = torch.nn.ModuleDict({'body': body, **heads}).to(memory_format=torch.channels_last)
+    network.train()
+    solver = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4)
+    data = batch()
+    images = torch.from_numpy(data['image']).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(data['label']).long()
+    masks = {'target': ~data['is_source'], 'source': data['is_source']}
+    masks = {domain: torch.from_numpy(mask) for domain, mask in masks.items()}
+    mean = torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1)
+
+    def loss():
+      x = ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+      with torch.autocast('cpu', torch.bfloat16, enabled=DTYPE.value == 'bfloat16'):
+        x = network['body'](x)
+      x = x.float()
+      return sum(
+        0.5 * functional.cross_entropy(network[domain](x[mask]), labels[mask])
+        for domain, mask in masks.items()
+      )
+
+    self.loss = torch.compile(loss) if compiled else loss
+    self.solver = solver
+
+  def __call__(self):
+    self.solver.zero_grad()
+    self.loss().backward()
+    self.solver.step()
+
+
+def seconds(work):
+  begun = time.perf_counter()
+  work()
+  return time.perf_counter() - begun
+
+
+def product():
+  """A square product, and its multiplications and additions."""
+  side = 4096
+  x = jnp.ones((side, side), DTYPE.value)
+  square = jax.jit(lambda x: x @ x).lower(x)
+  program = compilation.compile_(square)
+  return lambda: jax.block_until_ready(program(x)), 2 * side**3
+
+
+def main(argv):
+  del argv
+  contenders = {}
+  with tempfile.TemporaryDirectory() as cache:
+    jax.config.update('jax_compilation_cache_dir', cache)
+    contenders['ours'] = Ours()
+    jax.clear_caches()
+    again = Ours().compile_seconds
+    jax.config.update('jax_compilation_cache_dir', None)
+  contenders['plain'] = Ours(plain=True)
+  contenders['torch'] = PyTorch(compiled=False)
+  if COMPILE.value:
+    contenders['torch compiled'] = PyTorch(compiled=True)
+  contenders['product'], product_flops = product()
+  times = {name: [] for name in contenders}
+  with terminal.progress('turns', (REPEATS.value + 1) * len(contenders)) as advance:
+    for turn in range(REPEATS.value + 1):
+      for name, work in contenders.items():
+        took = seconds(work)
+        if turn:
+          times[name].append(took)
+        advance(1)
+
+  def ratio(*names):
+    rivals = [min(turn) for turn in zip(*(times[name] for name in names), strict=True)]
+    return statistics.median(r / ours for r, ours in zip(rivals, times['ours'], strict=True))
+
+  ours = contenders['ours']
+  median = {name: statistics.median(took) for name, took in times.items()}
+  result = {
+    'network': NETWORK.value,
+    'size': SIZE.value,
+    'batch': BATCH.value,
+    'dtype': DTYPE.value,
+    'device': f'{jax.devices()[0].device_kind}, jax {jax.__version__}',
+    'images_per_second': BATCH.value / median['ours'],
+    'torch_images_per_second': BATCH.value / min(v for k, v in median.items() if 'torch' in k),
+    'speedup_vs_torch': ratio(*(name for name in contenders if 'torch' in name)),
+    'speedup_vs_plain': ratio('plain'),
+    'fraction_of_peak': ours.flops / product_flops * ratio('product'),
+    'compile_seconds': [ours.compile_seconds, again],
+    'memory_mib': ours.memory,
+  }
+  if JSON.value:
+    print(json.dumps(result))
+    return
+  for name, value in result.items():
+    print(f'{name:24}', value if not isinstance(value, float) else f'{value:.3g}')
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,52 @@
+"""How XLA compiles here: what its CPU backend needs, and where compiled programs are kept."""
+
+from typing import Any
+
+import jax
+
+from sjft_jax import artifacts
+
+# Since jaxlib 0.10, the CPU backend hands convolutions and products to YNNPACK, and networks train
+# 1.5 to 2 times slower than with the libraries it used before (experiments/bench_train_step.py).
+# Its reductions are good: without them, batch norm takes ten times as long.
+_ON_CPU = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
+
+
+def keep() -> None:
+  """Keeps compiled programs in the user's cache: a run that is started again need not compile."""
+  jax.config.update('jax_compilation_cache_dir', str(artifacts.cache() / 'xla'))
+
+
+class Compiled:
+  """A function of `jax.pmap` or `jax.jit`, compiled with the options that suit the backend.
+
+  It is compiled once for every combination of argument shapes and types, when first called.
+  """
+
+  def __init__(self, mapped: Any):
+    self.mapped = mapped
+    self._programs: dict[Any, Any] = {}
+
+  def __call__(self, *arguments: Any) -> Any:
+    return self.program(*arguments)(*arguments)
+
+  def program(self, *arguments: Any) -> Any:
+    """The compiled program for arguments such as these."""
+    leaves, tree = jax.tree.flatten(arguments)
+    key = tree, *((leaf.shape, leaf.dtype) for leaf in leaves)
+    if key not in self._programs:
+      self._programs[key] = compile_(self.mapped.lower(*arguments))
+    return self._programs[key]
+
+
+def compile_(lowered: Any) -> Any:
+  """What `lowered.compile()` gives, with the backend's options."""
+  if jax.default_backend() != 'cpu':
+    return lowered.compile()
+  try:
+    return lowered.compile(compiler_options=_ON_CPU)
+  except jax.errors.JaxRuntimeError as error:
+    # Another jaxlib: the option may be gone, and its reason with it.
+    if 'No such compile option' not in str(error):
+      raise
+    return lowered.compile()

@@ -1,0 +1,123 @@
+"""VGG (Simonyan & Zisserman 2015, "Very deep convolutional networks"), configurations D and E."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from sjft_jax.models.batch_norm import BatchNorm
+from sjft_jax.models.convolution import Conv
+from sjft_jax.models.fully_connected import FullyConnected
+from sjft_jax.models.pooling import max_pool
+
+# Convolutions per stage; the channels of each stage.
+STAGE_SIZES = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+CHANNELS = (64, 128, 256, 512, 512)
+
+# Five halvings leave fc6 its 7×7 window.
+MIN_SIDE = 7 * 32
+# Four halvings leave conv5 one position.
+MIN_SIDE_CONVOLUTIONS = 16
+
+
+class VGG(nn.Module):
+  """Stages of 3×3 convolutions, halved by max-pooling, then (or not) fc6 and fc7.
+
+  Attributes:
+    stage_sizes: convolutions per stage.
+    norm: batch norm (epsilon 1e-5) after each convolution, as in torchvision's `vgg16_bn`.
+    batch_norm: see `BatchNorm`; of no effect without `norm`.
+    batch_norm_momentum: what a running statistic keeps of itself per step.
+    fully_connected: 4096 features of fc7, averaged over the map; else the average of the last
+      convolution's 512 maps, after the nonlinearity and before pool5.
+    dtype: of activations and products; parameters and statistics are float32.
+    remat: recompute each stage in the backward pass instead of keeping its activations.
+  """
+
+  stage_sizes: tuple[int, ...]
+  norm: bool
+  batch_norm: str = 'mixed'
+  batch_norm_momentum: float = 0.999
+  fully_connected: bool = True
+  dtype: Any = jnp.float32
+  remat: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    images: Float[Array, 'b h w 3'],
+    train: bool = False,
+    is_source: Bool[Array, ' b'] | None = None,
+  ) -> Float[Array, 'b features']:
+    """Features of normalised images (`preprocess.normalize`).
+
+    Training needs a mapped axis 'batch' and, if `fully_connected`, a 'dropout' key.
+
+    Raises:
+      ValueError: the images are too small.
+    """
+    height, width = images.shape[1:3]
+    if self.fully_connected and min(height, width) < MIN_SIDE:
+      raise ValueError(
+        f'{height}×{width} images are too small for VGG with fc6, which needs {MIN_SIDE} pixels a '
+        'side; use larger images or fully_connected=False'
+      )
+    if min(height, width) < MIN_SIDE_CONVOLUTIONS:
+      raise ValueError(
+        f'{height}×{width} images are too small for VGG, which needs {MIN_SIDE_CONVOLUTIONS} '
+        'pixels a side; use larger images'
+      )
+
+    def stage(self: VGG, x: Array, i: int) -> Array:
+      for j in range(1, self.stage_sizes[i - 1] + 1):
+        x = Conv(
+          CHANNELS[i - 1],
+          3,
+          padding=1,
+          use_bias=True,
+          dtype=self.dtype,
+          kernel_init=nn.initializers.he_normal(),
+          name=f'conv{i}_{j}',
+        )(x)
+        if self.norm:
+          x = BatchNorm(
+            train, self.batch_norm, self.batch_norm_momentum, epsilon=1e-5, name=f'norm{i}_{j}'
+          )(x, is_source)
+        x = nn.relu(x)
+      return x
+
+    if self.remat:
+      stage = nn.remat(stage, static_argnums=(2,))
+    x = images
+    for i in range(1, len(self.stage_sizes) + 1):
+      x = stage(self, x, i)
+      if i < len(self.stage_sizes) or self.fully_connected:
+        x = max_pool(x, 2)
+    if not self.fully_connected:
+      return x.mean(axis=(1, 2), dtype=jnp.float32)
+    top = FullyConnected(7, self.dtype)
+    nn.share_scope(self, top)
+    return top(x, train)
+
+
+def vgg(
+  depth: int,
+  *,
+  norm: bool,
+  batch_norm: str = 'mixed',
+  batch_norm_momentum: float = 0.999,
+  fully_connected: bool = True,
+  dtype: Any = jnp.float32,
+  remat: bool = False,
+) -> VGG:
+  """The standard network of `depth` layers.
+
+  Raises:
+    ValueError: a depth not in `STAGE_SIZES`.
+  """
+  if depth not in STAGE_SIZES:
+    raise ValueError(f'depth={depth} is no standard VGG; known: {sorted(STAGE_SIZES)}')
+  return VGG(
+    STAGE_SIZES[depth], norm, batch_norm, batch_norm_momentum, fully_connected, dtype, remat
+  )

