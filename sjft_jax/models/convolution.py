@@ -61,7 +61,9 @@ class Conv(nn.Module):
   ) -> Float[Array, 'b h2 w2 d']:
     # What is a matrix product is written so: XLA's CPU gradients take a third of the time or less.
     if self.padding == 0 and self.size == 1:
-      return jnp.tensordot(x[:, :: self.stride, :: self.stride], kernel[0, 0], axes=1)
+      x = x[:, :: self.stride, :: self.stride]
+      # Of pixels in one axis: on CPU, products of four axes take a quarter longer.
+      return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
     if self.padding == 0 and x.shape[1:3] == (self.size, self.size):
       return jnp.tensordot(x, kernel, axes=3)[:, None, None]
     return jax.lax.conv_general_dilated(

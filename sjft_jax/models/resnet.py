@@ -38,6 +38,8 @@ class Style:
     pool: what the stem's 3×3/2 max-pool does at the border. 'padded': a pixel of −∞ on each side.
       'zeros': a pixel of zeros on each side. 'ceil': no padding, and a last window that overhangs.
     epsilon: the batch norms'.
+    stem_norm: whether version 2 norms and activates before the max-pool, and not again in the first
+      block.
     bias: whether the stem, projections and the last convolution of each block have biases.
   """
 
@@ -45,6 +47,7 @@ class Style:
   strided_block: str = 'first'
   pool: str = 'padded'
   epsilon: float = 1e-5
+  stem_norm: bool = False
   bias: bool = False
 
 
@@ -57,7 +60,7 @@ STYLES = {
     'keras': Style(stride_on='1x1', epsilon=1.001e-5),
   },
   2: {
-    'released': Style(stride_on='1x1'),
+    'released': Style(stride_on='1x1', pool='ceil', stem_norm=True),
     'torch': Style(),
     'keras': Style(strided_block='last', pool='zeros', epsilon=1.001e-5, bias=True),
   },
@@ -68,8 +71,9 @@ class Block(nn.Module):
   """One residual block: two 3×3 convolutions (basic), or 1×1, 3×3, 1×1 (bottleneck).
 
   Version 1 norms after each convolution and activates the sum; version 2 norms and activates
-  before each, and its projection reads the first of these. A block that strides without changing
-  its channels keeps every stride-th pixel as its shortcut.
+  before each, unless `is_activated` says that the first has been, and its projection reads the
+  first of these. A block that strides without changing its channels keeps every stride-th pixel as
+  its shortcut.
   """
 
   version: int
@@ -77,6 +81,7 @@ class Block(nn.Module):
   stride: int
   bottleneck: bool
   style: Style
+  is_activated: bool
   conv: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
 
@@ -93,7 +98,7 @@ class Block(nn.Module):
     features_out = 4 * self.features if self.bottleneck else self.features
     pre = self.version == 2
 
-    y = nn.relu(norm(x, 'norm1')) if pre else x
+    y = nn.relu(norm(x, 'norm1')) if pre and not self.is_activated else x
     if x.shape[-1] != features_out:
       project = self.conv(features_out, 1, self.stride, use_bias=self.style.bias, name='projection')
       shortcut = project(y) if pre else norm(project(x), 'projection_norm')
@@ -157,7 +162,7 @@ class ResNet(nn.Module):
     block = nn.remat(Block) if self.remat else Block
 
     x = conv(base, 7, 2, padding=3, use_bias=self.style.bias, name='stem')(images)
-    if self.version == 1:
+    if self.version == 1 or self.style.stem_norm:
       x = nn.relu(norm(name='stem_norm')(x, is_source))
     x = max_pool(x, 3, self.style.pool)
     for i, num_blocks in enumerate(self.stage_sizes):
@@ -172,6 +177,7 @@ class ResNet(nn.Module):
           2 if j == strided else 1,
           self.bottleneck,
           self.style,
+          self.style.stem_norm and i == j == 0,
           conv,
           norm,
           name=f'stage{i + 1}_block{j + 1}',

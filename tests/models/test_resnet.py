@@ -72,9 +72,13 @@ def test_parameters_have_the_names_that_checkpoints_are_converted_to():
   v1 = block | {'projection/kernel', 'projection_norm/scale', 'projection_norm/bias'}
   v2 = block | {'projection/kernel'}
   for version, expected, outer in ((1, v1, 'stem_norm'), (2, v2, 'norm')):
-    params = shapes(ResNet((1,), bottleneck=True, version=version, width=0.125))['params']
+    style = STYLES[version]['torch']
+    params = shapes(ResNet((1,), True, version, style, width=0.125))['params']
     expected = {f'stage1_block1/{name}' for name in expected}
     assert names(params) == expected | {'stem/kernel', f'{outer}/scale', f'{outer}/bias'}
+  released = shapes(ResNet((1,), True, style=STYLES[2]['released'], width=0.125))['params']
+  assert 'norm1' not in released['stage1_block1']
+  assert 'stem_norm' in released
   keras = ResNet((2,), True, style=STYLES[2]['keras'], width=0.125)
   biases = {name for name in names(shapes(keras)['params']) if name.endswith('bias')}
   assert {name for name in biases if 'norm' not in name} == {
@@ -339,7 +343,7 @@ def test_network_agrees_with_pytorch(bottleneck, version, style, train):
     layers = (1, 2, 3) if bottleneck else (1, 2)
     strided = 2 if bottleneck and (style == 'torch' or (version, style) == (2, 'keras')) else 1
     y, shortcut = x, functional.max_pool2d(x, 1, stride)
-    if version == 2:
+    if version == 2 and 'norm1' in params:
       y = norm(y, params['norm1'], stats['norm1']).relu()
     if 'projection' in params:
       shortcut = conv(y, params['projection'], stride)
@@ -356,9 +360,11 @@ def test_network_agrees_with_pytorch(bottleneck, version, style, train):
 
   with torch.no_grad():
     x = conv(torch.from_numpy(images.transpose(0, 3, 1, 2)), params['stem'], 2)
-    if version == 1:
+    assert ('stem_norm' in params) == (version == 1 or style == 'released')
+    assert ('norm1' in params['stage1_block1']) == (style != 'released')
+    if 'stem_norm' in params:
       x = norm(x, params['stem_norm'], stats['stem_norm']).relu()
-    if style == 'caffe':
+    if style in ('caffe', 'released'):
       x = functional.max_pool2d(x, 3, 2, ceil_mode=True)
     elif style == 'keras':
       x = functional.max_pool2d(functional.pad(x, (1, 1, 1, 1)), 3, 2)

@@ -65,7 +65,8 @@ def load(
     ValueError: no such file or name, an unreadable file, or one that does not fit this trunk; then
       the message names tensors and, if there is one, the trunk that the file fits.
   """
-  _variables(name, width, style, fully_connected)  # Its errors come before a download.
+  # Impossible options are told before a download.
+  trunk.build(name=name, width=width, style=style, fully_connected=fully_connected)
   path = _find(path_or_name, name)
   checkpoint = formats.read(path)
   fits = [
@@ -73,10 +74,7 @@ def load(
     for layout in layouts(name, checkpoint.origin)
   ]
   best = min(fits, key=lambda fit: len(fit.missing), default=None)
-  if best is None:
-    faults = f'no layout of {checkpoint.origin} files is known for it'
-  else:
-    faults = best.faults
+  faults = best.faults if best else f'no layout of {checkpoint.origin} files is known for it'
   if best is None or faults:
     advice = _advice(checkpoint, name, width, style, fully_connected)
     raise ValueError(f'{path} does not fit model.name={name}: {faults}; it fits {advice}')
@@ -270,7 +268,9 @@ def _parameter(
   layer, leaf = '/'.join(path[1:-1]), path[-1]
   theirs, named = layout.names.get(layer, layer), _TENSORS[layout.origin]
   if leaf == 'kernel':
-    return _kernel(named['kernel'].format(theirs), shape, layout)
+    # What subtracts Caffe's mean was trained on BGR.
+    bgr = layout.normalization == 'caffe' and layer in ('stem', 'conv1_1', 'conv1')
+    return _kernel(named['kernel'].format(theirs), shape, layout.origin, bgr)
   is_norm, is_caffe = 'norm' in path[-2], layout.origin == 'caffe'
   if is_norm and leaf in ('scale', 'bias'):
     leaf = 'shift' if leaf == 'bias' else leaf
@@ -297,17 +297,16 @@ def _parameter(
   return Parameter(found, convert)
 
 
-def _kernel(name: str, shape: Shape, layout: Layout) -> Parameter:
+def _kernel(name: str, shape: Shape, origin: formats.Origin, bgr: bool) -> Parameter:
   height, width, inputs, outputs = shape
   flat = height * width * inputs
   # Fully connected layers are products with the flattened map: channel by channel, or pixel by
   # pixel.
-  by_channel = layout.origin in ('torch', 'caffe')
+  by_channel = origin in ('torch', 'caffe')
   moved: Shape = (outputs, inputs, height, width) if by_channel else shape
   products: tuple[Shape, ...] = ((flat, outputs),)
   if by_channel:
     products = ((outputs, flat), (1, 1, outputs, flat))
-  bgr = layout.normalization == 'caffe' and inputs == 3
 
   def convert(kernel: np.ndarray) -> np.ndarray:
     kernel = kernel.reshape(moved)

@@ -1,6 +1,7 @@
 """Which layer of a published weight file is which layer of a trunk."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 
 from sjft_jax.models import alexnet, resnet, trunk, vgg
@@ -114,13 +115,13 @@ def _resnet_v2(depth: int) -> Iterator[Layout]:
   names = {'stem': 'conv1_conv', 'norm': 'post_bn', 'classifier': 'predictions'}
   yield Layout('keras', 'inception', names | _in_blocks(depth, keras), style='keras')
 
-  # The paper's own network names each first norm after the block (or stem) that feeds it.
-  names = {'stem': 'conv1', 'classifier': 'fc_source'} | _in_blocks(depth, released)
-  norm = 'bn_conv1'
-  for i, j in _blocks(depth):
-    names[f'stage{i}_block{j}/norm1'] = norm
-    norm = f'bn{_numbered(i, j)}'
-  names['norm'] = norm
+  # The paper's own network names each first norm after the block that feeds it.
+  names = {'stem': 'conv1', 'stem_norm': 'bn_conv1', 'classifier': 'fc_source'}
+  names |= _in_blocks(depth, released)
+  blocks = [*_blocks(depth)]
+  for before, (i, j) in itertools.pairwise(blocks):
+    names[f'stage{i}_block{j}/norm1'] = f'bn{_numbered(*before)}'
+  names['norm'] = f'bn{_numbered(*blocks[-1])}'
   yield Layout('caffe', 'caffe', names, style='released', ignored=('fc_target/',))
 
 

@@ -172,7 +172,7 @@ def test_hugging_faces_names(tmp_path, prefix):
       'resnet152v2',
       'caffe',
       {
-        'stage1_block1/norm1': 'bn_conv1',
+        'stem_norm': 'bn_conv1',
         'stage1_block2/norm1': 'bn2a',
         'stage2_block1/norm1': 'bn2c',
         'stage2_block3/norm1': 'bn3b1',
@@ -303,8 +303,7 @@ def test_a_bias_before_a_norm_is_taken_off_its_mean(tmp_path):
 def test_fc6_reads_the_map_in_the_order_that_it_was_flattened(origin):
   """The converted kernel as a convolution is the product with the flattened map."""
   feature_map, outputs = normal(3, 3, 5), 4
-  layout = layouts('vgg16', origin)[0]
-  parameter = convert._kernel('fc', (3, 3, 5, outputs), layout)
+  parameter = convert._kernel('fc', (3, 3, 5, outputs), origin, bgr=False)
   if origin == 'torch':
     weight = normal(outputs, 45)
     expected = weight @ feature_map.transpose(2, 0, 1).ravel()
@@ -376,7 +375,7 @@ def test_another_network_is_named(tmp_path):
   assert message.endswith('it fits model.name=resnet50v1 model.width=0.125')
   message = refusal(path, name='resnet18v1', width=WIDTH)
   assert message.endswith('it fits model.name=resnet50v1')
-  assert '; surplus: layer' in message
+  assert 'surplus: layer' in message
   assert 'wrong shape: layer1.0.conv1.weight is [8, 8, 1, 1], not [8, 8, 3, 3], ' in message
   message = refusal(path, name='vgg16_bn')
   assert message.endswith('it fits model.name=resnet50v1 model.width=0.125')
