@@ -127,8 +127,7 @@ def default() -> ConfigDict:
   s.weight_decay = 1e-4
 
   c.evaluation = e = ConfigDict()
-  # Any of center, ten_crop, multi_scale (224 to 640 pixels, for trunks that end in global pooling);
-  # the closing table shows the first one.
+  # Any of center, ten_crop, multi_scale (224 to 640 pixels); the closing table shows the first one.
   e.views = ('ten_crop', 'center')
   e.batch_size = 32  # Images scored at once, times the views of each.
 
