@@ -216,8 +216,6 @@ def test_an_option_combination_of_alternatives_runs(data, tmp_path):
     'model.name': 'resnet18v2',
     'model.width': 0.0625,
     'model.batch_norm': 'per_domain',
-    'model.dtype': 'bfloat16',
-    'model.remat': True,
     'pretrain.steps': 0,
     'training.batch_size': 8,
     'training.accumulation': 2,

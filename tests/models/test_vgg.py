@@ -154,9 +154,7 @@ def test_fully_connected_layers_drop_out_in_training_only():
 @pytest.mark.parametrize(
   ('depth', 'norm', 'fully_connected', 'size'),
   [
-    (16, False, True, (224, 224)),
     (16, True, True, (225, 263)),
-    (19, False, True, (224, 224)),
     (16, False, False, (97, 131)),
     (19, True, False, (97, 131)),
   ],
