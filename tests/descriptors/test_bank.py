@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import safetensors.numpy
+from models.weights import caffemodel
 
 from sjft_jax.descriptors import bank
 from sjft_jax.models import alexnet
@@ -126,39 +127,24 @@ def test_torchvision_s_file_gives_the_same_bank(tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
-def varint(number):
-  low = bytes([number & 127])
-  return low if number < 128 else bytes([low[0] | 128]) + varint(number >> 7)
-
-
-def field(number, content):
-  """A field of bytes of a protocol buffer."""
-  return varint(number << 3 | 2) + varint(len(content)) + content
-
-
 @pytest.fixture(scope='module')
-def caffemodel(tmp_path_factory):
+def alexnet_caffe(tmp_path_factory):
   """A .caffemodel of bvlc_alexnet's convolutions, and their random weights as Caffe has them."""
   random = np.random.default_rng(5)
   shapes = {'conv1': (96, 3, 11, 11), 'conv2': (256, 48, 5, 5), 'conv3': (384, 256, 3, 3)}
   shapes |= {'conv4': (384, 192, 3, 3), 'conv5': (256, 192, 3, 3)}
-  content, weights = b'', {}
+  weights = {}
   for layer, shape in shapes.items():
     gain = np.float32(np.sqrt(2 / np.prod(shape[1:])))
     kernel = gain * random.standard_normal(shape, np.float32)
     weights[layer] = kernel, random.standard_normal(shape[0], np.float32)
-    blobs = b''
-    for tensor in weights[layer]:
-      dims = field(1, b''.join(map(varint, tensor.shape)))
-      blobs += field(7, field(7, dims) + field(5, tensor.tobytes()))
-    content += field(100, field(1, layer.encode()) + blobs)
   path = tmp_path_factory.mktemp('caffe') / 'bvlc_alexnet.caffemodel'
-  path.write_bytes(content)
+  path.write_bytes(caffemodel.encode(weights))
   return str(path), weights
 
 
-def test_caffe_s_first_layers_are_the_released_code_s_352_filters(caffemodel):
-  path, weights = caffemodel
+def test_caffe_s_first_layers_are_the_released_code_s_352_filters(alexnet_caffe):
+  path, weights = alexnet_caffe
   options = {'name': 'alexnet_caffe', 'layers': ('conv1', 'conv2'), 'pretrained': path}
   loaded = bank.load(**(OPTIONS | options))
   assert loaded.name == 'alexnet_caffe'
@@ -217,11 +203,11 @@ def test_alexnet_matches_pytorch(size, tap):
 
 @pytest.mark.reference
 @pytest.mark.parametrize('tap', alexnet.TAPS)
-def test_caffe_s_alexnet_matches_pytorch(caffemodel, tap):
+def test_caffe_s_alexnet_matches_pytorch(alexnet_caffe, tap):
   import torch
   from torch.nn import functional
 
-  path, weights = caffemodel
+  path, weights = alexnet_caffe
   images = np.random.default_rng(0).integers(0, 256, (2, 97, 131, 3), np.uint8)
   x = images[..., ::-1] - np.array([103.939, 116.779, 123.68])
   x = torch.tensor(x, dtype=torch.float32).permute(0, 3, 1, 2)

@@ -3,27 +3,41 @@
 import numpy as np
 
 
-def encode(layers):
-  """A NetParameter message with the given arrays as blobs: {'conv1': [kernel, bias], ...}."""
-  return b''.join(_layer(name, blobs) for name, blobs in layers.items())
+def encode(layers, version=2, kind='shape'):
+  """A NetParameter message with arrays as blobs: {'conv1': [kernel, bias], ...}.
+
+  `version` is that of the layers' messages; `kind` is one of `blob`.
+  """
+  number, name, blobs = {1: (2, 4, 6), 2: (100, 1, 7)}[version]
+  content = field(1, b'net')
+  for layer, arrays in layers.items():
+    body = field(name, layer.encode())
+    body += field(2, b'x') if version == 2 else field(5, 4)
+    body += b''.join(field(blobs, blob(array, kind)) for array in arrays)
+    content += field(number, body + field(106, field(1, 96)))  # An unknown field.
+  return content
 
 
-def _layer(name, blobs):
-  content = _field(1, name.encode())
-  for blob in blobs:
-    blob = np.asarray(blob, '<f4')
-    shape = b''.join(map(_varint, blob.shape))
-    content += _field(7, _field(7, _field(1, shape)) + _field(5, blob.tobytes()))
-  return _field(100, content)
+def blob(array, kind='shape'):
+  """A BlobProto; 'legacy' gives the four dimensions of Caffe before 2014, 'double' float64."""
+  array = np.asarray(array)
+  packed = field(8, array.astype('<f8').tobytes()) if kind == 'double' else b''
+  data = packed or field(5, array.astype('<f4').tobytes())
+  if kind == 'legacy':
+    dims = (1,) * (4 - array.ndim) + array.shape
+    return b''.join(field(i + 1, n) for i, n in enumerate(dims)) + data
+  return data + field(6, b'\0' * 4) + field(7, field(1, b''.join(map(varint, array.shape))))
 
 
-def _field(number, content):
-  return _varint(number << 3 | 2) + _varint(len(content)) + content
+def field(number, value):
+  """A field of a protocol buffer: a number, or bytes."""
+  if isinstance(value, int):
+    return varint(number << 3) + varint(value)
+  return varint(number << 3 | 2) + varint(len(value)) + value
 
 
-def _varint(number):
-  digits = []
-  while number >= 128:
-    digits.append(number % 128 + 128)
-    number //= 128
-  return bytes([*digits, number])
+def varint(number):
+  out = b''
+  while number > 127:
+    out, number = out + bytes([number & 127 | 128]), number >> 7
+  return out + bytes([number])

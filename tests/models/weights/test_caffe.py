@@ -1,0 +1,41 @@
+import pytest
+from models.weights import caffemodel
+from models.weights.weight_files import (
+  assert_same,
+  normal,
+)
+
+from sjft_jax.models.weights import formats
+
+
+@pytest.mark.parametrize('kind', ['shape', 'legacy', 'double'])
+@pytest.mark.parametrize('version', [1, 2])
+def test_caffemodels(tmp_path, version, kind):
+  layers = {
+    'data': [],
+    'conv1': [normal(4, 3, 5, 5), normal(4)],
+    'fc8': [normal(6, 7), normal(6, seed=1)],
+  }
+  path = tmp_path / 'net.caffemodel'
+  path.write_bytes(caffemodel.encode(layers, version, kind))
+  found = formats.read(path)
+  assert found.origin == 'caffe'
+  expected = {f'{name}/{i}': a for name, arrays in layers.items() for i, a in enumerate(arrays)}
+  if kind == 'legacy':
+    expected = {
+      name: array.reshape((1,) * (4 - array.ndim) + array.shape) for name, array in expected.items()
+    }
+  assert_same(found.tensors, expected)
+
+
+def test_damaged_caffemodels(tmp_path):
+  field, blob = caffemodel.field, caffemodel.blob
+  path = tmp_path / 'net.caffemodel'
+  short = field(100, field(1, b'conv') + field(7, blob(normal(3)) + field(5, b'\0' * 4)))
+  path.write_bytes(short)
+  with pytest.raises(ValueError, match=r'blob conv/0 has 4 numbers for its shape \(3,\)'):
+    formats.read(path)
+  layer = field(100, field(1, b'conv') + field(7, blob(normal(3))))
+  path.write_bytes(layer + layer)
+  with pytest.raises(ValueError, match='two layers are called conv'):
+    formats.read(path)
