@@ -40,6 +40,7 @@ import numpy as np
 import scipy.special
 from absl import app, flags, logging
 
+from experiments.turns import in_turns
 from sjft_jax.report import terminal
 from sjft_jax.retrieval import knn
 
@@ -63,25 +64,6 @@ def histograms(rng, images, filters=None, bins=None):
 
 def weights():
   return np.full(FILTERS.value, 1 / FILTERS.value, np.float32)
-
-
-def seconds(work):
-  begun = time.perf_counter()
-  work()
-  return time.perf_counter() - begun
-
-
-def in_turns(contenders):
-  """Seconds of each in every turn, after a first run that compiles."""
-  times = {name: [] for name in contenders}
-  with terminal.progress('turns', (REPEATS.value + 1) * len(contenders)) as advance:
-    for turn in range(REPEATS.value + 1):
-      for name, work in contenders.items():
-        took = seconds(work)
-        if turn:
-          times[name].append(took)
-        advance(1, name)
-  return times
 
 
 def squares(n=4096):
@@ -224,7 +206,8 @@ def main(_):
       'faiss': lambda: by_faiss(K.value),
       'torch': lambda: by_torch(K.value),
       'scipy': lambda: by_scipy(few),
-    }
+    },
+    REPEATS.value,
   )
   flop = 2 * len(targets) * len(sources) * 2 * FILTERS.value * BINS.value
   best = np.minimum.reduce(

@@ -32,9 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from experiments.turns import in_turns, ratio
 from sjft_jax import compilation
 from sjft_jax.models import joint, trunk
-from sjft_jax.report import terminal
 from sjft_jax.training import optimizer, step
 from tests.models import torch_reference
 
@@ -141,12 +141,6 @@ class PyTorch:
     self.solver.step()
 
 
-def seconds(work):
-  begun = time.perf_counter()
-  work()
-  return time.perf_counter() - begun
-
-
 def products():
   """A square product by name, and the multiplications and additions of each."""
   side = 4096
@@ -176,21 +170,13 @@ def measure():
     contenders['torch compiled'] = PyTorch(compiled=True)
   squares, product_flops = products()
   contenders |= squares
-  times = {name: [] for name in contenders}
-  with terminal.progress('turns', (REPEATS.value + 1) * len(contenders)) as advance:
-    for turn in range(REPEATS.value + 1):
-      for name, work in contenders.items():
-        took = seconds(work)
-        if turn:
-          times[name].append(took)
-        advance(1)
+  times = in_turns(contenders, REPEATS.value)
   return contenders['ours'], again, times, product_flops
 
 
 def report(ours, again, times, product_flops):
-  def ratio(*names):
-    rivals = [min(turn) for turn in zip(*(times[name] for name in names), strict=True)]
-    return statistics.median(r / ours for r, ours in zip(rivals, times['ours'], strict=True))
+  def speed(kind):
+    return ratio([took for name, took in times.items() if kind in name], times['ours'])
 
   median = {name: statistics.median(took) for name, took in times.items()}
   result = {
@@ -201,11 +187,9 @@ def report(ours, again, times, product_flops):
     'device': f'{jax.devices()[0].device_kind}, jax {jax.__version__}',
     'images_per_second': BATCH.value / median['ours'],
     'torch_images_per_second': BATCH.value / min(v for k, v in median.items() if 'torch' in k),
-    'speedup_vs_torch': ratio(*(name for name in times if 'torch' in name)),
-    'speedup_vs_plain': ratio('plain'),
-    'fraction_of_peak': ours.flops
-    / product_flops
-    * ratio(*(name for name in times if 'product' in name)),
+    'speedup_vs_torch': speed('torch'),
+    'speedup_vs_plain': speed('plain'),
+    'fraction_of_peak': ours.flops / product_flops * speed('product'),
     'compile_seconds': [ours.compile_seconds, again],
     'memory_mib': ours.memory,
   }

@@ -1,0 +1,31 @@
+"""Contenders that take turns in one process, so that what else the machine does slows all alike."""
+
+import statistics
+import time
+
+from sjft_jax.report import terminal
+
+
+def seconds(work):
+  begun = time.perf_counter()
+  work()
+  return time.perf_counter() - begun
+
+
+def in_turns(contenders, repeats):
+  """Seconds of each in every turn, after a first one that compiles."""
+  times = {name: [] for name in contenders}
+  with terminal.progress('turns', (repeats + 1) * len(contenders)) as advance:
+    for turn in range(repeats + 1):
+      for name, work in contenders.items():
+        took = seconds(work)
+        if turn:
+          times[name].append(took)
+        advance(1, name)
+  return times
+
+
+def ratio(rivals, ours):
+  """Median over the turns of the fastest rival's time over ours."""
+  fastest = (min(turn) for turn in zip(*rivals, strict=True))
+  return statistics.median(rival / own for rival, own in zip(fastest, ours, strict=True))
