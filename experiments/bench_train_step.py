@@ -33,7 +33,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.turns import in_turns, ratio
-from sjft_jax import compilation
+from sjft_jax import compilation, config
 from sjft_jax.models import joint, trunk
 from sjft_jax.training import optimizer, step
 from tests.models import torch_reference
@@ -68,17 +68,10 @@ class Ours:
       CLASSES['source'],
     )
     variables = joint.init(network, jax.random.key(0), SIZE.value)
-    solver = optimizer.sgd(
-      learning_rate=1e-3,
-      momentum=0.9,
-      weight_decay=1e-4,
-      momentum_style='torch',
-      drop_every=1000,
-      drop_factor=0.1,
-    )
-    mapped = step.make_train_step(
-      network.apply, solver, 0, target_weight=0.5, source_weight=0.5
-    ).mapped
+    options = config.default()
+    options.solver.update(learning_rate=1e-3, momentum_style='torch')
+    solver = optimizer.sgd(options.training.steps, **options.solver)
+    mapped = step.make_train_step(network.apply, solver, 0, **options.loss).mapped
     self.state = step.replicate(step.create_state(**variables, optimizer=solver), 1)
     self.batch = step.shard_batch(batch(), accumulation=1, num_devices=1)
     lowered = mapped.lower(self.state, self.batch)

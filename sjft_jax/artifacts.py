@@ -1,33 +1,109 @@
-"""What a stage leaves in the work directory: whole or not there, and marked with what made it."""
+"""What a stage leaves in the work directory: whole or not there, and marked with what made it.
+
+A path may be on a disk or, as `gs://bucket/name`, in an object store.
+"""
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import os
+import platform
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from etils import epath
+
+_discarded: set[str] = set()
+_guards: dict[str, Callable[[], None]] = {}
 
 
 @contextlib.contextmanager
-def written(path: Path) -> Iterator[IO[bytes]]:
-  """A file that appears under its name only once it is complete and on the disk."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+def guarded(directory: epath.Path, check: Callable[[], None]) -> Iterator[None]:
+  """Meanwhile `check` is called before anything is written below `directory`, and may raise."""
+  name = os.fspath(absolute(directory))
+  _guards[name] = check
   try:
-    with temporary.open('wb') as file:
+    yield
+  finally:
+    del _guards[name]
+
+
+@contextlib.contextmanager
+def discarded(directory: epath.Path) -> Iterator[None]:
+  """Meanwhile nothing appears below `directory`: another process writes the same there.
+
+  Except files that are named for this process, see `of_process`.
+  """
+  name = os.fspath(absolute(directory))
+  _discarded.add(name)
+  try:
+    yield
+  finally:
+    _discarded.remove(name)
+
+
+def of_process(path: epath.Path, process: int, processes: int) -> epath.Path:
+  """The name of a file of which each of several processes has one of its own."""
+  return path.with_name(f'{path.name}.{process}-of-{processes}') if processes > 1 else path
+
+
+def check(path: os.PathLike[str]) -> None:
+  """Raises what the guards of the directories above `path` have against writing there."""
+  name = os.fspath(absolute(path))
+  for directory, guard in list(_guards.items()):
+    if name.startswith(directory + '/'):
+      guard()
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+  """Whether it names an object in a store, not a file."""
+  return '://' in os.fspath(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+  """The path from the root; an object's as it is, which epath's own method would spoil."""
+  return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
+
+
+@contextlib.contextmanager
+def written(path: os.PathLike[str]) -> Iterator[IO[bytes]]:
+  """A file that appears under its name only once it is complete and on the disk."""
+  check(path)
+  name = os.fspath(absolute(path))
+  if not re.search(r'\.\d+-of-\d+$', name) and any(
+    name.startswith(above + '/') for above in _discarded
+  ):
+    yield io.BytesIO()
+    return
+  place = epath.Path(path)
+  if is_remote(path):
+    content = io.BytesIO()
+    yield content
+    place.write_bytes(content.getvalue())  # An object appears once it is complete.
+    return
+  # Processes of different machines and containers can have the same number.
+  temporary = place.with_name(f'.{place.name}.{platform.node()}.{os.getpid()}')
+  try:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with open(temporary, 'wb') as file:
       yield file
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
+  except BaseException as error:
+    if isinstance(error, OSError) and error.errno and error.filename is None:
+      error.filename = os.fspath(path)  # A failed write does not know where.
+    with contextlib.suppress(OSError):
+      os.unlink(temporary)
     raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: os.PathLike[str], value: Any) -> None:
   with written(path) as file:
     file.write((json.dumps(value, indent=2) + '\n').encode())
 
@@ -37,25 +113,29 @@ def fingerprint(*inputs: Any) -> str:
   return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def save(path: Path, made_from: str, **arrays: Any) -> None:
+def save(path: os.PathLike[str], made_from: str, **arrays: Any) -> None:
   """Writes named arrays with the fingerprint of their inputs."""
   with written(path) as file:
     np.savez(file, made_from=made_from, **arrays)
 
 
-def load(path: Path, made_from: str) -> dict[str, np.ndarray] | None:
+def load(path: os.PathLike[str], made_from: str) -> dict[str, np.ndarray] | None:
   """The arrays at `path`, or None if there are none yet.
 
   Raises:
     ValueError: they were made from other inputs, or the file is damaged.
+    OSError: it cannot be read.
   """
-  if not path.exists():
+  place = epath.Path(path)
+  if not place.exists():
     return None
   try:
-    with path.open('rb') as stream, np.load(stream) as file:
+    with place.open('rb') as stream, np.load(stream) as file:
       arrays = dict(file)
     found = str(arrays.pop('made_from'))
   except Exception as error:  # A damaged zip file raises nearly anything.
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+      raise  # Not for what is in it; a wrong offset in it is EINVAL.
     raise ValueError(f'{path} is damaged ({error}); delete it and run again') from error
   if found != made_from:
     raise ValueError(

@@ -108,28 +108,48 @@ def default() -> ConfigDict:
   c.training = t = ConfigDict()
   t.steps = 16000  # Optimizer updates of all rounds together.
   t.batch_size = 100  # Target images a step; each brings one neighbour along.
-  t.accumulation = 10  # Micro-batches that a step is made of: memory, and batch statistics.
+  # Micro-batches that a step is made of: memory, and batch statistics; 0: as few as devices allow.
+  t.accumulation = 10
+  # Target images come shuffled, each once an epoch, unless one of these three says otherwise.
+  t.class_balanced = False  # True: every class equally often; smaller ones repeat their images.
+  t.class_cap = 0  # Most images of a class in a micro-batch; the released code's is 2; 0: no limit.
+  t.oversample_hard = False  # True: an image comes K_i / K0 times an epoch, 10 at most.
   t.augment = 'pursuit'  # Transformation pursuit; 'resnet': scale, crop, flip, colour; 'none'.
   t.restart_schedule = False  # True: every round starts with a fresh optimizer and schedule.
+  t.max_loss = 1000.0  # Nats; a step's loss above it, or not finite, ends the run. 0: any is taken.
   t.checkpoint_every = 500  # Steps.
   t.workers = 0  # Processes that load batches; 0: a thread for every core.
 
   c.loss = lo = ConfigDict()
   lo.target_weight = 0.5  # Of the mean cross-entropy of a step's target images.
   lo.source_weight = 0.5  # Of that of its source images.
+  lo.label_smoothing = 0.0  # Share of a label that is spread over all classes, in both domains.
 
   c.solver = s = ConfigDict()
   s.learning_rate = 0.01
-  s.drop_every = 4000  # Steps between drops of the learning rate.
+  s.schedule = 'step'  # Drops of the learning rate; 'cosine': down to 0 at the last step.
+  s.warmup_steps = 0  # In which it rises linearly.
+  s.drop_every = 4000  # Steps between drops.
   s.drop_factor = 0.1
   s.momentum = 0.9
   s.momentum_style = 'caffe'  # Learning rate inside the momentum buffer; 'torch': outside.
   s.weight_decay = 1e-4
+  # L2-SP: how strongly the trunk is pulled towards its start, instead of weight decay; 0: not.
+  s.pull_to_start = 0.0
+  s.layer_decay = 1.0  # Factor on the learning rate from each block or layer to the one below it.
+  s.head_rate = 1.0  # Factor on the learning rate of the heads.
+  s.ema = 0.0  # Decay per step of the parameters' moving average, which is then tested; 0: none.
 
   c.evaluation = e = ConfigDict()
   # Any of center, ten_crop, multi_scale (224 to 640 pixels); the closing table shows the first one.
   e.views = ('ten_crop', 'center')
   e.batch_size = 32  # Images scored at once, times the views of each.
+
+  # What a training tells of itself, beside the log.jsonl that it always leaves.
+  c.logging = j = ConfigDict()
+  j.every = 10  # Steps from one line, the means since the last, to the next.
+  j.tensorboard = True  # Where tensorboardX is installed; look with tensorboard --logdir runs.
+  j.wandb = ''  # A project of Weights & Biases, to tell that too; '': none.
 
   # The runs to compare, in order: any of none, random, all, selected, rounds.
   c.arms = ('none', 'rounds')
@@ -166,6 +186,14 @@ def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
   return result
 
 
+def pretrain_config(config: ConfigDict) -> ConfigDict:
+  """The options of the training before all arms: of a trunk that has no start worth keeping."""
+  result = config.copy_and_resolve_references()
+  result.training.steps = config.pretrain.steps or config.training.steps
+  result.solver.update(pull_to_start=0.0, layer_decay=1.0)
+  return result
+
+
 def check_read(config: ConfigDict, readers: Mapping[str, Callable[..., Any]]) -> None:
   """That every section has a function that takes exactly its options, as keywords.
 
@@ -197,14 +225,14 @@ def check_values(config: ConfigDict, *, num_target: int, num_source: int, num_de
     *('descriptors.num_bins', 'descriptors.smoothing', 'descriptors.batch_size'),
     *('descriptors.resize', 'descriptors.crop', 'images.resize', 'images.crop'),
     *('selection.num_neighbors', 'selection.rounds', 'model.width'),
-    *('training.steps', 'training.batch_size', 'training.accumulation'),
+    *('training.steps', 'training.batch_size', 'logging.every'),
     *(
       'descriptors.checkpoint_minutes',
       'training.checkpoint_every',
       'solver.learning_rate',
       'solver.drop_every',
     ),
-    *('solver.drop_factor', 'evaluation.batch_size'),
+    *('solver.drop_factor', 'solver.layer_decay', 'solver.head_rate', 'evaluation.batch_size'),
   )
   not_negative = (
     *(
@@ -212,17 +240,23 @@ def check_values(config: ConfigDict, *, num_target: int, num_source: int, num_de
       'target.train_per_class',
       'target.split_seed',
       'descriptors.workers',
+      'training.accumulation',
       'training.workers',
       'selection.delta',
       'selection.sigma0',
       'selection.sigma1',
       'pretrain.steps',
     ),
-    *('loss.target_weight', 'loss.source_weight', 'solver.momentum', 'solver.weight_decay'),
+    *('loss.target_weight', 'loss.source_weight', 'loss.label_smoothing', 'training.class_cap'),
+    'training.max_loss',
+    *('solver.warmup_steps', 'solver.momentum', 'solver.weight_decay', 'solver.pull_to_start'),
+    'solver.ema',
   )
   for names, holds, demand in (
     (positive, lambda x: x > 0, 'above 0'),
     (not_negative, lambda x: x >= 0, '0 or more'),
+    (('loss.label_smoothing', 'solver.ema'), lambda x: x < 1, 'below 1'),
+    (('solver.layer_decay',), lambda x: x <= 1, '1 or less'),
   ):
     for name in names:
       value = c
@@ -262,11 +296,12 @@ def check_values(config: ConfigDict, *, num_target: int, num_source: int, num_de
     if value not in known:
       raise ValueError(f'{option}={value!r} is unknown; use one of {", ".join(known)}')
   t = c.training
-  if t.batch_size % (t.accumulation * num_devices):
+  micro_batches = t.accumulation or 1
+  if t.batch_size % (micro_batches * num_devices):
     raise ValueError(
       f'training.batch_size={t.batch_size} does not divide into training.accumulation='
       f'{t.accumulation} micro-batches on {num_devices} devices; use a multiple of '
-      f'{t.accumulation * num_devices}'
+      f'{micro_batches * num_devices}'
     )
   k0, depth = c.selection.num_neighbors, depth_of(c)
   if depth > num_source:

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from sjft_jax import door
+from sjft_jax import door, launch
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -18,9 +18,16 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
-  'Where everything is kept; the same command resumes there. Default: runs/<name of the config>.',
+  'Where everything is kept, a path or gs://bucket/path; the same command resumes there. Default: '
+  'runs/<name of the config>.',
 )
-flags.adopt_module_key_flags(door)
+_RESUME_WITH_CHANGES = flags.DEFINE_bool(
+  'resume_with_changes',
+  False,
+  'Resume although options have changed that change no result, such as --config.training.workers.',
+)
+for _module in (door, launch):
+  flags.adopt_module_key_flags(_module)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,14 +36,20 @@ def main(argv: Sequence[str]) -> None:
   file = Path(config_flags.get_config_filename(flags.FLAGS['config']))
   if not file.is_file():
     sys.exit(f'error: --config={file}: no such file; see configs/')
-  workdir = Path(_WORKDIR.value or f'runs/{file.stem}')
+  workdir = _WORKDIR.value or f'runs/{file.stem}'
   # After the flags: --help and a misspelt option should not wait for JAX.
   from sjft_jax import compilation, pipeline
 
   compilation.keep()
+
+  def run() -> None:
+    launch.join()
+    pipeline.run(_CONFIG.value, workdir, resume_with_changes=_RESUME_WITH_CHANGES.value)
+
   door.enter(
-    lambda: pipeline.run(_CONFIG.value, workdir),
+    run,
     stopped=f'Stopped. The same command goes on from the last checkpoint in {workdir}.',
+    alone=launch.is_alone(),
   )
 
 

@@ -6,31 +6,30 @@ Every stage leaves its artifact in the work directory; what is there already is 
 import csv
 import io
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from sjft_jax import artifacts
-from sjft_jax.arm import Arm, Domains, Round, Scorer, run_rounds
-from sjft_jax.config import arm_config, check_read, check_values, depth_of
+from sjft_jax import artifacts, processes
+from sjft_jax import workdir as workdirs
+from sjft_jax.arm import Arm, Domains, Round, Scorer, fitted, neighbor_sheet, run_rounds
+from sjft_jax.config import arm_config, check_read, check_values, depth_of, pretrain_config
 from sjft_jax.data import registry, transforms
-from sjft_jax.data.dataset import Dataset, Part, class_names
+from sjft_jax.data.dataset import Dataset, Part
 from sjft_jax.data.pairs import SourceOnly
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.models import joint, trunk
 from sjft_jax.models.weights import convert, own
 from sjft_jax.ranking import Ranking, rank_sources
-from sjft_jax.report import terminal
-from sjft_jax.report.neighbors import sheet
+from sjft_jax.report import journal, terminal
 from sjft_jax.screening import screen
 from sjft_jax.training import metrics, optimizer, step
-from sjft_jax.training.checkpoints import Checkpoints
 
 ARM_NAMES = {
   'none': 'no source',
@@ -41,8 +40,14 @@ ARM_NAMES = {
 }
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(
+  config: ConfigDict, workdir: str | os.PathLike[str], *, resume_with_changes: bool = False
+) -> dict[str, Any]:
   """Everything from images to results; called again, goes on from where it was stopped.
+
+  Args:
+    workdir: a path, or gs://bucket/path.
+    resume_with_changes: go on where other values of harmless options were used before.
 
   Returns:
     What results.json holds.
@@ -50,6 +55,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   Raises:
     ValueError: an impossible option or input, before any work where that can be known.
   """
+  directory = workdirs.at(workdir)
   check_read(config, READERS)
   opened: list[Dataset] = []
   for section, load in (
@@ -61,10 +67,12 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     except ValueError as error:
       raise ValueError(f'config.{section}: {error}') from error
   domains = Domains(*opened)
-  return run_on(domains, config, workdir)
+  return run_on(domains, config, directory, resume_with_changes=resume_with_changes)
 
 
-def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run_on(
+  domains: Domains, config: ConfigDict, workdir: epath.Path, *, resume_with_changes: bool = False
+) -> dict[str, Any]:
   """`run` on data sets that are open already."""
   arms = {name: arm_config(config, name) for name in config.arms}
 
@@ -74,108 +82,138 @@ def run_on(domains: Domains, config: ConfigDict, workdir: Path) -> dict[str, Any
         options,
         num_target=len(domains.target),
         num_source=len(domains.source),
-        num_devices=jax.local_device_count(),
+        num_devices=jax.device_count(),
       )
 
   check(domains)
+  if processes.is_first():
+    journal.check(config.logging.wandb)
   bank = banks.load(**config.bank)
   network, variables, which = build_network(
     domains, config.seed, config.images.crop, **config.model
   )
-  predict_step = step.make_predict(network.apply)
   made_from = artifacts.fingerprint(
-    json.loads(config.to_json()), *(data.fingerprint for data in vars(domains).values())
+    workdirs.deciding(config), *(data.fingerprint for data in vars(domains).values())
   )
-
-  compiled: dict[str, tuple[Any, Any]] = {}
-
-  def arm(directory: str, options: ConfigDict) -> Arm:
-    key = options.solver.to_json() + options.loss.to_json()
-    if key not in compiled:  # Arms that differ in their source images alone share a step.
-      solver = optimizer.sgd(**options.solver)
-      compiled[key] = (
-        step.make_train_step(network.apply, solver, config.seed, **options.loss),
-        solver,
-      )
-    train_step, solver = compiled[key]
-    return Arm(
-      workdir / directory,
-      made_from,
-      domains,
-      train_step,
-      solver,
-      Scorer(predict_step, options.images.to_dict(), **options.evaluation),
-      options.seed,
-      **options.training,
-    )
-
-  pretraining = arm('pretrain', config)
-  runs = {name: arm(f'arms/{name}', options) for name, options in arms.items()}
-  refuse_changes(config, workdir)
+  make = ArmMaker(workdir, made_from, domains, network)
+  pretraining = make('pretrain', pretrain_config(config))
+  runs = {name: make(f'arms/{name}', options) for name, options in arms.items()}
+  workdirs.refuse_changes(config, workdir, resume_with_changes=resume_with_changes)
 
   finished = workdir / 'results.json'
   if finished.exists():
-    results = json.loads(finished.read_text())
+    results: dict[str, Any] = json.loads(finished.read_text())
     if results['made_from'] != made_from:
       raise ValueError(f'{finished} was made from other data; use a new --workdir')
     terminal.say(f'{workdir} is finished, nothing is repeated; a new --workdir starts a new run.')
     terminal.table(results)
     return results
 
-  write_split(workdir / 'split.csv', domains)
-  terminal.stage('Looking at every image')
-  domains = Domains(*screen(workdir, *vars(domains).values(), **config.screening))
-  check(domains)
-  # Not before: an option that proves impossible here can be changed in the same work directory.
-  record(config, workdir)
-  own.describe(workdir, which)
-  pretraining = replace(pretraining, domains=domains)
-  runs = {name: replace(run, domains=domains) for name, run in runs.items()}
-  target, test, source = vars(domains).values()
-  terminal.say(
-    f'Target: {len(target):,} training and {len(test):,} test images in {len(target.classes):,} '
-    f'classes. Source: {len(source):,} images in {len(source.classes):,} classes.'
-  )
-  ranking, seconds = Ranking(*np.zeros((2, len(target), 0), np.int32)), {}
-  depth = max((depth_of(options) for options in arms.values()), default=0)
-  if depth:
-    terminal.stage('Ranking the source by its filter responses')
-    kept = workdir / 'ranking.npz'
-    decides = json.loads(config.bank.to_json()), json.loads(config.descriptors.to_json()), depth
-    ranked_from = artifacts.fingerprint(
-      domains.target.fingerprint, domains.source.fingerprint, *decides
+  with workdirs.lock(workdir) if processes.is_first() else artifacts.discarded(workdir):
+    write_split(workdir / 'split.csv', domains)
+    terminal.stage('Looking at every image')
+    domains = Domains(*screen(workdir, *vars(domains).values(), **config.screening))
+    check(domains)
+    # Not before: an option that proves impossible here can be changed in the same work directory.
+    # Again, since another run may just have ended here.
+    workdirs.refuse_changes(config, workdir, resume_with_changes=resume_with_changes)
+    workdirs.record(config, workdir)
+    own.describe(workdir, which)
+    target, test, source = vars(domains).values()
+    terminal.say(
+      f'Target: {len(target):,} training and {len(test):,} test images in {len(target.classes):,} '
+      f'classes. Source: {len(source):,} images in {len(source.classes):,} classes.'
     )
-    found = artifacts.load(kept, ranked_from)
-    if found is not None:
-      terminal.say('  done before')
-      ranking = Ranking(found['indices'], found['divergences'])
-      seconds['rank'] = float(found['seconds'])
-    else:
-      partial = workdir / 'ranking.partial.npz'
-      data = domains.target, domains.source
-      ranked = rank_sources(partial, ranked_from, *data, bank, depth, **config.descriptors)
-      ranking, seconds['rank'] = ranked.ranking, ranked.seconds
-      artifacts.save(kept, ranked_from, **vars(ranking), edges=ranked.edges, seconds=ranked.seconds)
-      ranked.partial.unlink(missing_ok=True)
-    draw_neighbors(workdir / 'neighbors.png', domains, ranking)
-  if config.pretrain.steps:
-    terminal.stage('Pretraining the trunk on the source')
-    variables, seconds['pretrain'] = pretrain_trunk(pretraining, variables, **config.pretrain)
-  rounds = {}
-  for number, (name, options) in enumerate(arms.items(), 1):
-    terminal.stage(f'Arm {number} of {len(arms)}: {ARM_NAMES.get(name, name)}')
-    rounds[name] = run_rounds(runs[name], variables, ranking, **options.selection)
-    seconds[f'train {name}'] = rounds[name][-1].seconds
+    pretraining, *ready = (
+      fitted(replace(run, domains=domains), workdir, variables)
+      for run in (pretraining, *runs.values())
+    )
+    runs = dict(zip(runs, ready, strict=True))
 
-  results = {'made_from': made_from, 'seed': config.seed, 'device': _device(), 'seconds': seconds}
-  results |= summarise(rounds, test, config.evaluation.views)
-  artifacts.write_json(finished, results)
+    seconds: dict[str, float] = {}
+    ranking = Ranking(*np.zeros((2, len(target), 0), np.int32))
+    depth = max((depth_of(options) for options in arms.values()), default=0)
+    if depth:
+      terminal.stage('Ranking the source by its filter responses')
+      decides = workdirs.deciding(config, 'bank', 'descriptors'), depth
+      ranking, seconds['rank'] = rank(workdir, domains, bank, decides, config.descriptors)
+    if config.pretrain.steps:
+      terminal.stage('Pretraining the trunk on the source')
+      variables, seconds['pretrain'] = pretrain_trunk(pretraining, variables, **config.pretrain)
+    rounds = {}
+    for number, (name, options) in enumerate(arms.items(), 1):
+      terminal.stage(f'Arm {number} of {len(arms)}: {ARM_NAMES.get(name, name)}')
+      rounds[name] = run_rounds(runs[name], variables, ranking, **options.selection)
+      seconds[f'train {name}'] = rounds[name][-1].seconds
+
+    results = {'made_from': made_from, 'seed': config.seed, 'device': _device(), 'seconds': seconds}
+    results |= summarise(rounds, test, config.evaluation.views)
+    artifacts.write_json(finished, results)
   terminal.table(results)
   terminal.say(f'Look at {workdir}: results.json, neighbors.png, arms/*/rounds/*/selection.csv')
   return results
 
 
-def write_split(path: Path, domains: Domains) -> None:
+class ArmMaker:
+  """Arms of one network; those that differ in their source images alone share a compiled step."""
+
+  def __init__(self, workdir: epath.Path, made_from: str, domains: Domains, network: joint.Joint):
+    self._workdir, self._made_from, self._domains = workdir, made_from, domains
+    self._network, self._predict = network, step.make_predict(network.apply)
+    self._steps: dict[Any, Any] = {}
+
+  def __call__(self, directory: str, options: ConfigDict) -> Arm:
+    training = options.training
+    rounds = options.selection.rounds if training.restart_schedule else 1
+    steps = -(-training.steps // rounds)
+    solver = optimizer.sgd(steps, **options.solver)
+    shared = (
+      *(json.dumps(json.loads(options[section].to_json())) for section in ('solver', 'loss')),
+      steps if options.solver.schedule == 'cosine' else 0,
+    )
+    if shared not in self._steps:
+      self._steps[shared] = step.make_train_step(
+        self._network.apply, solver, options.seed, **options.loss
+      )
+    return Arm(
+      self._workdir / directory,
+      self._made_from,
+      self._domains,
+      self._steps[shared],
+      solver,
+      Scorer(self._predict, options.images.to_dict(), **options.evaluation),
+      options.seed,
+      json.loads(options.to_json()),
+      **training,
+    )
+
+
+def rank(
+  workdir: epath.Path, domains: Domains, bank: banks.FilterBank, decides: Any, options: ConfigDict
+) -> tuple[Ranking, float]:
+  """The ranking, and the seconds it took; `decides`: the options on which it depends."""
+  target, _, source = vars(domains).values()
+  made_from = artifacts.fingerprint(target.fingerprint, source.fingerprint, *decides)
+  kept = workdir / 'ranking.npz'
+  found = artifacts.load(kept, made_from)
+  if found is not None:
+    terminal.say('  done before')
+    ranking, seconds = Ranking(found['indices'], found['divergences']), float(found['seconds'])
+  else:
+    partial, depth = workdir / 'ranking.partial.npz', decides[-1]
+    ranked = rank_sources(partial, made_from, target, source, bank, depth, **options)
+    ranking, seconds = ranked.ranking, ranked.seconds
+    artifacts.save(kept, made_from, **vars(ranking), edges=ranked.edges, seconds=seconds)
+    processes.meet()  # Only then is what it could go on from not needed.
+    ranked.partial.unlink(missing_ok=True)
+  _, firsts = np.unique(target.labels, return_index=True)
+  chosen = firsts[np.linspace(0, len(firsts) - 1, min(6, len(firsts))).astype(int)]
+  with artifacts.written(workdir / 'neighbors.png') as file:
+    neighbor_sheet(domains, ranking, chosen).save(file, 'PNG')
+  return ranking, seconds
+
+
+def write_split(path: epath.Path, domains: Domains) -> None:
   """Which images of the target train and which test, if that was drawn here."""
   if not isinstance(domains.target, Part):
     return
@@ -207,7 +245,7 @@ def build_network(
   """The joint network, its first variables (heads at random, trunk at random or pretrained), and
   which network it is, for those who read its checkpoints."""
   which: dict[str, Any] = {'name': name, 'width': width, 'fully_connected': fully_connected}
-  load = own.load if Path(pretrained).is_dir() else convert.load
+  load = own.load if workdirs.at(pretrained).is_dir() else convert.load
   weights = load(pretrained, style=style, **which) if pretrained else None
   if weights is not None:
     style = weights.style
@@ -229,35 +267,16 @@ def build_network(
   return network, variables, which | {'style': style, 'normalization': normalization}
 
 
-def draw_neighbors(path: Path, domains: Domains, ranking: Ranking) -> None:
-  """Six target images of different classes and some of their neighbours (Figure 2)."""
-  _, firsts = np.unique(domains.target.labels, return_index=True)
-  chosen = firsts[np.linspace(0, len(firsts) - 1, min(6, len(firsts))).astype(int)]
-  places = [place for place in (1, 10, 20, 30, 40) if place <= ranking.indices.shape[1]]
-
-  def cell(data: Dataset, index: int, line: str) -> tuple[np.ndarray, str, str]:
-    return data[index], class_names(data, index), line
-
-  rows = []
-  for target in chosen:
-    row = [cell(domains.target, int(target), domains.target.key(int(target)))]
-    for place in places:
-      source, divergence = (a[target, place - 1] for a in vars(ranking).values())
-      row.append(cell(domains.source, int(source), f'divergence {divergence:.3g}'))
-    rows.append(row)
-  ordinals = [f'{place}{"st" if place == 1 else "th"} neighbour' for place in places]
-  with artifacts.written(path) as file:
-    sheet(rows, ['target image', *ordinals]).save(file, 'PNG')
-
-
 def pretrain_trunk(
   arm: Arm, variables: dict[str, Any], *, steps: int
 ) -> tuple[dict[str, Any], float]:
   """The variables with a trunk trained on the source alone, and the seconds that took."""
-  batches = SourceOnly(**vars(arm.pairs(None, 0)))
-  with Checkpoints(arm.directory / 'checkpoints') as checkpoints:
-    progress = arm.train(arm.restore(checkpoints, variables), batches, steps, checkpoints)
-  trained = step.unreplicate(progress.state)
+  with arm.checkpoints() as checkpoints:
+    progress = arm.restore(checkpoints, variables)
+    with arm.journal(progress.step) as told:
+      pairs = SourceOnly(**vars(arm.pairs(None, 0)))
+      progress = arm.train(progress, pairs, steps, checkpoints, told)
+  trained = step.unreplicate(step.evaluated(progress.state))
   params = {**variables['params'], 'trunk': trained.params['trunk']}
   return {'params': params, 'batch_stats': trained.batch_stats}, progress.seconds
 
@@ -313,42 +332,6 @@ def summarise(
   return {'test_images': len(test), 'view': views[0], 'table': rows, 'arms': arms}
 
 
-def refuse_changes(config: ConfigDict, workdir: Path) -> None:
-  """A work directory has one set of options.
-
-  Raises:
-    ValueError: this one was made with other options.
-  """
-  path = workdir / 'config.json'
-  if not path.exists():
-    return
-  then = _flat(json.loads(path.read_text()))
-  changed = [
-    f'{key} was {then.get(key)!r}, now {value!r}'
-    for key, value in _flat(json.loads(config.to_json())).items()
-    if then.get(key) != value
-  ]
-  if changed:
-    raise ValueError(
-      f'{workdir} was made with other options ({"; ".join(changed)}): use a new '
-      '--workdir, or the same options'
-    )
-
-
-def record(config: ConfigDict, workdir: Path) -> None:
-  """Writes the options and the versions of all packages."""
-  artifacts.write_json(workdir / 'config.json', json.loads(config.to_json()))
-  packages = sorted({(d.name, d.version) for d in metadata.distributions()}, key=str)
-  artifacts.write_json(workdir / 'versions.json', dict(packages))
-
-
-def _flat(options: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat: dict[str, Any] = {}
-  for key, value in options.items():
-    flat |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
-  return flat
-
-
 def _device() -> str:
   return f'{jax.local_device_count()} × {jax.local_devices()[0].device_kind}, jax {jax.__version__}'
 
@@ -368,4 +351,5 @@ READERS: dict[str, Callable[..., Any]] = {
   'loss': step.make_train_step,
   'solver': optimizer.sgd,
   'evaluation': Scorer,
+  'logging': journal.Journal,
 }

@@ -5,19 +5,18 @@ responses → histograms → divergences → the k nearest so far. Nothing else 
 """
 
 import functools
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from orbax.checkpoint import multihost
+from etils import epath
 
-from sjft_jax import artifacts
+from sjft_jax import artifacts, interruption, processes
 from sjft_jax.data import transforms
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.pairs import views
@@ -25,8 +24,6 @@ from sjft_jax.descriptors import describe
 from sjft_jax.descriptors.bank import FilterBank
 from sjft_jax.report import terminal
 from sjft_jax.retrieval import knn
-
-_A_WEEK = 7 * 24 * 3600 * 1000  # ms
 
 
 @dataclass(frozen=True)
@@ -47,11 +44,11 @@ class Ranked:
   ranking: Ranking
   edges: np.ndarray
   seconds: float
-  partial: Path
+  partial: Path | epath.Path
 
 
 def rank_sources(
-  partial: Path,
+  partial: Path | epath.Path,
   made_from: str,
   target: Dataset,
   source: Dataset,
@@ -89,14 +86,9 @@ def rank_sources(
     raise ValueError(f'{depth} neighbours of each image exceed the {len(source)} source images')
   view = functools.partial(transforms.describe_view, resize=resize, crop=crop)
   batches = functools.partial(views, view=view, batch_size=batch_size, side=resize, workers=workers)
-  process, num_processes = jax.process_index(), jax.process_count()
   # In whole tiles, so that the products are the same ones as in a single process.
-  tiles = -(-len(source) // knn.TILE)
-  start, stop = (
-    min(tiles * i // num_processes * knn.TILE, len(source)) for i in (process, process + 1)
-  )
-  if num_processes > 1:
-    partial = partial.with_name(f'{partial.name}.{process}-of-{num_processes}')
+  start, stop = processes.share(len(source), unit=knn.TILE)
+  partial = artifacts.of_process(partial, jax.process_index(), jax.process_count())
 
   found = left(partial, made_from) or {}
   if found:
@@ -107,7 +99,7 @@ def rank_sources(
     with terminal.progress(f'adaptive bins of {target.name}', len(target)) as advance:
       images = terminal.counted(batches(target), advance)
       edges = describe.fit_edges(bank, images, num_bins=num_bins)
-  edges = of_first_process(np.asarray(edges))
+  edges = processes.of_first(np.asarray(edges))
 
   describing = functools.partial(
     describe.describe, bank, edges, smoothing=smoothing, batch_size=batch_size
@@ -125,12 +117,17 @@ def rank_sources(
   )
   saved = time.monotonic()
   done = search.position - start
-  with terminal.progress(f'ranking {source.name}', stop - start, done) as advance:
+  with (
+    terminal.progress(f'ranking {source.name}', stop - start, done) as advance,
+    interruption.deferred(),
+  ):
     stream = _Timed(batches(source, start=search.position, stop=stop))
     for block in _in_flight(describing(stream)):
       search.add(block)
       advance(len(block), stream.slower_stage())
-      if time.monotonic() - saved > 60 * checkpoint_minutes:
+      # Several processes are not at the same place: each goes on until it is killed.
+      is_asked = jax.process_count() == 1 and interruption.is_asked()
+      if is_asked or time.monotonic() - saved > 60 * checkpoint_minutes:
         artifacts.save(
           partial,
           made_from,
@@ -140,12 +137,14 @@ def rank_sources(
           seconds=time.monotonic() - begun,
         )
         saved = time.monotonic()
+      if is_asked:
+        interruption.check()
     search.flush()
   indices, divergences = knn.neighbors(_of_all_processes(search.keys(), depth), depth)
   return Ranked(Ranking(indices, divergences), edges, time.monotonic() - begun, partial)
 
 
-def left(path: Path, made_from: str) -> dict[str, np.ndarray] | None:
+def left(path: os.PathLike[str], made_from: str) -> dict[str, np.ndarray] | None:
   """What a search that was stopped has left at `path`, if it has.
 
   Raises:
@@ -196,29 +195,12 @@ def _in_flight(blocks: Iterator[jax.Array]) -> Iterator[jax.Array]:
   yield from pending
 
 
-def meet() -> None:
-  """Waits until all processes are here."""
-  wait = multihost.get_barrier_sync_fn()
-  # In a thread: Ctrl-C does not reach a wait outside of Python.
-  ThreadPoolExecutor(1).submit(wait, key='meet', timeout_ms=_A_WEEK).result()
-
-
-def of_first_process(array: np.ndarray) -> np.ndarray:
-  """The array that the first process has; of the same shape in all."""
-  if jax.process_count() == 1:
-    return array
-  meet()  # Collectives on CPUs give up after 30 seconds.
-  return np.asarray(multihost_utils.broadcast_one_to_all(array))
-
-
 def _of_all_processes(keys: knn.Keys, k: int) -> knn.Keys:
   if jax.process_count() == 1:
     return keys
-  meet()
   # As 32-bit numbers: JAX would cut 64 bits short. As wide as any other process's.
   padded = np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=knn.NOBODY)
-  gathered = multihost_utils.process_allgather(padded.view(np.uint32))
   nearest = knn.Nearest(len(keys), k)
-  for part in np.asarray(gathered):
+  for part in processes.of_all(padded.view(np.uint32)):
     nearest.add_keys(np.ascontiguousarray(part).view(np.uint64))
   return nearest.keys()

@@ -17,7 +17,6 @@ one writes the output:
 
 import math
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from absl import app, flags
 
-from sjft_jax import artifacts, config, door
+from sjft_jax import artifacts, config, door, launch
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.folder import Unlabelled
 from sjft_jax.report import terminal
@@ -123,16 +122,8 @@ _CHECKPOINT_MINUTES = flags.DEFINE_float(
   'How much of the search a killed run repeats at most.',
   lower_bound=0,
 )
-_COORDINATOR = flags.DEFINE_string(
-  'coordinator', None, 'HOST:PORT of process 0, for a search by several processes.'
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'How many processes share the search.', lower_bound=1
-)
-_PROCESS_ID = flags.DEFINE_integer(
-  'process_id', None, 'Which one of them this is, from 0.', lower_bound=0
-)
-flags.adopt_module_key_flags(door)
+for _module in (door, launch):
+  flags.adopt_module_key_flags(_module)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -141,7 +132,7 @@ def main(argv: Sequence[str]) -> None:
   door.enter(
     retrieve,
     stopped='Stopped. The same command goes on from the last checkpoint, if there is one.',
-    alone=_COORDINATOR.value is None,
+    alone=launch.is_alone(),
   )
 
 
@@ -158,23 +149,15 @@ def retrieve() -> None:
   if _K.value > len(source):
     raise ValueError(f'--k={_K.value} exceeds the {len(source):,} images below {_SOURCE.value}')
   # After the flags: --help and a misspelt option should not wait for JAX.
-  import jax
-
-  from sjft_jax import compilation, ranking, screening
+  from sjft_jax import compilation, processes, ranking, screening
   from sjft_jax.descriptors import bank as banks
 
   compilation.keep()
+  launch.join()
   of_bank: dict[str, Any] = {option.name: option.value for option in (_LAYERS, _TAP, _PRETRAINED)}
   of_bank |= {'name': _BANK.value, 'layer_weights': tuple(map(float, _LAYER_WEIGHTS.value))}
   bank = banks.load(**of_bank)
-  if _COORDINATOR.value is not None:
-    try:
-      jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    except RuntimeError as error:
-      reason = str(error).splitlines()[0]
-      raise ValueError(f'--coordinator={_COORDINATOR.value}: {reason}') from error
-  is_first = jax.process_index() == 0
-  terminal.console.quiet = not is_first
+  is_first = processes.is_first()
 
   bad = output.with_name(f'{output.name}.bad_images.csv')
   target, source = screening.readable(folders, bad, max_bad_share=_MAX_BAD_SHARE.value)
@@ -192,7 +175,7 @@ def retrieve() -> None:
   # The output can be much larger than the ranking: a disk that it fills must not cost the search.
   kept = output.with_name(f'{output.name}.ranking.npz')
   found: dict[str, Any]
-  if ranking.of_first_process(np.array(kept.exists(), np.int32)):
+  if processes.of_first(np.array(kept.exists(), np.int32)):
     terminal.say(f'  {kept} holds the ranking')
     found = ranking.left(kept, made_from) or {} if is_first else {}
   else:
@@ -210,7 +193,7 @@ def retrieve() -> None:
     found = {**vars(ranked.ranking), 'seconds': ranked.seconds}
     if is_first:
       artifacts.save(kept, made_from, **found)
-    ranking.meet()
+    processes.meet()
     ranked.partial.unlink(missing_ok=True)
   if is_first:
     with artifacts.written(output) as file:
@@ -220,7 +203,7 @@ def retrieve() -> None:
       f'{output}: the {_K.value:,} nearest of {len(source):,} source images to each of '
       f'{len(target):,} target images, in {float(found["seconds"]):,.1f} s'
     )
-  ranking.meet()
+  processes.meet()
 
 
 def check(output: Path) -> None:
@@ -243,15 +226,7 @@ def check(output: Path) -> None:
     [float(weight) for weight in _LAYER_WEIGHTS.value]
   except ValueError as error:
     raise ValueError(f'--layer_weights={",".join(_LAYER_WEIGHTS.value)}: {error}') from error
-  coordinator, processes, this = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-  if coordinator is None and processes is None and this is None:
-    return
-  if coordinator is None or processes is None or this is None:
-    raise ValueError('--coordinator, --num_processes and --process_id go together')
-  if not re.fullmatch(r'.+:\d+', coordinator):
-    raise ValueError(f'--coordinator={coordinator} must be HOST:PORT')
-  if this >= processes:
-    raise ValueError(f'--process_id={this} must be below --num_processes={processes}')
+  launch.check()
 
 
 def write(

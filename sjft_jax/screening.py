@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, Float, Int64, UInt32
 
 from sjft_jax import artifacts
@@ -72,7 +73,7 @@ class Copies(NamedTuple):
 
 
 def screen(
-  workdir: Path,
+  workdir: epath.Path,
   target: Dataset,
   test: Dataset,
   source: Dataset,
@@ -134,7 +135,7 @@ def screen(
 
 
 def readable(
-  datasets: Sequence[Dataset], listing: Path, *, max_bad_share: float
+  datasets: Sequence[Dataset], listing: os.PathLike[str], *, max_bad_share: float
 ) -> tuple[Dataset, ...]:
   """The data sets without the images that cannot be read, which are listed in a table.
 
@@ -313,7 +314,9 @@ def _shown(dataset: Dataset) -> Bool[np.ndarray, 'category']:
   return np.bincount(labels, minlength=len(dataset.classes)) > 0
 
 
-def _tell(dataset: Dataset, bad: dict[int, str], listing: Path, max_bad_share: float) -> None:
+def _tell(
+  dataset: Dataset, bad: dict[int, str], listing: os.PathLike[str], max_bad_share: float
+) -> None:
   names = ', '.join(dataset.key(index) for index in list(bad)[:3]) + (' …' if len(bad) > 3 else '')
   what = f'{len(bad):,} of {len(dataset):,} images of {dataset.name} cannot be read'
   if len(bad) > max_bad_share * len(dataset):
@@ -324,7 +327,7 @@ def _tell(dataset: Dataset, bad: dict[int, str], listing: Path, max_bad_share: f
   terminal.say(f'  {what} and are left out: {names}; see {listing}')
 
 
-def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def _write(path: os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(header)

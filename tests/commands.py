@@ -3,17 +3,23 @@
 import os
 import subprocess
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[1]
 
 
-def start(command: list[str], stderr: int = subprocess.PIPE) -> subprocess.Popen:
+def start(
+  command: list[str],
+  stderr: int = subprocess.PIPE,
+  stdout: int | IO = subprocess.PIPE,
+  **environment: str,
+) -> subprocess.Popen:
   """From the project's root, on one device."""
   return subprocess.Popen(
     command,
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': ''},
-    stdout=subprocess.PIPE,
+    env={**os.environ, 'XLA_FLAGS': '', **environment},
+    stdout=stdout,
     stderr=stderr,
     text=True,
   )

@@ -55,6 +55,13 @@ def test_a_missing_option_is_an_error():
     ({'evaluation__views': ('corner',)}, r"evaluation\.views has 'corner'"),
     ({'evaluation__views': ()}, r'evaluation\.views is empty'),
     ({'solver__learning_rate': float('nan')}, r'solver\.learning_rate=nan is impossible'),
+    ({'solver__warmup_steps': -1}, r'solver\.warmup_steps=-1 .* 0 or more'),
+    ({'solver__ema': 1.0}, r'solver\.ema=1\.0 is impossible; it must be below 1'),
+    ({'solver__layer_decay': 1.5}, r'solver\.layer_decay=1\.5 is impossible; it must be 1 or less'),
+    ({'solver__head_rate': 0.0}, r'solver\.head_rate=0\.0 .* above 0'),
+    ({'solver__pull_to_start': -0.1}, r'solver\.pull_to_start=-0\.1 .* 0 or more'),
+    ({'loss__label_smoothing': 1.0}, r'loss\.label_smoothing=1\.0 .* below 1'),
+    ({'training__class_cap': -2}, r'training\.class_cap=-2 .* 0 or more'),
   ],
 )
 def test_impossible_values_are_named_with_their_limit(change, message):

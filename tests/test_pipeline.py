@@ -1,9 +1,13 @@
 """The whole method on small folders of images, undisturbed, killed, and misused."""
 
+import contextlib
 import csv
 import json
+import re
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,9 +16,11 @@ import commands
 import cv2
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
-from sjft_jax import config, pipeline
+from sjft_jax import config, pipeline, workdir
+from sjft_jax.report import terminal
 
 ARMS = ('none', 'random', 'all', 'selected', 'rounds')
 # Of every image in every stage little, so that a run is mostly compiling.
@@ -178,6 +184,48 @@ def test_other_options_in_the_same_work_directory_are_refused(data, finished):
     )
 
 
+def stop_at(patch, kind, title):
+  """Ctrl-C as soon as the run tells this."""
+  tell = getattr(terminal, kind)
+
+  def stop(text):
+    tell(text)
+    if title in text:
+      raise KeyboardInterrupt
+
+  patch.setattr(terminal, kind, stop)
+
+
+@pytest.mark.slow
+def test_harmless_options_can_change_between_runs(data, tmp_path, monkeypatch):
+  def run(**changes):
+    options = {'pretrain.steps': 0, 'arms': ('selected',)} | changes
+    with pytest.raises(KeyboardInterrupt):
+      pipeline.run(small(data, **options), tmp_path / 'run', resume_with_changes=True)
+    return (tmp_path / 'run' / 'ranking.npz').stat().st_mtime_ns
+
+  stop_at(monkeypatch, 'stage', 'Arm 1')
+  assert run() == run(**{'descriptors.workers': 1, 'training.checkpoint_every': 3})
+  then, now = (
+    json.loads((tmp_path / 'run' / name).read_text()) for name in ('config.1.json', 'config.json')
+  )
+  assert (then['descriptors']['workers'], now['descriptors']['workers']) == (0, 1)
+
+
+def test_a_work_directory_that_vanishes_ends_the_run_with_a_line(data, tmp_path, monkeypatch):
+  def lose(text):
+    if text.startswith('Arm 1'):
+      shutil.rmtree(tmp_path / 'run')
+
+  monkeypatch.setattr(terminal, 'stage', lose)
+  options = {'pretrain.steps': 0, 'arms': ('none',)}
+  with pytest.raises(
+    workdir.LostError, match=r'run/lock\.json vanished, perhaps with all beside it'
+  ):
+    pipeline.run(small(data, **options), tmp_path / 'run')
+  assert not (tmp_path / 'run' / 'results.json').exists()
+
+
 @pytest.mark.slow
 def test_too_many_bad_images_can_be_allowed_in_the_same_work_directory(data, tmp_path):
   source = shutil.copytree(data / 'source', tmp_path / 'source')
@@ -280,12 +328,26 @@ def kill_when(process, appears, timeout=120):
   process.communicate()
 
 
-@pytest.mark.slow
-def test_killed_in_every_stage_it_ends_as_if_undisturbed(data, tmp_path):
-  undisturbed, killed = tmp_path / 'undisturbed', tmp_path / 'killed'
-  process = start(data, undisturbed)
+@pytest.fixture(scope='module')
+def undisturbed(data, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
+  process = start(data, workdir)
   output, _ = process.communicate(timeout=300)
   assert process.returncode == 0, output
+  return workdir
+
+
+def scores(workdir):
+  results = json.loads((workdir / 'results.json').read_text())
+  for arm in results['arms'].values():
+    for round_ in arm['rounds']:
+      del round_['seconds']
+  return results['table'], results['arms']
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_it_ends_as_if_undisturbed(data, undisturbed, tmp_path):
+  killed = tmp_path / 'killed'
   for pattern in (
     'config.json',  # Describing and ranking.
     'pretrain/checkpoints/2',
@@ -303,11 +365,98 @@ def test_killed_in_every_stage_it_ends_as_if_undisturbed(data, tmp_path):
   for name in ('indices', 'divergences', 'edges'):
     one, two = (np.load(run / 'ranking.npz')[name] for run in (undisturbed, killed))
     np.testing.assert_array_equal(one, two)
-  one, two = (json.loads((run / 'results.json').read_text()) for run in (undisturbed, killed))
-  assert one['table'] == two['table']
+  assert scores(undisturbed) == scores(killed)
   for round_ in (1, 2, 3):
     part = f'arms/rounds/rounds/{round_}/selection.csv'
     assert (undisturbed / part).read_bytes() == (killed / part).read_bytes()
+
+
+@pytest.mark.slow
+def test_once_a_full_disk_has_room_again_the_run_goes_on(data, undisturbed, tmp_path):
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  # In a namespace where anybody may mount; what is mounted there ends with it.
+  inside = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c']
+  mount = f'mount -t tmpfs -o size=12k tmpfs {disk}'
+  if (
+    not shutil.which('unshare')
+    or subprocess.run([*inside, mount], stderr=subprocess.PIPE).returncode
+  ):
+    pytest.skip('no file system can be mounted here')
+  run = shlex.join(command(data, disk / 'run'))
+  grow = f'mount -o remount,size={{}} {disk}'
+  # There is room for the lock, for all but checkpoints, for everything.
+  script = [mount, run, grow.format('12m'), run, grow.format('1g'), run]
+  keep = f'cp {disk}/run/results.json {tmp_path}'
+  process = commands.start([*inside, '; '.join([*script, keep])])
+  output, errors = process.communicate(timeout=300)
+  small, checkpoint = errors.splitlines()
+  told = (
+    rf'error: the disk is full at {disk}/run/.*; make room and run the same command: it goes on'
+  )
+  assert re.fullmatch(told, small)
+  assert re.fullmatch(told, checkpoint)
+  assert '/pretrain/checkpoints/2' in checkpoint
+  assert 'done before' in output
+  assert scores(tmp_path) == scores(undisturbed)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+  """An empty one in a Google Cloud Storage of this machine."""
+  pytest.importorskip('gcsfs')
+  pytest.importorskip('gcp_storage_emulator')
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  for name in ('STORAGE_EMULATOR_HOST', 'TENSORSTORE_GCS_HTTP_URL'):
+    monkeypatch.setenv(name, f'http://localhost:{port}')
+  monkeypatch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'any')
+  monkeypatch.setenv('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')  # It would ask Google.
+  serve = ['start', f'--port={port}', '--in-memory', '--default-bucket=bucket']
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'gcp_storage_emulator', *serve],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  deadline = time.monotonic() + 60
+  while True:
+    with contextlib.suppress(OSError):
+      socket.create_connection(('localhost', port)).close()
+      break
+    assert process.poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
+  yield 'gs://bucket'
+  process.kill()
+  process.wait()
+
+
+@pytest.mark.reference
+def test_a_run_in_an_object_store_resumes_and_gives_what_it_gives_on_a_disk(
+  data, tmp_path, bucket, monkeypatch
+):
+  options = {'pretrain.steps': 2, 'training.steps': 4, 'selection.rounds': 2, 'arms': ('rounds',)}
+
+  def run(workdir):
+    return pipeline.run(small(data, **options), workdir)
+
+  with monkeypatch.context() as patch:
+    stop_at(patch, 'say', 'round 2 of 2')
+    with pytest.raises(KeyboardInterrupt):
+      run(f'{bucket}/run')
+  there = epath.Path(f'{bucket}/run')
+  assert not (there / 'lock.json').exists()
+  assert (there / 'arms' / 'rounds' / 'rounds' / '1' / 'round.npz').exists()
+  stored, kept = run(there), run(tmp_path / 'run')
+  assert run(there) == stored  # Nothing is repeated.
+  for results in (stored, kept):
+    del results['seconds'], results['arms']['rounds']['rounds'][0]['seconds']
+    del results['arms']['rounds']['rounds'][1]['seconds']
+  assert stored == kept
+  # Another run can start from it.
+  again = {'model.pretrained': f'{there}/pretrain', 'pretrain.steps': 0, 'arms': ('none',)}
+  pipeline.run(small(data, **options | again), tmp_path / 'again')
 
 
 @pytest.mark.slow

@@ -227,29 +227,6 @@ def test_help_shows_an_example():
   assert ' jax\n' not in found.stderr  # It takes seconds.
 
 
-@pytest.mark.parametrize('alone', [True, False])
-@pytest.mark.parametrize(
-  ('error', 'message'),
-  [
-    (ValueError('k is wrong'), 'error: k is wrong'),
-    (OSError(errno.ENOSPC, 'No space'), 'make room and run the same command: it will resume'),
-  ],
-)
-def test_the_door_turns_errors_into_a_line(monkeypatch, capsys, error, message, alone):
-  monkeypatch.setattr(door.os, '_exit', sys.exit)
-  monkeypatch.setattr(door, '_TRACEBACK', SimpleNamespace(value=False))
-
-  def work():
-    raise error
-
-  with pytest.raises(SystemExit) as left:
-    door.enter(work, 'Stopped.', alone=alone)
-  line = left.value.code if alone else capsys.readouterr().err.removesuffix('\n')
-  assert alone or left.value.code == 1
-  assert message in line
-  assert '\n' not in line
-
-
 def finish(process):
   output, errors = process.communicate(timeout=300)
   assert process.returncode == 0, output + errors

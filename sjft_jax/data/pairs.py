@@ -1,35 +1,26 @@
 """Joint batches, target images each beside one of its current neighbours, loaded by Grain."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import grain
 import numpy as np
+from jaxtyping import Int
 
 from sjft_jax.data.dataset import Dataset
+from sjft_jax.data.order import AUGMENT, NEIGHBOR, Order, shuffled, stream
 from sjft_jax.selection.subset import Subset
 
 Batch = dict[str, np.ndarray]
 Views = TypeVar('Views', np.ndarray, tuple[np.ndarray, ...])
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Loaded = TypeVar('Loaded')
 
-# What a stream of random numbers is for.  Streams are told apart by their whole key.
-_ORDER, _NEIGHBOR, _AUGMENT = range(3)
-
-
-def _random(purpose: int, *key: int) -> np.random.Generator:
-  """Counter-based random numbers that depend on the key alone, never on what was drawn before."""
-  # A length in front: numpy's seeds do not tell (1, 2) from (1, 2, 0).
-  return np.random.Generator(np.random.Philox(np.random.SeedSequence([len(key), purpose, *key])))
-
-
-def shuffled(seed: int, start: int, stop: int, size: int) -> np.ndarray:
-  """Places start..stop-1 of an endless sequence that goes through 0..size-1 epoch by epoch."""
-  epochs = range(start // size, -(-stop // size))
-  orders = {e: _random(_ORDER, seed, e).permutation(size) for e in epochs}
-  return np.array([orders[place // size][place % size] for place in range(start, stop)])
+# Decoding releases the interpreter lock: threads keep all cores busy. So many batches are loaded at
+# once and ahead; Grain's own default would hold 500, which for batches of images is gigabytes.
+AHEAD = min(max(os.cpu_count() or 1, 4), 16)
 
 
 @dataclass(frozen=True)
@@ -42,37 +33,34 @@ class Pairs:
   in the label space of the image's own domain, and 'is_source' bool. If the source is multi-label,
   there is also 'shown' bool [image, class], the classes in each source image, whose 'label' is 0.
 
-  `side` is the short side that `augment` can make use of: images are decoded no larger than it
-  takes.
+  Attributes:
+    order: of the target images.
+    side: short side in pixels that `augment` can make use of: images are decoded no larger than it
+      takes.
+    places: which pairs of a batch are loaded, for processes that share the batches.
   """
 
   target: Dataset
   source: Dataset
   subset: Subset | None
+  order: Order
   augment: Augment
   side: int
   seed: int
   round_: int
   batch_size: int
+  places: Int[np.ndarray, ' pair'] | Sequence[int]
 
   def __call__(self, step: int) -> Batch:
-    first = step * self.batch_size
-    targets = shuffled(self.seed, first, first + self.batch_size, len(self.target))
-    chosen = [(self.target, targets)]
-    if self.subset is not None:
-      uniform = _random(_NEIGHBOR, self.seed, self.round_, step).random(self.batch_size)
-      chosen.append((self.source, self.subset.draw(targets, uniform)))
-    return self._load(chosen, step)
-
-  def _load(self, chosen: list[tuple[Dataset, np.ndarray]], step: int) -> Batch:
+    chosen = self._chosen(step)
     images: list[np.ndarray] = []
     labels, is_source = [], []
     several = self.source.labels.ndim > 1
-    shown = np.zeros((len(chosen) * self.batch_size, len(self.source.classes)), bool)
-    for place in range(self.batch_size):
-      for dataset, indices in chosen:
+    shown = np.zeros((len(chosen) * len(self.places), len(self.source.classes)), bool)
+    for place in self.places:
+      for part, (dataset, indices) in enumerate(chosen):
         index = int(indices[place])
-        random = _random(_AUGMENT, self.seed, self.round_, step, len(images))
+        random = stream(AUGMENT, self.seed, self.round_, step, int(place) * len(chosen) + part)
         is_source.append(dataset is self.source)
         if several and is_source[-1]:
           shown[len(images)] = dataset.labels[index]
@@ -85,33 +73,64 @@ class Pairs:
     }
     return batch | {'shown': shown} if several else batch
 
+  @property
+  def images(self) -> int:
+    """How many a batch has here."""
+    return len(self.places) * (1 if self.subset is None else 2)
+
+  def names(self, step: int) -> list[str]:
+    """The images of the whole batch, in its order."""
+    chosen = self._chosen(step)
+    return [
+      f'{dataset.name}/{dataset.key(int(indices[place]))}'
+      for place in range(self.batch_size)
+      for dataset, indices in chosen
+    ]
+
+  def _chosen(self, step: int) -> list[tuple[Dataset, np.ndarray]]:
+    """For each image of a pair its data set and, at every place, its index there."""
+    first = step * self.batch_size
+    targets = self.order(first, first + self.batch_size)
+    if self.subset is None:
+      return [(self.target, targets)]
+    uniform = stream(NEIGHBOR, self.seed, self.round_, step).random(self.batch_size)
+    return [(self.target, targets), (self.source, self.subset.draw(targets, uniform))]
+
 
 class SourceOnly(Pairs):
   """Batches of source images alone, for pretraining a trunk; twice as many, so of the same size."""
 
-  def __call__(self, step: int) -> Batch:
+  @property
+  def images(self) -> int:
+    return 2 * len(self.places)
+
+  def _chosen(self, step: int) -> list[tuple[Dataset, np.ndarray]]:
     first = 2 * step * self.batch_size
     indices = shuffled(self.seed, first, first + 2 * self.batch_size, len(self.source))
-    return self._load([(self.source, indices[0::2]), (self.source, indices[1::2])], step)
+    return [(self.source, indices[0::2]), (self.source, indices[1::2])]
 
 
-def _ahead(dataset: grain.MapDataset, buffer: int, workers: int = 0) -> Iterator:
-  # Grain's own default is to hold 500 elements, which for batches of images is gigabytes.
-  # Decoding releases the interpreter lock: threads keep all cores busy.
-  options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=buffer)
-  if not workers:
-    return iter(dataset.to_iter_dataset(options))
-  own = grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffer)
-  processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffer)
-  return iter(dataset.to_iter_dataset(own).mp_prefetch(processes))
+def loaders(workers: int) -> int:
+  """How many batches are loaded at once: in threads or, if `workers` is not 0, in processes."""
+  return workers or min(os.cpu_count() or 1, AHEAD)
+
+
+def _ahead(dataset: grain.MapDataset, workers: int = 0) -> Iterator:
+  options = grain.ReadOptions(num_threads=1 if workers else loaders(0), prefetch_buffer_size=AHEAD)
+  loaded = dataset.to_iter_dataset(options)
+  if workers:
+    loaded = loaded.mp_prefetch(
+      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
+    )
+  return iter(loaded)
 
 
 def prefetched(
-  batches: Callable[[int], Batch], start: int, stop: int, *, workers: int = 0
-) -> Iterator[Batch]:
+  load: Callable[[int], Loaded], start: int, stop: int, *, workers: int = 0
+) -> Iterator[Loaded]:
   """The batches of steps start..stop-1, loaded ahead in threads or in `workers` processes."""
   steps = grain.MapDataset.range(start, stop)
-  return _ahead(steps.map(lambda step: batches(int(step))), buffer=4, workers=workers)
+  return _ahead(steps.map(lambda step: load(int(step))), workers)
 
 
 def views(
@@ -132,4 +151,4 @@ def views(
   stop = len(dataset) if stop is None else stop
   indices = grain.MapDataset.range(start, stop)
   images = indices.map(lambda index: view(dataset.at_least(int(index), side)))
-  return _ahead(images.batch(batch_size), buffer=4, workers=workers)
+  return _ahead(images.batch(batch_size), workers)

@@ -1,11 +1,22 @@
 """Orbax checkpoints of a training run: the newest two, and how far the run had come."""
 
-from pathlib import Path
+import hashlib
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+
+from sjft_jax import artifacts
+from sjft_jax.door import disk_error
+from sjft_jax.report import terminal
+
+
+class OtherRunError(ValueError):
+  """A checkpoint is of another run."""
 
 
 class Checkpoints:
@@ -15,9 +26,12 @@ class Checkpoints:
   no array (seconds spent so far).
   """
 
-  def __init__(self, directory: Path):
+  def __init__(self, directory: epath.PathLike, made_from: str):
+    """`made_from`: fingerprint of everything that decides the run."""
+    self._directory, self._made_from = artifacts.absolute(directory), made_from
+    self._damaged: Sequence[int] = ()
     self._manager = ocp.CheckpointManager(
-      directory.absolute(),
+      self._directory,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=2, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
       ),
@@ -33,33 +47,91 @@ class Checkpoints:
 
   def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
     """Saves unless that step is saved already; returns before the write has ended."""
-    if step == self._manager.latest_step():
+    artifacts.check(self._directory / str(step))
+    for damaged in self._damaged:
+      self._manager.delete(damaged)
+    self._damaged = ()
+    if step in self.steps():
       return
+    content = {
+      'progress': progress,
+      'made_from': self._made_from,
+      'leaves': _leaves(state),
+      'sha256': _digest(state),
+    }
+    sealed = content | {'seal': artifacts.fingerprint(content)}
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+        state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(sealed)
       ),
     )
+
+  def steps(self) -> list[int]:
+    """Of all checkpoints, oldest first."""
+    return sorted(self._manager.all_steps())
 
   def wait(self) -> None:
     """Until everything saved is on the disk."""
     self._manager.wait_until_finished()
 
   def newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-    """The newest state and its progress, or None. `like` gives the tree, shapes and types.
+    """The newest undamaged state and its progress, or None.
+
+    Damaged ones are named, and deleted as soon as another is saved.
+
+    Args:
+      like: gives the tree, shapes and types.
 
     Raises:
-      ValueError: the checkpoint's tree or shapes are not those of `like`.
+      OtherRunError: it was made from other data or options, or is of another network.
+      OSError: the disk cannot be read.
     """
-    step = self._manager.latest_step()
-    if step is None:
-      return None
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
-      ),
-    )
-    return restored['state'], restored['progress']
+    for step in reversed(self.steps()):
+      try:
+        sealed = self._restore(step, progress=ocp.args.JsonRestore())['progress']
+        if sealed.pop('seal') != artifacts.fingerprint(sealed):
+          raise ValueError('its JSON has another checksum')
+        if (sealed['made_from'], sealed['leaves']) != (self._made_from, _leaves(like)):
+          raise OtherRunError(
+            f'{self._directory} was made from other data or another version of the program; use a '
+            'new --workdir, or delete this one'
+          )
+        state = self._restore(step, state=ocp.args.StandardRestore(abstract))['state']
+        if sealed['sha256'] != _digest(state):
+          raise ValueError('its arrays have another checksum')
+        return state, sealed['progress']
+      except OtherRunError:
+        raise
+      except Exception as error:  # Damage raises nearly anything.
+        if disk_error(error):
+          raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        terminal.say(
+          f'  warning: checkpoint {self._directory / str(step)} is damaged ({reason}); the one '
+          'before is used'
+        )
+        self._damaged = *self._damaged, step
+    return None
+
+  def _restore(self, step: int, **args: Any) -> Any:
+    return self._manager.restore(step, args=ocp.args.Composite(**args))
+
+
+def _leaves(state: Any) -> str:
+  """Fingerprint of the names, types and shapes of all arrays."""
+  return artifacts.fingerprint(
+    [
+      [jax.tree_util.keystr(path), str(leaf.dtype), list(leaf.shape)]
+      for path, leaf in jax.tree.leaves_with_path(state)
+    ]
+  )
+
+
+def _digest(state: Any) -> str:
+  """Of all bits; the files of arrays do not tell of a changed one."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(state):
+    digest.update(np.ascontiguousarray(leaf).data.cast('B'))
+  return digest.hexdigest()

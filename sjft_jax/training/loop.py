@@ -1,19 +1,19 @@
 """The loop around the training step: checkpoint → fetch → step → log, in this order."""
 
-import json
-import math
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from sjft_jax import interruption
+from sjft_jax.report.journal import Journal
 from sjft_jax.training.checkpoints import Checkpoints
+from sjft_jax.training.meter import Meter
 from sjft_jax.training.step import Metrics, TrainState, unreplicate
 
-LOG_EVERY = 10  # steps
+# The metrics of a step on the host: sum and count by name.
+Sums = dict[str, tuple[float, int]]
 
 
 def fit(
@@ -23,13 +23,19 @@ def fit(
   *,
   start: int,
   stop: int,
-  seconds: float,
+  progress: dict[str, Any],
   checkpoints: Checkpoints,
   checkpoint_every: int,
-  log: Path,
-  advance: Callable[[int], None],
-) -> tuple[TrainState, float]:
+  journal: Journal,
+  meter: Meter,
+  examine: Callable[[int, Sums], None],
+  advance: Callable[[int, str], None],
+) -> tuple[TrainState, dict[str, Any]]:
   """Takes the steps start..stop-1 and saves the state at the end.
+
+  The devices never wait for this loop: a step is handed over before the metrics of the one before
+  are looked at. Asked to stop (see `interruption`), it saves the state after the steps that were
+  handed over by then, two at most.
 
   Args:
     step: (replicated state, sharded batch) -> (state, metrics); a metric is a (sum, count) pair.
@@ -37,38 +43,65 @@ def fit(
     batches: one for each step, already in the shape that `step` takes.
     start: the first step to take.
     stop: the step to end before.
-    seconds: what the run has spent before; goes on counting in the checkpoints.
+    progress: of a checkpoint at `start`: 'seconds' spent before, and 'untold', the metrics of steps
+      that were not in the journal yet.
     checkpoints: where the state is saved.
     checkpoint_every: steps between saves.
-    log: JSON lines, the means of every 10 steps, are appended here.
-    advance: told the number of steps taken, for a progress bar.
+    journal: told the means of every `journal.every` steps, and how fast they were.
+    meter: watches `step` and `batches`.
+    examine: given a step's number and metrics, before these are saved or told; may raise.
+    advance: told the number of steps taken, and which stage is the slower one.
 
   Returns:
-    The state and the seconds spent, `seconds` included.
+    The state, and the progress there.
 
   Raises:
-    FloatingPointError: the loss is not finite; the last checkpoint is from before that.
+    Stopped: it was asked to.
   """
-  begun = time.monotonic() - seconds
-  total: Metrics = {}
-  with log.open('a') as lines:
+  begun = time.monotonic() - progress['seconds']
+  untold: list[Sums] = list(progress['untold'])
+  handed: list[tuple[int, Metrics]] = []
+
+  def settle(keep: int = 0) -> None:
+    """Looks at the metrics of all steps but the newest `keep`, as soon as they are there."""
+    while len(handed) > keep:
+      number, metrics = handed.pop(0)
+      fetched = jax.device_get(metrics)
+      sums = {name: (float(total), int(count)) for name, (total, count) in fetched.items()}
+      examine(number, sums)
+      untold.append(sums)
+      if (number + 1) % journal.every == 0 or number + 1 == stop:
+        journal.log(number + 1, _means(untold) | meter.rates())
+        untold.clear()
+      advance(1, meter.note)
+
+  def save(number: int) -> dict[str, Any]:
+    settle()
+    journal.flush()
+    # A copy: it is written in the background.
+    reached = {'seconds': time.monotonic() - begun, 'untold': [*untold]}
+    checkpoints.save(number, unreplicate(state), reached)
+    return reached
+
+  with interruption.deferred():
     for number in range(start, stop):
+      if interruption.is_asked():
+        save(number)
+        checkpoints.wait()
+        interruption.check()
       if number > start and number % checkpoint_every == 0:
-        checkpoints.save(number, unreplicate(state), {'seconds': time.monotonic() - begun})
+        save(number)
       state, metrics = step(state, next(batches))
-      # Sums and counts add up on the device; fetching them at every step would make it wait.
-      total = jax.tree.map(jnp.add, total, metrics) if total else metrics
-      if (number + 1) % LOG_EVERY == 0 or number + 1 == stop:
-        means = {name: float(value) / int(count) for name, (value, count) in total.items() if count}
-        total = {}
-        lines.write(json.dumps({'step': number + 1, **means}) + '\n')
-        lines.flush()
-        for name, mean in means.items():
-          if not math.isfinite(mean):
-            raise FloatingPointError(
-              f'{name} is {mean} at step {number + 1}; lower solver.learning_rate'
-            )
-      advance(1)
-  seconds = time.monotonic() - begun
-  checkpoints.save(stop, unreplicate(state), {'seconds': seconds})
-  return state, seconds
+      handed.append((number, metrics))
+      settle(keep=1)
+    progress = save(stop)
+  return state, progress
+
+
+def _means(steps: list[Sums]) -> dict[str, float]:
+  totals: dict[str, tuple[float, int]] = {}
+  for metrics in steps:
+    for name, (value, count) in metrics.items():
+      before = totals.get(name, (0.0, 0))
+      totals[name] = before[0] + value, before[1] + count
+  return {name: value / count for name, (value, count) in totals.items() if count}

@@ -1,5 +1,6 @@
 """The joint loss: each image counts in its own domain's cross-entropy only."""
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int32
@@ -9,12 +10,19 @@ def cross_entropy_sum(
   logits: Float[Array, 'image classes'],
   labels: Int32[Array, ' image'],
   mask: Bool[Array, ' image'],
+  smoothing: float = 0.0,
 ) -> Float[Array, '']:
   """Sum of the cross-entropies in nats of the images where `mask` is true.
 
-  Labels elsewhere may be anything: they belong to the other domain's label space.
+  Labels elsewhere may be anything: they belong to the other domain's label space. `smoothing` is
+  the share of a label that is spread evenly over all classes (Szegedy et al. 2016, Section 7).
   """
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(mask, labels, 0))
+  labels = jnp.where(mask, labels, 0)
+  if smoothing:
+    smooth = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[1]), smoothing)
+    losses = optax.softmax_cross_entropy(logits, smooth)
+  else:
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   return jnp.sum(losses, where=mask)
 
 
@@ -22,11 +30,15 @@ def sigmoid_cross_entropy_sum(
   logits: Float[Array, 'image classes'],
   shown: Bool[Array, 'image classes'],
   mask: Bool[Array, ' image'],
+  smoothing: float = 0.0,
 ) -> Float[Array, '']:
   """Sum over the images where `mask` is true of −log p of which classes each shows, in nats.
 
-  The classes are independent, each with the probability sigmoid(logit).
+  The classes are independent, each with the probability sigmoid(logit). `smoothing` is the share
+  of each class's label that is spread evenly over shown and not shown, as in Keras.
   """
+  if smoothing:
+    shown = (1 - smoothing) * shown.astype(logits.dtype) + smoothing / 2
   losses = optax.sigmoid_binary_cross_entropy(logits, shown).sum(axis=1)
   return jnp.sum(losses, where=mask)
 
@@ -41,6 +53,7 @@ def joint_loss(
   num_source: Int32[Array, ''],
   target_weight: float,
   source_weight: float,
+  label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
   """This part of a step's share of its loss, and the unweighted loss sums of its two domains.
 
@@ -49,13 +62,13 @@ def joint_loss(
   means are over the whole step: `num_target` and `num_source` count the images of all its devices
   and micro-batches, so that shares add up to the loss however the images are spread. A domain
   without images contributes exactly zero. With `shown`, the classes in each image of a multi-label
-  source, the source's loss is the sigmoid cross-entropy.
+  source, the source's loss is the sigmoid cross-entropy. Labels of both domains are smoothed alike.
   """
   sums = {
-    'target': cross_entropy_sum(logits['target'], labels, ~is_source),
-    'source': cross_entropy_sum(logits['source'], labels, is_source)
+    'target': cross_entropy_sum(logits['target'], labels, ~is_source, label_smoothing),
+    'source': cross_entropy_sum(logits['source'], labels, is_source, label_smoothing)
     if shown is None
-    else sigmoid_cross_entropy_sum(logits['source'], shown, is_source),
+    else sigmoid_cross_entropy_sum(logits['source'], shown, is_source, label_smoothing),
   }
   target_mean = sums['target'] / jnp.maximum(num_target, 1).astype(jnp.float32)
   source_mean = sums['source'] / jnp.maximum(num_source, 1).astype(jnp.float32)

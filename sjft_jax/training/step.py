@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 
 from sjft_jax.compilation import Compiled
 from sjft_jax.training.losses import joint_loss
+from sjft_jax.training.optimizer import averaged
 
 PyTree = Any
 # Sums and counts, to be added over steps: the mean is the sum over the count, if there is any.
@@ -44,6 +45,15 @@ def create_state(
   )
 
 
+def evaluated(state: TrainState) -> TrainState:
+  """The state to evaluate: with the parameters' average, if the optimizer keeps one.
+
+  Batch statistics stay as they are: running averages already. Replicated or not, nothing is
+  computed or copied; the step must not consume `state` while the result is in use.
+  """
+  return state.replace(params=averaged(state.opt_state, state.params))
+
+
 def replicate(tree: PyTree, num_devices: int | None = None) -> PyTree:
   """A copy of `tree` for each of this process's first `num_devices` devices (default: all)."""
   devices = np.arange(num_devices or jax.local_device_count())
@@ -55,6 +65,12 @@ def unreplicate(tree: PyTree) -> PyTree:
   """The copy on this process's first device, as numpy arrays."""
   # Not x[0], which is compiled for every shape; and copied, for the next step takes the memory.
   return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data).squeeze(0), tree)
+
+
+def places(batch_size: int, accumulation: int) -> np.ndarray:
+  """Which pairs of a batch this process's devices take, in the order of `shard_batch`."""
+  of_processes = np.arange(batch_size).reshape(accumulation, jax.process_count(), -1)
+  return of_processes[:, jax.process_index()].ravel()
 
 
 def shard_batch(
@@ -107,6 +123,7 @@ def make_train_step(
   *,
   target_weight: float,
   source_weight: float,
+  label_smoothing: float,
 ) -> Compiled:
   """One optimizer update from the joint loss: `step(state, batch) -> state, metrics`.
 
@@ -117,7 +134,8 @@ def make_train_step(
   Gradients are summed over micro-batches and devices of a loss that is a mean over the whole step;
   batch statistics are updated in every micro-batch, as in the released code. Dropout's key is a
   function of seed, state.step and the micro-batch's number, the same on every device. Metrics are
-  '{target,source}_{loss,accuracy}' as (sum, count) over the whole step.
+  '{target,source}_{loss,accuracy}' as (sum, count) over the whole step, and 'gradient_norm', the
+  Euclidean norm of the joint loss's gradient (without weight decay), as (norm, 1).
   """
 
   def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
@@ -145,6 +163,7 @@ def make_train_step(
         num_source=num_source,
         target_weight=target_weight,
         source_weight=source_weight,
+        label_smoothing=label_smoothing,
       )
       for domain, members in (('target', ~part['is_source']), ('source', part['is_source'])):
         likeliest = jnp.argmax(logits[domain], axis=-1)
@@ -178,6 +197,7 @@ def make_train_step(
       'source_loss': (sums['source'], num_source),
       'target_accuracy': (sums['target_hits'], num_target),
       'source_accuracy': (sums['source_hits'], num_source),
+      'gradient_norm': (optax.tree_utils.tree_norm(gradients), jnp.ones((), jnp.int32)),
     }
     state = TrainState(
       step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state

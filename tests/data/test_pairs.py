@@ -1,11 +1,11 @@
 import functools
-import itertools
 
 import numpy as np
 import pytest
 
 from sjft_jax.data import pairs, transforms
-from sjft_jax.data.pairs import Pairs, SourceOnly, prefetched, shuffled, views
+from sjft_jax.data.order import Order
+from sjft_jax.data.pairs import Pairs, SourceOnly, prefetched, views
 from sjft_jax.selection.subset import Subset
 
 
@@ -36,11 +36,30 @@ RANKING = np.array([[4, 8, 2], [1, 0, 9], [7, 7, 3], [5, 6, 0], [2, 1, 8]])
 COUNTS = np.array([1, 3, 2, 3, 1])
 
 
-def make(subset=True, seed=3, round_=0, batch_size=4, kind='none', cls=Pairs, source=None):
+def make(
+  subset=True,
+  seed=3,
+  round_=0,
+  batch_size=4,
+  kind='none',
+  cls=Pairs,
+  source=None,
+  places=None,
+):
   chosen = Subset(RANKING, COUNTS) if subset else None
   augment = functools.partial(transforms.augment, kind=kind, resize=8, crop=6)
+  target = Numbered(0, 5)
   return cls(
-    Numbered(0, 5), source or Numbered(1, 10), chosen, augment, 8, seed, round_, batch_size
+    target,
+    source or Numbered(1, 10),
+    chosen,
+    Order(target.labels, seed, batch_size),
+    augment,
+    8,
+    seed,
+    round_,
+    batch_size,
+    range(batch_size) if places is None else places,
   )
 
 
@@ -82,33 +101,38 @@ def test_a_batch_is_a_pure_function_of_seed_round_and_step(kind):
   assert not same(make(kind=kind)(4), first[3])
 
 
+@pytest.mark.parametrize('cls', [Pairs, SourceOnly])
+def test_processes_that_share_a_batch_load_its_parts(cls):
+  whole, parts = (
+    make(kind='pursuit', cls=cls, places=places)(7)['image'] for places in (None, [0, 1, 3])
+  )
+  np.testing.assert_array_equal(parts, whole[[0, 1, 2, 3, 6, 7]])
+
+
+def test_the_images_of_a_batch_have_names_and_a_number():
+  batches = make()
+  index = batches(2)['image'][:, 0, 0, 1]
+  assert batches.names(2) == [
+    f'{domain}/{domain}/{i}' for domain, i in zip([0, 1] * 4, index, strict=True)
+  ]
+  for some in (batches, make(subset=False), make(cls=SourceOnly, places=[2])):
+    assert some.images == len(some(0)['image'])
+
+
 def test_another_round_draws_other_neighbours():
   one = [make()(step)['image'] for step in range(5)]
   two = [make(round_=1)(step)['image'] for step in range(5)]
   assert any(not np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def test_prefetching_changes_nothing_and_starts_anywhere():
+@pytest.mark.parametrize('ahead', [1, 5])
+def test_prefetching_changes_nothing_and_starts_anywhere(monkeypatch, ahead):
+  monkeypatch.setattr(pairs, 'AHEAD', ahead)
   batches = make(kind='pursuit')
   loaded = list(prefetched(batches, 7, 20))
   assert len(loaded) == 13
   for step, batch in enumerate(loaded, 7):
     assert same(batch, batches(step))
-
-
-def test_shuffling_goes_through_every_epoch():
-  size = 7
-  order = shuffled(5, 0, 10 * size, size)
-  epochs = order.reshape(10, size)
-  np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(size), (10, 1)))
-  assert len(set(map(tuple, epochs.tolist()))) > 5
-  for start, stop in itertools.combinations(range(0, 70, 9), 2):
-    np.testing.assert_array_equal(shuffled(5, start, stop, size), order[start:stop])
-
-
-def test_random_streams_with_zeros_appended_are_different():
-  a, b = pairs._random(0, 1).random(), pairs._random(0, 1, 0).random()
-  assert a != b
 
 
 def test_pretraining_batches_hold_source_images_only():

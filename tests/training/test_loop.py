@@ -1,4 +1,5 @@
 import json
+import signal
 from pathlib import Path
 
 import jax
@@ -6,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sjft_jax import interruption
+from sjft_jax.report.journal import Journal
 from sjft_jax.training.checkpoints import Checkpoints
 from sjft_jax.training.loop import fit
+from sjft_jax.training.meter import Meter
 from sjft_jax.training.step import TrainState, replicate
 
 
@@ -31,74 +35,148 @@ def numbers(start, stop):
   return (np.float32(n) for n in range(start, stop))
 
 
-def run(directory: Path, start=0, stop=25, state=None, seconds=0.0, feed=numbers):
+def saved(directory, made_from='numbers'):
+  return Checkpoints(directory / 'checkpoints', made_from)
+
+
+def run(directory: Path, stop=25, feed=numbers, examine=lambda number, sums: None):
+  """From the newest checkpoint, if there is one."""
   taken = []
-  with Checkpoints(directory / 'checkpoints') as checkpoints:
-    state, seconds = fit(
-      add,
-      replicate(state or initial()),
-      feed(start, stop),
-      start=start,
-      stop=stop,
-      seconds=seconds,
-      checkpoints=checkpoints,
-      checkpoint_every=10,
-      log=directory / 'log.jsonl',
-      advance=taken.append,
-    )
-  return state, seconds, taken
+  with saved(directory) as checkpoints:
+    state, known = checkpoints.newest(like=initial()) or (initial(), {'seconds': 0.0, 'untold': []})
+    start = int(state.step)
+    meter = Meter(2, 1)
+    with Journal(directory, 'run', start, tensorboard=False, wandb='', every=10) as journal:
+      state, known = fit(
+        add,
+        replicate(state),
+        feed(start, stop),
+        start=start,
+        stop=stop,
+        progress=known,
+        checkpoints=checkpoints,
+        checkpoint_every=7,
+        journal=journal,
+        meter=meter,
+        examine=examine,
+        advance=lambda steps, note: taken.append(steps),
+      )
+  return state, known, taken
+
+
+def log(directory):
+  """Without the lines' rates."""
+  lines = [json.loads(line) for line in (directory / 'log.jsonl').read_text().splitlines()]
+  return [{name: line[name] for name in ('step', 'target_loss')} for line in lines]
+
+
+EXPECTED = [
+  {'step': 10, 'target_loss': 4.5},
+  {'step': 20, 'target_loss': 14.5},
+  {'step': 25, 'target_loss': 22.0},
+]
 
 
 def test_every_batch_is_taken_once_and_logged_in_means_of_ten(tmp_path):
-  state, seconds, taken = run(tmp_path)
+  state, known, taken = run(tmp_path)
   assert float(state.params[0]) == sum(range(25))
   assert sum(taken) == 25
-  assert seconds > 0
-  log = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
-  assert log == [
-    {'step': 10, 'target_loss': 4.5},
-    {'step': 20, 'target_loss': 14.5},
-    {'step': 25, 'target_loss': 22.0},
-  ]
+  assert known['seconds'] > 0
+  assert log(tmp_path) == EXPECTED
 
 
-def test_going_on_from_a_checkpoint_ends_in_the_same_state(tmp_path):
-  def dies_at_17(start, stop):
+def dies_at(death):
+  def feed(start, stop):
     for number in numbers(start, stop):
-      if number == 17:
+      if number == death:
         raise ConnectionError('killed')
       yield number
 
+  return feed
+
+
+@pytest.mark.parametrize('death', [0, 8, 17, 22])
+def test_going_on_from_a_checkpoint_ends_in_the_same_state_and_log(tmp_path, death):
   with pytest.raises(ConnectionError):
-    run(tmp_path, feed=dies_at_17)
-  with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
-    state, progress = checkpoints.newest(like=initial())
-  assert int(state.step) == 10
-  assert progress['seconds'] > 0
-  state, seconds, _ = run(tmp_path, start=10, state=state, seconds=1000.0)
+    run(tmp_path, feed=dies_at(death))
+  state, known, taken = run(tmp_path)
+  assert sum(taken) == 25 - death // 7 * 7
   assert float(state.params[0]) == sum(range(25))
-  assert seconds > 1000
+  assert log(tmp_path) == EXPECTED
+
+
+def test_asked_to_stop_it_saves_the_step_it_has_come_to(tmp_path, monkeypatch):
+  monkeypatch.setattr(interruption, '_asked', None)
+
+  def stops_at_12(start, stop):
+    for number in numbers(start, stop):
+      if number == 12:
+        interruption._ask(signal.SIGTERM, None)
+      yield number
+
+  with pytest.raises(interruption.Stopped) as stopped:
+    run(tmp_path, feed=stops_at_12)
+  assert stopped.value.status == 143
+  monkeypatch.setattr(interruption, '_asked', None)
+  with saved(tmp_path) as checkpoints:
+    assert checkpoints.steps()[-1] == 13
+  state, _, taken = run(tmp_path)
+  assert sum(taken) == 12
+  assert float(state.params[0]) == sum(range(25))
+  assert log(tmp_path) == EXPECTED
 
 
 def test_no_steps_left_is_no_work_and_no_second_checkpoint(tmp_path):
   run(tmp_path)
-  with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
-    state, _ = checkpoints.newest(like=initial())
-  state, _, taken = run(tmp_path, start=25, state=state)
+  state, _, taken = run(tmp_path)
   assert taken == []
   assert float(state.params[0]) == sum(range(25))
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_remedy(tmp_path):
-  with pytest.raises(FloatingPointError, match=r'at step 10; lower solver\.learning_rate'):
-    run(tmp_path, feed=lambda *_: iter([np.float32('nan')] * 25))
+def test_metrics_are_examined_before_they_are_saved_or_told(tmp_path):
+  def refuse(number, sums):
+    if sums['target_loss'] == (2.0 * 20, 2):
+      raise FloatingPointError(f'step {number}')
+
+  with pytest.raises(FloatingPointError, match='step 20'):
+    run(tmp_path, examine=refuse)
+  with saved(tmp_path) as checkpoints:
+    assert checkpoints.steps() == [7, 14]
+  assert log(tmp_path) == EXPECTED[:2]
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+def truncate(file):
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file):
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(content)
+
+
+@pytest.mark.parametrize('damage', [truncate, flip, Path.unlink])
+@pytest.mark.parametrize('part', ['state', 'progress'])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys, damage, part):
+  run(tmp_path)
+  files = [file for file in (tmp_path / 'checkpoints' / '25' / part).rglob('*') if file.is_file()]
+  damage(max(files, key=lambda file: file.stat().st_size))
+  state, _, taken = run(tmp_path)
+  told = ' '.join(capsys.readouterr().out.split())
+  assert f'{tmp_path / "checkpoints" / "25"} is damaged' in told
+  assert sum(taken) == 4
+  assert float(state.params[0]) == sum(range(25))
+  assert log(tmp_path) == EXPECTED
+  with saved(tmp_path) as checkpoints:
+    assert int(checkpoints.newest(like=initial())[0].step) == 25
+
+
+def test_a_checkpoint_of_another_network_or_of_other_data_is_refused(tmp_path):
   run(tmp_path)
   other = TrainState(jnp.int32(0), {'kernel': jnp.zeros((2, 2))}, {}, {})
-  with (
-    Checkpoints(tmp_path / 'checkpoints') as checkpoints,
-    pytest.raises(ValueError, match='do not match'),
-  ):
-    checkpoints.newest(like=other)
+  for made_from, like in (('numbers', other), ('letters', initial())):
+    with (
+      saved(tmp_path, made_from) as checkpoints,
+      pytest.raises(ValueError, match='was made from other data or another version'),
+    ):
+      checkpoints.newest(like=like)

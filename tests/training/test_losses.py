@@ -11,7 +11,7 @@ NUM_CLASSES = {'target': 3, 'source': 7}
 IMAGES = 6
 
 
-def loss_oracle(logits, labels, is_source, weights):
+def loss_oracle(logits, labels, is_source, weights, smoothing=0.0):
   """Image by image, in float64."""
   total = 0.0
   for domain, weight in weights.items():
@@ -19,7 +19,9 @@ def loss_oracle(logits, labels, is_source, weights):
     for row, label, flag in zip(logits[domain].astype(np.float64), labels, is_source, strict=True):
       if flag == (domain == 'source'):
         p = np.exp(row) / np.exp(row).sum()
-        losses.append(-np.log(p[label]))
+        q = np.full(len(row), smoothing / len(row))
+        q[label] += 1 - smoothing
+        losses.append(-(q * np.log(p)).sum())
     if losses:
       total += weight * np.mean(losses)
   return total
@@ -44,9 +46,14 @@ FLAGS = st.one_of(
 ).map(np.array)
 
 
-@settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 999), is_source=FLAGS, cut=st.integers(1, IMAGES - 1))
-def test_shares_add_up_to_the_definition(seed, is_source, cut):
+@settings(deadline=None, max_examples=25)
+@given(
+  seed=st.integers(0, 999),
+  is_source=FLAGS,
+  cut=st.sampled_from([1, IMAGES // 2]),
+  smoothing=st.sampled_from([0.0, 0.1]),
+)
+def test_shares_add_up_to_the_definition(seed, is_source, cut, smoothing):
   logits, labels = draw_batch(seed, is_source)
   weights = {'target_weight': 0.7, 'source_weight': 0.4}
   counts = {
@@ -61,11 +68,12 @@ def test_shares_add_up_to_the_definition(seed, is_source, cut):
       jnp.asarray(is_source[part]),
       **counts,
       **weights,
+      label_smoothing=smoothing,
     )
     total += float(share)
     for domain, members in (('target', ~is_source[part]), ('source', is_source[part])):
       assert members.any() or float(sums[domain]) == 0
-  expected = loss_oracle(logits, labels, is_source, {'target': 0.7, 'source': 0.4})
+  expected = loss_oracle(logits, labels, is_source, {'target': 0.7, 'source': 0.4}, smoothing)
   assert total == pytest.approx(expected, rel=1e-5)
 
 
@@ -101,8 +109,8 @@ def test_labels_outside_the_mask_may_be_anything():
 
 
 @settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 999), is_source=FLAGS)
-def test_a_multi_label_source_has_the_likelihood_of_independent_classes(seed, is_source):
+@given(seed=st.integers(0, 999), is_source=FLAGS, smoothing=st.sampled_from([0.0, 0.2]))
+def test_a_multi_label_source_has_the_likelihood_of_independent_classes(seed, is_source, smoothing):
   logits, labels = draw_batch(seed, is_source)
   shown = np.random.default_rng(seed).random((IMAGES, NUM_CLASSES['source'])) < 0.3
   shown &= is_source[:, None]
@@ -115,7 +123,30 @@ def test_a_multi_label_source_has_the_likelihood_of_independent_classes(seed, is
     num_source=jnp.int32(IMAGES),
     target_weight=1.0,
     source_weight=1.0,
+    label_smoothing=smoothing,
   )
   p = 1 / (1 + np.exp(-logits['source'].astype(np.float64)))
-  expected = -np.log(np.where(shown, p, 1 - p))[is_source].sum()
+  # Of every class, smoothing's share is spread over shown and not shown.
+  q = np.where(shown, 1 - smoothing / 2, smoothing / 2)
+  expected = -(q * np.log(p) + (1 - q) * np.log(1 - p))[is_source].sum()
   assert float(sums['source']) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_smoothed_losses_and_their_gradients_are_torchs(smoothing):
+  import torch
+
+  logits = np.random.default_rng(0).normal(0, 3, (5, 7)).astype(np.float32)
+  labels = np.array([0, 6, 3, 3, 1], np.int32)
+  mask = jnp.ones(5, bool)
+  value, gradient = jax.value_and_grad(cross_entropy_sum)(
+    jnp.asarray(logits), jnp.asarray(labels), mask, smoothing
+  )
+  tensor = torch.tensor(logits, requires_grad=True)
+  expected = torch.nn.functional.cross_entropy(
+    tensor, torch.tensor(labels).long(), reduction='sum', label_smoothing=smoothing
+  )
+  expected.backward()
+  assert float(value) == pytest.approx(expected.item(), rel=1e-6)
+  np.testing.assert_allclose(gradient, tensor.grad, atol=1e-6)

@@ -10,8 +10,11 @@ import pytest
 
 from sjft_jax.models.joint import Joint
 from sjft_jax.models.resnet import ResNet
+from sjft_jax.training import optimizer
+from sjft_jax.training.losses import joint_loss
 from sjft_jax.training.step import (
   create_state,
+  evaluated,
   make_predict,
   make_train_step,
   replicate,
@@ -60,7 +63,7 @@ def make_batch(seed=0):
   }
 
 
-WEIGHTS = {'target_weight': 0.5, 'source_weight': 0.5}
+WEIGHTS = {'target_weight': 0.5, 'source_weight': 0.5, 'label_smoothing': 0.0}
 
 
 @functools.cache
@@ -188,6 +191,8 @@ def test_an_absent_domain_leaves_its_head_alone(domain):
   assert all(not leaf.any() for leaf in jax.tree.leaves(gradient[domain]))
   for name in ('trunk', present):
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient[name]))
+  norm = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(gradient)))
+  assert metrics['gradient_norm'] == (pytest.approx(norm, rel=1e-4), 1)
   assert metrics[f'{domain}_loss'] == (0, 0)
   assert metrics[f'{present}_accuracy'][1] == 2 * PAIRS
 
@@ -298,3 +303,93 @@ def test_a_multi_label_source_counts_an_image_whose_likeliest_class_it_shows():
   # What is shown moves the source head: up where it is, down where it is not.
   moved = after.params['source']['bias'] - other.params['source']['bias']
   assert (moved > 0).all()
+
+
+def linear_apply(variables, images, *, train=True, is_source=None, mutable=(), rngs=None):
+  """A trunk of one layer on the images' mean colours, and two heads."""
+  params = variables['params']
+  features = jnp.mean(images.astype(jnp.float32) / 255, axis=(1, 2)) @ params['trunk']['conv1']
+  logits = {domain: features @ params[domain] for domain in ('target', 'source')}
+  return (logits, {}) if train else logits
+
+
+def linear_params():
+  random = np.random.default_rng(0)
+  params = {'trunk': (3, 4), 'target': (4, NUM_TARGET), 'source': (4, NUM_SOURCE)}
+  params = {name: random.normal(size=shape).astype(np.float32) for name, shape in params.items()}
+  return params | {'trunk': {'conv1': params['trunk']}}
+
+
+EVERY_OPTION = {
+  'learning_rate': 0.1,
+  'schedule': 'cosine',
+  'warmup_steps': 1,
+  'drop_every': 2,
+  'drop_factor': 0.5,
+  'momentum': 0.9,
+  'momentum_style': 'caffe',
+  'weight_decay': 0.1,
+  'pull_to_start': 0.2,
+  'layer_decay': 0.5,
+  'head_rate': 2.0,
+  'ema': 0.5,
+}
+
+
+def test_every_option_of_the_solver_works_replicated_and_through_a_restart():
+  solver = optimizer.sgd(4, **EVERY_OPTION)
+  step = make_train_step(linear_apply, solver, 0, **WEIGHTS)
+  restart = functools.partial(optimizer.restarted, solver)
+  batch, ends = make_batch(), []
+  for devices in (1, 2):
+    state = replicate(
+      create_state(params=linear_params(), batch_stats={}, optimizer=solver), devices
+    )
+    trained = []
+    for number in range(4):
+      if number == 2:
+        fresh = jax.pmap(restart, axis_name='batch')(state.opt_state, state.params)
+        state = state.replace(opt_state=fresh)
+      state, _ = step(state, shard_batch(batch, accumulation=2, num_devices=devices))
+      trained.append(unreplicate(state.params))
+    ends.append(unreplicate(state))
+    # Since the restart: weights 1/2 and 1.
+    mean = jax.tree.map(lambda a, b: (a + 2 * b) / 3, *trained[2:])
+    assert_close(unreplicate(evaluated(state)).params, mean, rtol=1e-5)
+    start = optax.tree_utils.tree_get(unreplicate(state).opt_state, 'start')
+    np.testing.assert_array_equal(start['trunk']['conv1'], linear_params()['trunk']['conv1'])
+  assert_close(*ends)
+  images = batch['image'][None]
+  p = make_predict(linear_apply)(evaluated(replicate(ends[0], 1)), images)
+  average = {'params': mean}
+  expected = jax.nn.softmax(linear_apply(average, jnp.asarray(images[0]), train=False)['target'])
+  np.testing.assert_allclose(p[0], expected, rtol=1e-4)
+
+
+def test_without_an_average_the_state_itself_is_evaluated():
+  state = create_state(params=linear_params(), batch_stats={}, optimizer=DESCENT)
+  assert evaluated(state).params is state.params
+
+
+def test_labels_are_smoothed_as_the_loss_says():
+  batch = make_batch()
+  params = linear_params()
+
+  def loss(params):
+    logits, _ = linear_apply({'params': params}, jnp.asarray(batch['image']))
+    return joint_loss(
+      logits,
+      jnp.asarray(batch['label']),
+      jnp.asarray(batch['is_source']),
+      num_target=jnp.int32(PAIRS),
+      num_source=jnp.int32(PAIRS),
+      **WEIGHTS | {'label_smoothing': 0.3},
+    )
+
+  gradient, sums = jax.grad(loss, has_aux=True)(params)
+  step = make_train_step(linear_apply, DESCENT, 0, **WEIGHTS | {'label_smoothing': 0.3})
+  state = replicate(create_state(params=params, batch_stats={}, optimizer=DESCENT), 1)
+  state, metrics = step(state, shard_batch(batch, accumulation=2, num_devices=1))
+  moved = jax.tree.map(lambda a, b: a - b, params, unreplicate(state).params)
+  assert_close(moved, gradient)
+  assert float(metrics['source_loss'][0]) == pytest.approx(float(sums['source']), rel=1e-5)

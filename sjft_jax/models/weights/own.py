@@ -1,19 +1,20 @@
 """The trunk of an earlier run of this package."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
+from etils import epath
 
 from sjft_jax import artifacts
 from sjft_jax.models.weights.convert import Weights
+from sjft_jax.training.optimizer import averaged
 
 # In a work directory: which network its checkpoints are of.
 DESCRIPTION = 'network.json'
 
 
-def describe(workdir: Path, network: dict[str, Any]) -> None:
+def describe(workdir: epath.Path, network: dict[str, Any]) -> None:
   """Writes what `load` needs to know: name, width, fully_connected, style and normalization."""
   artifacts.write_json(workdir / DESCRIPTION, network)
 
@@ -30,7 +31,15 @@ def load(path: str, *, style: str, **wanted: Any) -> Weights:
   Raises:
     ValueError: no checkpoint, several, or one of another network.
   """
-  found = sorted(p.parent for p in Path(path).glob('**/checkpoints') if any(p.glob('[0-9]*')))
+  root = artifacts.absolute(path)
+  # At most as deep as an arm of a work directory; stores know no '**'.
+  found = sorted(
+    {
+      step.parent.parent
+      for depth in ('', '*/', '*/*/')
+      for step in root.glob(f'{depth}checkpoints/[0-9]*')
+    }
+  )
   if len(found) != 1:
     names = ', '.join(str(p) for p in found) or 'none'
     raise ValueError(f'{path}: give the folder of one training; with checkpoints there: {names}')
@@ -46,12 +55,12 @@ def load(path: str, *, style: str, **wanted: Any) -> Weights:
         f'{directory} holds a network with {option}={network[option]!r}, not {value!r}; '
         f'set model.{option}={network[option]}'
       )
-  with ocp.CheckpointManager((directory / 'checkpoints').absolute()) as manager:
+  with ocp.CheckpointManager(directory / 'checkpoints') as manager:
     state = manager.restore(
       manager.latest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore())
     )['state']
   return Weights(
-    state['params']['trunk'],
+    averaged(state['opt_state'], state['params'])['trunk'],
     _of_target(state['batch_stats'].get('trunk', {})),
     network['style'] if style == 'auto' else style,
     network['normalization'],

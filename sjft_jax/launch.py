@@ -1,0 +1,71 @@
+"""Flags with which several processes, of one machine or many, work as one."""
+
+import re
+
+from absl import flags
+
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed',
+  False,
+  'One of several processes, told by SLURM, Open MPI, Kubernetes or the next three which one.',
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', None, 'HOST:PORT of process 0, where the environment does not tell.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many processes there are.', lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which one of them this is, from 0.', lower_bound=0
+)
+
+
+def is_alone() -> bool:
+  """Whether no other process works with this one."""
+  return not (_DISTRIBUTED.value or _COORDINATOR.value)
+
+
+def check() -> None:
+  """That the flags fit together.
+
+  Raises:
+    ValueError: they do not.
+  """
+  coordinator, processes, this = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  if coordinator is None and processes is None and this is None:
+    return
+  if coordinator is None or processes is None or this is None:
+    raise ValueError('--coordinator, --num_processes and --process_id go together')
+  if not re.fullmatch(r'.+:\d+', coordinator):
+    raise ValueError(f'--coordinator={coordinator} must be HOST:PORT')
+  if this >= processes:
+    raise ValueError(f'--process_id={this} must be below --num_processes={processes}')
+
+
+def join() -> None:
+  """Finds the other processes, if the flags say that there are some; before JAX is used.
+
+  Raises:
+    ValueError: impossible flags, an environment that tells nothing, or nobody at the address.
+  """
+  check()
+  if is_alone():
+    return
+  import jax
+
+  from sjft_jax import interruption
+  from sjft_jax.report import terminal
+
+  try:
+    # Without arguments it asks the environment.
+    jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  except (RuntimeError, ValueError) as error:
+    reason = str(error).splitlines()[0]
+    if _COORDINATOR.value is None:
+      raise ValueError(
+        f'--distributed: the environment does not tell about other processes ({reason}); give '
+        '--coordinator, --num_processes and --process_id'
+      ) from error
+    raise ValueError(f'--coordinator={_COORDINATOR.value}: {reason}') from error
+  interruption.install_among_others()
+  terminal.console.quiet = jax.process_index() != 0

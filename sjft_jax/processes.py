@@ -1,0 +1,63 @@
+"""What several processes under `jax.distributed` have to do together; one alone does nothing."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
+
+_A_WEEK = 7 * 24 * 3600 * 1000  # ms
+
+
+def is_first() -> bool:
+  """Whether this is the process that writes and speaks for all."""
+  return jax.process_index() == 0
+
+
+def meet() -> None:
+  """Waits until all processes are here."""
+  if jax.process_count() == 1:
+    return
+  wait = multihost.get_barrier_sync_fn()
+  # In a thread: Ctrl-C does not reach a wait outside of Python.
+  ThreadPoolExecutor(1).submit(wait, key='meet', timeout_ms=_A_WEEK).result()
+
+
+def of_first(array: np.ndarray) -> np.ndarray:
+  """The array that the first process has; of the same shape in all."""
+  if jax.process_count() == 1:
+    return array
+  meet()  # Collectives on CPUs give up after 30 seconds.
+  return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
+def of_all(array: np.ndarray) -> np.ndarray:
+  """[process, …]: the arrays of all processes, which have one shape."""
+  if jax.process_count() == 1:
+    return array[None]
+  meet()
+  return np.asarray(multihost_utils.process_allgather(array))
+
+
+def share(size: int, unit: int = 1, process: int | None = None) -> tuple[int, int]:
+  """Which part start..stop-1 of 0..size-1 is a process's (None: this one's).
+
+  Whole units, as even as they allow.
+  """
+  process = jax.process_index() if process is None else process
+  units, number = -(-size // unit), jax.process_count()
+  start, stop = (min(units * i // number * unit, size) for i in (process, process + 1))
+  return start, stop
+
+
+def joined(part: np.ndarray, size: int) -> np.ndarray:
+  """[size, …] from the parts that all processes have of it, as `share` says."""
+  number = jax.process_count()
+  if number == 1:
+    return part
+  shares = [share(size, process=process) for process in range(number)]
+  longest = max(stop - start for start, stop in shares)
+  padded = np.pad(part, [(0, longest - len(part))] + [(0, 0)] * (part.ndim - 1))
+  parts = zip(of_all(padded), shares, strict=True)
+  return np.concatenate([rows[: stop - start] for rows, (start, stop) in parts])
