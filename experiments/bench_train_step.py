@@ -194,4 +194,5 @@ def report(ours, again, times, product_flops):
 
 
 if __name__ == '__main__':
+  launch.with_large_pages()  # As the commands do; PyTorch profits too.
   app.run(main)

@@ -34,13 +34,12 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +49,7 @@ from absl import app, flags, logging
 
 from sjft_jax.models import trunk
 from sjft_jax.models.weights.layouts import layouts
-from tests import commands
+from tests import commands, small_run
 
 KILLS = flags.DEFINE_integer('kills', 50, 'Deaths by SIGKILL.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of the moments and the damage.')
@@ -70,7 +69,8 @@ evaluation.batch_size=8 evaluation.views=('center',) arms=('none','selected','ro
 LAST_ROUNDS = {'none': 1, 'selected': 1, 'rounds': 2}
 # A person's command, but one more network is published: its address and checksum come first.
 PROGRAM = """
-import runpy, sys
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Where this runs in the background too.
 from sjft_jax.models.weights import published
 published.PUBLISHED['local/net'] = published.Published(*sys.argv[1:3])
 del sys.argv[1:3]
@@ -144,7 +144,9 @@ class Run:
     if programs:
       self.programs.symlink_to(programs)
 
-  def live(self, moment: Moment | None = None, marks: list[Mark] = [], damage: str = '') -> Life:  # noqa: B006
+  def live(
+    self, moment: Moment | None = None, marks: Sequence[Mark] = (), damage: str = ''
+  ) -> Life:
     """Starts the command and waits for its end, which comes at the moment at the latest."""
     output = self.folder / f'{len(self.lives) + 1}.txt'
     places = {mark.name: place for place, mark in enumerate(marks)}
@@ -176,6 +178,8 @@ class Run:
       seconds = time.monotonic() - left
     finally:
       process.kill()
+    if not status and sent == signal.SIGKILL:
+      sent = None  # It came too late.
     is_saving = any(self.workdir.rglob('checkpoints/*tmp*'))
     self.lives.append(Life(seen, output.read_text(), sent, status, seconds, is_saving, damage))
     return self.lives[-1]
@@ -242,6 +246,8 @@ def torment(run: Run, ends: list[Moment], marks: list[Mark], rng: np.random.Gene
 
 def injure(run: Run, rng: np.random.Generator) -> str:
   """Damages a file that the next life needs, if there is one; tells how, and which."""
+  if (run.workdir / 'results.json').exists():
+    return ''
   folders = [run.programs]
   if run.programs.is_symlink():  # Others need them too.
     needed = ['pretrain']
@@ -321,9 +327,11 @@ def faults(run: Run, expected: dict[str, str]) -> list[str]:
   """Lives that should have ended otherwise, and how the end differs."""
   found = []
   for number, life in enumerate(run.lives, 1):
-    status = STOPS.get(life.signal, -9) if life.signal else 0
     stage = life.marks[-1].stage
-    if life.status != status and stage != 'imports':  # There, Python itself is stopped.
+    # During imports it is Python that is stopped; after the results there is nothing to stop.
+    elsewhere = {'imports': {-15, -2, 1}, 'results': {0}}.get(stage, set())
+    status = STOPS.get(life.signal, -9) if life.signal else 0
+    if life.status not in {status, *(elsewhere if life.signal in STOPS else ())}:
       last = ''.join(life.output.splitlines()[-1:])
       found.append(f'life {number} ended in {stage} with {life.status}, not {status}: {last}')
     if life.signal in STOPS and stage in ('step', 'checkpoint') and life.is_saving:
@@ -331,17 +339,6 @@ def faults(run: Run, expected: dict[str, str]) -> list[str]:
   if not run.lives[-1].status:
     found += [f'{name} differs' for name in differences(run.workdir, expected)]
   return found
-
-
-def write_images(path: Path, classes: int, per_class: int, seed: int) -> None:
-  """Blots, the higher the class, the smaller."""
-  rng = np.random.default_rng(seed)
-  for number in range(classes):
-    folder = path / f'{number}'
-    folder.mkdir(parents=True)
-    for image in range(per_class):
-      blots = rng.integers(0, 256, (4 + 2 * number, 4 + 2 * number, 3), np.uint8)
-      cv2.imwrite(str(folder / f'{image}.png'), cv2.resize(blots, (44, 40)))
 
 
 def write_weights(path: Path) -> None:
@@ -396,9 +393,9 @@ def prepared(folder: Path, *changes: str) -> Iterator[list[str]]:
   """
   weights = folder / 'net.safetensors'
   write_weights(weights)
-  write_images(folder / 'target' / 'train', 3, 4, seed=0)
-  write_images(folder / 'target' / 'test', 3, 3, seed=1)
-  write_images(folder / 'source' / 'train', 6, 40, seed=2)
+  small_run.write_folder(folder / 'target' / 'train', 3, 4, seed=0)
+  small_run.write_folder(folder / 'target' / 'test', 3, 3, seed=1)
+  small_run.write_folder(folder / 'source' / 'train', 6, 40, seed=2)
   checksum = f'sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}'
   paths = [f'{domain}.path={folder / domain}' for domain in ('target', 'source')]
   options = dict(option.split('=', 1) for option in (*OPTIONS.split(), *paths, *changes))

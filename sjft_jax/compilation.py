@@ -28,6 +28,9 @@ class Compiled:
     self._programs: dict[Any, Any] = {}
 
   def __call__(self, *arguments: Any) -> Any:
+    if jax.process_count() > 1:
+      # A program that is compiled ahead takes the shapes of all processes for those of one.
+      return self.mapped(*arguments)
     return self.program(*arguments)(*arguments)
 
   def program(self, *arguments: Any) -> Any:

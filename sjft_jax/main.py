@@ -54,5 +54,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
+  launch.with_large_pages()
   flags.mark_flag_as_required('config')
   app.run(main, flags_parser=door.parse)

@@ -263,4 +263,5 @@ def write(
 
 
 if __name__ == '__main__':
+  launch.with_large_pages()
   app.run(main, flags_parser=door.parse)

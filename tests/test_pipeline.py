@@ -13,63 +13,21 @@ import sys
 import time
 
 import commands
-import cv2
 import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
+from small_run import command, overrides, write_data
 
 from sjft_jax import config, pipeline, workdir
 from sjft_jax.report import terminal
 
 ARMS = ('none', 'random', 'all', 'selected', 'rounds')
-# Of every image in every stage little, so that a run is mostly compiling.
-SMALL = {
-  'bank.layers': ('conv1',),
-  'descriptors.resize': 40,
-  'descriptors.crop': 36,
-  'descriptors.num_bins': 8,
-  'selection.num_neighbors': 3,
-  'selection.rounds': 3,
-  'model.name': 'alexnet',
-  'model.fully_connected': False,
-  'model.pretrained': '',
-  'pretrain.steps': 3,
-  'images.resize': 36,
-  'images.crop': 32,
-  'training.steps': 9,
-  'training.batch_size': 4,
-  'training.accumulation': 1,
-  'training.checkpoint_every': 2,
-  'evaluation.batch_size': 8,
-}
-
-
-def write_folder(path, classes, per_class, seed):
-  """Classes that differ in the direction and width of their stripes."""
-  rng = np.random.default_rng(seed)
-  for number in range(classes):
-    folder = path / f'stripes {number}'
-    folder.mkdir(parents=True)
-    y, x = np.mgrid[:40, :44]
-    along = x * np.cos(number) + y * np.sin(number)
-    for image in range(per_class):
-      wave = 128 + 60 * np.sin(along / (1 + number % 3) + rng.uniform(0, 6))
-      pixels = wave[..., None] + rng.normal(0, 20, (40, 44, 3))
-      cv2.imwrite(str(folder / f'{image}.png'), np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  path = tmp_path_factory.mktemp('data')
-  write_folder(path / 'target' / 'train', 3, 4, seed=0)
-  write_folder(path / 'target' / 'test', 3, 3, seed=1)
-  write_folder(path / 'source' / 'train', 6, 8, seed=2)
-  return path
-
-
-def overrides(data):
-  return SMALL | {'target.path': str(data / 'target'), 'source.path': str(data / 'source')}
+  return write_data(tmp_path_factory.mktemp('data'))
 
 
 def small(data, **changes):
@@ -302,14 +260,6 @@ def test_a_class_without_test_images_is_named(data, tmp_path):
   shutil.rmtree(tmp_path / 'target' / 'test' / 'stripes 1')
   with pytest.raises(ValueError, match=r"class 'stripes 1' in only one of 'train' and 'test'"):
     pipeline.run(small(data, **{'target.path': str(tmp_path / 'target')}), tmp_path / 'run')
-
-
-def command(data, workdir, *more):
-  options = [f'--config.{name}={value}' for name, value in overrides(data).items()]
-  return [
-    *(sys.executable, '-m', 'sjft_jax.main', '--config=configs/folder.py'),
-    *(f'--workdir={workdir}', '--config.evaluation.views=("center",)', *options, *more),
-  ]
 
 
 def start(*arguments):

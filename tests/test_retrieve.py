@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import commands
 import cv2
@@ -21,7 +20,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from sjft_jax import door, ranking, retrieve
+from sjft_jax import ranking, retrieve
 from sjft_jax.data.folder import Unlabelled
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.retrieval import knn

@@ -99,7 +99,7 @@ def dies_at(death):
 def test_going_on_from_a_checkpoint_ends_in_the_same_state_and_log(tmp_path, death):
   with pytest.raises(ConnectionError):
     run(tmp_path, feed=dies_at(death))
-  state, known, taken = run(tmp_path)
+  state, _, taken = run(tmp_path)
   assert sum(taken) == 25 - death // 7 * 7
   assert float(state.params[0]) == sum(range(25))
   assert log(tmp_path) == EXPECTED

@@ -1,0 +1,85 @@
+"""Two processes of two devices each, on one machine, and one process of four devices."""
+
+import json
+import signal
+import socket
+import subprocess
+import time
+
+import commands
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from small_run import command, write_data
+
+OPTIONS = (
+  '--config.arms=("rounds",)',
+  '--config.pretrain.steps=0',
+  '--config.training.steps=30',
+  '--config.training.augment=none',
+)
+
+
+def start(data, workdir, devices, *more):
+  flags = f'--xla_force_host_platform_device_count={devices}'
+  return commands.start(command(data, workdir, *OPTIONS, *more), subprocess.STDOUT, XLA_FLAGS=flags)
+
+
+def start_two(data, workdir):
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    port = probe.getsockname()[1]
+  together = f'--coordinator=localhost:{port}', '--num_processes=2'
+  return [start(data, workdir, 2, *together, f'--process_id={i}') for i in range(2)]
+
+
+def finish(*processes, status=0):
+  outputs = [process.communicate(timeout=300)[0] for process in processes]
+  for process, output in zip(processes, outputs, strict=True):
+    assert process.returncode == status, output
+  return outputs
+
+
+def last_state(workdir):
+  with ocp.CheckpointManager(workdir / 'arms' / 'rounds' / 'checkpoints') as manager:
+    args = ocp.args.Composite(state=ocp.args.StandardRestore())
+    return manager.restore(manager.latest_step(), args=args)['state']
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_stopped_and_resumed_agree_with_one(tmp_path):
+  data = write_data(tmp_path / 'data')
+  one, two = tmp_path / 'one', tmp_path / 'two'
+  finish(start(data, one, 4))
+
+  processes = start_two(data, two)
+  checkpoints = two / 'arms' / 'rounds' / 'checkpoints'
+  deadline = time.monotonic() + 120
+  while not list(checkpoints.glob('[0-9]*')):
+    assert time.monotonic() < deadline
+    assert all(process.poll() is None for process in processes)
+    time.sleep(0.01)
+  processes[1].send_signal(signal.SIGTERM)
+  # Both save the same step and stop, whichever was asked to.
+  first, _ = finish(*processes, status=143)
+  assert 'Stopped. The same command goes on' in first
+  assert not (two / 'results.json').exists()
+
+  first, second = finish(*start_two(data, two))
+  assert 'test images' in first
+  assert 'test images' not in second  # One of them speaks, and writes.
+  results = [json.loads((run / 'results.json').read_text())['table'] for run in (one, two)]
+  assert results[0] == results[1]
+  with np.load(one / 'ranking.npz') as a, np.load(two / 'ranking.npz') as b:
+    for name in ('indices', 'divergences', 'edges'):
+      np.testing.assert_array_equal(a[name], b[name])
+  for part in (1, 2, 3):
+    name = f'arms/rounds/rounds/{part}/selection.csv'
+    assert (one / name).read_bytes() == (two / name).read_bytes()
+  # Sums over devices of different processes are taken in another order.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * np.abs(a).max()),
+    last_state(one),
+    last_state(two),
+  )
