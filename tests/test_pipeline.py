@@ -18,6 +18,7 @@ import pytest
 from etils import epath
 from PIL import Image
 from small_run import command, overrides, write_data
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sjft_jax import config, pipeline, workdir
 from sjft_jax.report import terminal
@@ -224,10 +225,19 @@ def test_an_option_combination_of_alternatives_runs(data, tmp_path):
     'model.batch_norm': 'per_domain',
     'pretrain.steps': 0,
     'training.batch_size': 8,
-    'training.accumulation': 2,
+    'training.accumulation': 0,
+    'training.class_balanced': True,
+    'training.class_cap': 3,
+    'training.oversample_hard': True,
     'training.augment': 'resnet',
     'training.restart_schedule': True,
     'solver.momentum_style': 'torch',
+    'solver.schedule': 'cosine',
+    'solver.warmup_steps': 1,
+    'solver.layer_decay': 0.7,
+    'solver.pull_to_start': 0.01,
+    'solver.ema': 0.9,
+    'loss.label_smoothing': 0.1,
     'arms': ('rounds',),
     'evaluation.views': ('multi_scale', 'center'),
   }
@@ -235,11 +245,29 @@ def test_an_option_combination_of_alternatives_runs(data, tmp_path):
   assert results['view'] == 'multi_scale'
   assert len(results['arms']['rounds']['rounds']) == 3
   assert 'gain' not in results['table'][0]  # There is no baseline to compare with.
+  assert json.loads((tmp_path / 'run' / 'accumulation.8.json').read_text()) == 1
+  events = EventAccumulator(str(tmp_path / 'run' / 'arms' / 'rounds'))
+  events.Reload()
+  tags = events.Tags()
+  assert 'target_loss' in tags['scalars']
+  assert {'hardness', 'num_neighbors'} <= set(tags['histograms'])
+  assert 'hardest' in tags['images']
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_too_large_ends_with_the_images_of_the_step(data, tmp_path):
+  options = {'pretrain.steps': 0, 'arms': ('none',), 'training.max_loss': 0.5}
+  with pytest.raises(FloatingPointError, match=r'target_loss is 1\.\d+ at step 1, above.*lower so'):
+    pipeline.run(small(data, **options), tmp_path / 'run')
+  names = (tmp_path / 'run' / 'arms' / 'none' / 'bad_step.txt').read_text().splitlines()
+  assert len(names) == 4
+  assert all(re.fullmatch(r'target/train/stripes \d/\d\.png', name) for name in names)
 
 
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
+    ({'training.class_cap': 1}, r'raise training\.class_cap to 2'),
     ({'selection.num_neighbors': 6}, r'can grow to 54 in 3 rounds, .* 48 source images'),
     ({'bank.name': 'sift'}, r"bank\.name='sift' is unknown; known: alexnet, alexnet_caffe, gabor"),
     ({'model.name': 'resnet18'}, r"'resnet18' is unknown"),

@@ -21,8 +21,9 @@ from sjft_jax.report import terminal
 from sjft_jax.training.step import PyTree, TrainState, shard_batch
 
 # How much of the free memory a step may plan with.  An accelerator also holds the next batch,
-# buffers of its libraries, and gaps; a host the loader's images, the copy of the state that a
-# checkpoint is written from, and whatever else runs there.
+# buffers of its libraries, and gaps; a host what convolutions take besides XLA's plan (120 to 250
+# MiB at steps of 300 to 1,200), the loader's images, the copy of the state that a checkpoint is
+# written from, and whatever else runs there.
 _SHARE = {'cpu': 0.75}
 _SHARE_ELSEWHERE = 0.9
 
@@ -76,16 +77,16 @@ def choose_accumulation(
     shard = functools.partial(shard_batch, accumulation=accumulation, num_devices=devices)
     arguments = copies, jax.eval_shape(shard, batch)
     try:
-      needed = planned(step.program(*arguments))
-      if needed is None or limit == math.inf:
+      plan = planned(step.program(*arguments))
+      if plan is None or limit == math.inf:
         jax.block_until_ready(step(*jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arguments)))
-        needed = 0
+        plan = 0
+      needs[accumulation] = plan
     except jax.errors.JaxRuntimeError as error:
       if not ran_out(error):
         raise
-      needed = math.inf
-    needs[accumulation] = needed
-    return needed
+      needs[accumulation] = math.inf
+    return needs[accumulation]
 
   images = len(jax.tree.leaves(batch)[0]) // devices
   chosen = fewest(candidates, need, limit=limit, fixed=_bytes(state) + _bytes(batch) / devices)
@@ -124,8 +125,9 @@ def fewest(
       continue
     low = guess = guess + 1
     if math.isfinite(needed):
-      wanted = candidates[low - 1] * (needed - fixed) / max(limit - fixed, 1)
-      guess = next((i for i in range(low, high) if candidates[i] >= wanted), high - 1)
+      rest = candidates[low - 1] * (needed - fixed)
+      fitting = (i for i in range(low, high) if candidates[i] * (limit - fixed) >= rest)
+      guess = next(fitting, high - 1)
   return candidates[low] if low < len(candidates) else None
 
 
@@ -141,7 +143,7 @@ def planned(program: Any) -> int | None:
 def budget() -> float:
   """Bytes that a step may plan with on each of this process's devices: most of what is free.
 
-  Infinite if the device does not tell.
+  Infinite if the device does not tell. Processes on the CPUs of one host each count all of it.
   """
   devices = jax.local_devices()
   platform = devices[0].platform
@@ -193,10 +195,10 @@ def watched(
   Where a host's memory runs out the system kills the process, which then cannot say why.
 
   Args:
-    step: what `limit` is compared with, less its arguments that are on the devices already.
+    step: of which arrays that are on the devices already do not count as needed.
     what: 'training …', for the message.
     remedy: what to change, for the message.
-    limit: bytes that a device may use besides. Default: `budget()` at the first run.
+    limit: bytes that a device may use besides those. Default: `budget()` at the first run.
   """
   is_first = True
 
