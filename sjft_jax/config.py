@@ -87,8 +87,8 @@ def default() -> ConfigDict:
   # 'frozen', the running ones.
   m.batch_norm = 'mixed'
   m.batch_norm_momentum = 0.999  # Share of the running statistics that a micro-batch leaves.
-  m.dtype = 'float32'  # Of activations and products; 'bfloat16': faster on GPUs, half the memory.
-  m.remat = False  # True: activations are computed again for the gradient; less memory, slower.
+  m.dtype = 'float32'  # Of activations and products; 'bfloat16': faster, half the memory (GPUs).
+  m.remat = False  # True: activations are computed again for the gradient; less memory (GPUs).
   # Initial weights; '': random. A file (.safetensors, .pth, .h5, .keras, .caffemodel), the work
   # directory of an earlier run or an arm in it, or a published name, such as 'keras/resnet152v2'.
   m.pretrained = ''

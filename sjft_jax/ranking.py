@@ -24,6 +24,7 @@ from sjft_jax.descriptors import describe
 from sjft_jax.descriptors.bank import FilterBank
 from sjft_jax.report import terminal
 from sjft_jax.retrieval import knn
+from sjft_jax.training import memory
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,10 @@ def rank_sources(
   done = search.position - start
   with (
     terminal.progress(f'ranking {source.name}', stop - start, done) as advance,
+    memory.explained(
+      f'describing {batch_size} images at once',
+      memory.batch_remedy('descriptors.batch_size', batch_size, 'lower descriptors.crop'),
+    ),
     interruption.deferred(),
   ):
     stream = _Timed(batches(source, start=search.position, stop=stop))

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 MODE = Path('/sys/kernel/mm/transparent_hugepage/enabled')
@@ -24,3 +25,52 @@ def test_a_program_starts_again_once_with_its_arguments(there):
   command = [sys.executable, '-c', PROGRAM, '--a=b c', 'd']
   run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
   assert run.stdout == f"['--a=b c', 'd'] {there or 'glibc.malloc.hugetlb=1'}\n"
+
+
+JOIN = """
+from absl import flags
+from sjft_jax import launch
+flags.FLAGS(['', '--distributed'])
+launch.join()
+import jax
+print(jax.process_count(), jax.process_index())
+"""
+LAUNCHERS = {
+  'slurm': {
+    'SLURM_JOB_ID': '{number}',
+    'SLURM_STEP_NODELIST': 'localhost',
+    'SLURM_STEP_NUM_TASKS': '2',
+    'SLURM_NTASKS': '2',
+    'SLURM_PROCID': '{process}',
+    'SLURM_LOCALID': '{process}',
+  },
+  'open mpi': {
+    'OMPI_MCA_orte_hnp_uri': '{number}.0;tcp://127.0.0.1:34911',
+    'OMPI_COMM_WORLD_SIZE': '2',
+    'OMPI_COMM_WORLD_RANK': '{process}',
+    'OMPI_COMM_WORLD_LOCAL_RANK': '{process}',
+  },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('launcher', LAUNCHERS)
+def test_the_environment_of_a_launcher_tells_the_processes_of_each_other(launcher):
+  number = os.getpid()  # Decides the port.
+  processes = []
+  for process in range(2):
+    told = {
+      name: value.format(number=number, process=process)
+      for name, value in LAUNCHERS[launcher].items()
+    }
+    processes.append(commands.start([sys.executable, '-c', JOIN], subprocess.STDOUT, **told))
+  outputs = [process.communicate(timeout=120)[0].strip() for process in processes]
+  assert outputs == ['2 0', '2 1']
+
+
+@pytest.mark.slow
+def test_an_environment_that_tells_nothing_is_an_error_with_the_remedy():
+  process = commands.start([sys.executable, '-c', JOIN], subprocess.STDOUT)
+  output, _ = process.communicate(timeout=120)
+  assert process.returncode != 0
+  assert 'give --coordinator, --num_processes and --process_id' in output

@@ -99,19 +99,27 @@ def shard_batch(
 
 
 def fold(
-  body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], carry: PyTree, parts: PyTree
+  body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+  carry: PyTree,
+  micro_batches: dict[str, Array],
 ) -> tuple[PyTree, PyTree]:
-  """`lax.scan`, written out on CPU.
+  """`lax.scan` over micro-batches, written out on CPU.
 
   XLA's CPU compiler lays the gradients of convolutions out well only outside loops (ten times
   faster, and a scan of length one is a loop to it). Elsewhere a loop compiles in the time of one
   pass, which matters for a deep network.
   """
   if jax.default_backend() != 'cpu':
-    return jax.lax.scan(body, carry, parts)
+    return jax.lax.scan(body, carry, micro_batches)
   results = []
-  for i in range(len(jax.tree.leaves(parts)[0])):
-    carry, result = body(carry, jax.tree.map(lambda x, i=i: x[i], parts))
+  for i in range(len(micro_batches['image'])):
+    part = {name: leaf[i] for name, leaf in micro_batches.items()}
+    if i:
+      # Each waits for the one before, else their activations are planned to be there at once. The
+      # compiler drops barriers: so the images depend on the carry, by a zero unless that is NaN.
+      leaves = [jnp.ravel(leaf)[0].astype(jnp.float32) for leaf in jax.tree.leaves(carry)]
+      part['image'] += jnp.isnan(sum(leaves)).astype(part['image'].dtype)
+    carry, result = body(carry, part)
     results.append(result)
   return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
@@ -174,18 +182,17 @@ def make_train_step(
       return value, (updates.get('batch_stats', {}), sums)
 
     def accumulate(
-      carry: tuple[PyTree, PyTree], numbered: tuple[Int32[Array, ''], dict[str, Array]]
+      carry: tuple[PyTree, PyTree], part: dict[str, Array]
     ) -> tuple[tuple[PyTree, PyTree], PyTree]:
       gradients, batch_stats = carry
-      number, part = numbered
       more, (batch_stats, sums) = jax.grad(loss, has_aux=True)(
-        state.params, batch_stats, part, jax.random.fold_in(key, number)
+        state.params, batch_stats, part, jax.random.fold_in(key, part['number'])
       )
       return (jax.tree.map(jnp.add, gradients, more), batch_stats), sums
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    numbers = jnp.arange(len(batch['image']))
-    (gradients, batch_stats), sums = fold(accumulate, (zeros, state.batch_stats), (numbers, batch))
+    micro_batches = batch | {'number': jnp.arange(len(batch['image']))}
+    (gradients, batch_stats), sums = fold(accumulate, (zeros, state.batch_stats), micro_batches)
     # Each device's loss is its share of one mean, so the shares' gradients add up.
     gradients = jax.lax.psum(gradients, 'batch')
     batch_stats = jax.lax.pmean(batch_stats, 'batch')

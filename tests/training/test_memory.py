@@ -55,14 +55,8 @@ def choose(step, **options):
   return memory.choose_accumulation(step, initial(), make_batch(), **options)
 
 
-@pytest.fixture
-def loops(monkeypatch):
-  """What is compiled for a GPU, a loop over the micro-batches."""
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-
-
 @pytest.mark.slow
-def test_the_choice_is_that_of_trying_all(loops, capsys):
+def test_the_choice_is_that_of_trying_all(capsys):
   step, plans = make_step(), {}
   for accumulation in (1, 2, 3, 6):
     batch = shard_batch(make_batch(), accumulation=accumulation, num_devices=2)
@@ -80,7 +74,7 @@ def test_the_choice_is_that_of_trying_all(loops, capsys):
       assert f'training.accumulation={first}: the fewest' in capsys.readouterr().out
 
 
-def test_the_chosen_program_is_the_one_that_runs(loops, monkeypatch):
+def test_the_chosen_program_is_the_one_that_runs(monkeypatch):
   compiled = []
   monkeypatch.setattr(
     'sjft_jax.compilation.compile_', lambda lowered: compiled.append(1) or lowered.compile()
