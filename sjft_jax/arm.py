@@ -328,13 +328,17 @@ def run_rounds(
             progress = arm.restart(progress)
           pairs = arm.pairs(subset, number, levels(counts, num_neighbors))
           progress = arm.train(progress, pairs, stop, checkpoints, journal)
+        is_scored = round_ is not None
         if round_ is None:
-          # It counts as done once its scores are there: only then is its checkpoint not needed.
           checkpoints.wait()
           round_ = _score(arm, progress, counts, len(subset or ()))
-          _save(directory / 'round.npz', arm.made_from, round_)
         if progress.step == stop:
           journal.log(stop, _told(arm, round_, ranking))
+          journal.flush()
+        if not is_scored:
+          # Last: a round counts as done once its scores are there, and neither its checkpoint nor
+          # the journal is looked at again.
+          _save(directory / 'round.npz', arm.made_from, round_)
       assert round_ is not None
       done.append(round_)
       counts = grow(
