@@ -33,7 +33,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.turns import in_turns, ratio
-from sjft_jax import compilation, config
+from sjft_jax import compilation, config, launch
 from sjft_jax.models import joint, trunk
 from sjft_jax.training import optimizer, step
 from tests.models import torch_reference

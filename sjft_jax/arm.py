@@ -237,7 +237,6 @@ class Arm:
 
   def restart(self, progress: Progress) -> Progress:
     """The same network with a fresh optimizer, its schedule at the beginning."""
-
     state = progress.state
     restart = functools.partial(optimizer.restarted, self.optimizer)
     opt_state = jax.pmap(restart, axis_name='batch')(state.opt_state, state.params)
@@ -266,6 +265,7 @@ def fitted(arm: Arm, workdir: epath.Path, variables: dict[str, Any]) -> Arm:
     limit=float(processes.of_all(np.array(memory.budget(), np.float32)).min()),
   )
   artifacts.write_json(path, chosen)
+  processes.meet()  # All find it there, or none.
   return replace(arm, accumulation=chosen)
 
 
