@@ -12,7 +12,7 @@ from data.builders import test_coco as coco
 from data.builders import test_imagenet2012 as imagenet
 from data.builders import test_places as places
 from data.builders import test_stanford_dogs as stanford
-from test_pipeline import SMALL
+from small_run import SMALL
 
 from configs import caltech256, dogs, flowers, folder, indoor
 from sjft_jax import config, pipeline
