@@ -37,6 +37,7 @@ def enter(work: Callable[[], object], stopped: str, *, alone: bool = True) -> No
   interruption.install()
   try:
     work()
+    interruption.uninstall()
   except Exception as error:
     message = disk_error(error)
     expected = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)

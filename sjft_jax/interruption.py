@@ -3,8 +3,11 @@
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
+
+_PATIENCE = 60.0  # seconds
 
 _asked: int | None = None  # With which signal.
 _passed_on: int | None = None
@@ -29,6 +32,13 @@ def install() -> None:
   for number in (signal.SIGINT, signal.SIGTERM):
     if signal.getsignal(number) != signal.SIG_IGN:  # As of a shell's background job.
       signal.signal(number, _ask)
+
+
+def uninstall() -> None:
+  """From now on they end the process at once: all is done."""
+  for number in (signal.SIGINT, signal.SIGTERM):
+    if signal.getsignal(number) != signal.SIG_IGN:
+      signal.signal(number, signal.SIG_DFL)
 
 
 def install_among_others() -> None:
@@ -78,6 +88,10 @@ def _ask(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
   _asked = number
   if not _deferred:
+    # Python drops what is raised in a weak reference's callback and the like.
+    last = threading.Timer(_PATIENCE, os._exit, [128 + number])
+    last.daemon = True
+    last.start()
     check()
   os.write(2, b'\nStopping as soon as this step is saved; once more stops at once.\n')
 

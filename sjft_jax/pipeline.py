@@ -194,18 +194,17 @@ def rank(
   """The ranking, and the seconds it took; `decides`: the options on which it depends."""
   target, _, source = vars(domains).values()
   made_from = artifacts.fingerprint(target.fingerprint, source.fingerprint, *decides)
-  kept = workdir / 'ranking.npz'
+  kept, partial = workdir / 'ranking.npz', workdir / 'ranking.partial.npz'
   found = artifacts.load(kept, made_from)
   if found is not None:
     terminal.say('  done before')
     ranking, seconds = Ranking(found['indices'], found['divergences']), float(found['seconds'])
   else:
-    partial, depth = workdir / 'ranking.partial.npz', decides[-1]
-    ranked = rank_sources(partial, made_from, target, source, bank, depth, **options)
+    ranked = rank_sources(partial, made_from, target, source, bank, decides[-1], **options)
     ranking, seconds = ranked.ranking, ranked.seconds
     artifacts.save(kept, made_from, **vars(ranking), edges=ranked.edges, seconds=seconds)
     processes.meet()  # Only then is what it could go on from not needed.
-    ranked.partial.unlink(missing_ok=True)
+  artifacts.of_process(partial, jax.process_index(), jax.process_count()).unlink(missing_ok=True)
   _, firsts = np.unique(target.labels, return_index=True)
   chosen = firsts[np.linspace(0, len(firsts) - 1, min(6, len(firsts))).astype(int)]
   with artifacts.written(workdir / 'neighbors.png') as file:

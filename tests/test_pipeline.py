@@ -1,4 +1,4 @@
-"""The whole method on small folders of images, undisturbed, killed, and misused."""
+"""The whole method on small folders of images, undisturbed and misused."""
 
 import contextlib
 import csv
@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -294,18 +293,6 @@ def start(*arguments):
   return commands.start(command(*arguments), subprocess.STDOUT)
 
 
-def kill_when(process, appears, timeout=120):
-  """SIGKILL as soon as a file that matches is there."""
-  directory, pattern = appears
-  deadline = time.monotonic() + timeout
-  while not any(directory.glob(pattern)):
-    assert process.poll() is None, process.stdout.read()
-    assert time.monotonic() < deadline, f'{pattern} did not appear'
-    time.sleep(0.01)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
-
-
 @pytest.fixture(scope='module')
 def undisturbed(data, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
@@ -321,32 +308,6 @@ def scores(workdir):
     for round_ in arm['rounds']:
       del round_['seconds']
   return results['table'], results['arms']
-
-
-@pytest.mark.slow
-def test_killed_in_every_stage_it_ends_as_if_undisturbed(data, undisturbed, tmp_path):
-  killed = tmp_path / 'killed'
-  for pattern in (
-    'config.json',  # Describing and ranking.
-    'pretrain/checkpoints/2',
-    'arms/none/checkpoints/4',
-    'arms/rounds/rounds/1/selection.csv',
-    'arms/rounds/checkpoints/3',  # Round 1 is trained and being scored.
-    'arms/rounds/rounds/2/round.npz',
-  ):
-    kill_when(start(data, killed), (killed, pattern))
-    assert not (killed / 'results.json').exists()
-  process = start(data, killed)
-  output, _ = process.communicate(timeout=300)
-  assert process.returncode == 0, output
-  assert 'done before' in output
-  for name in ('indices', 'divergences', 'edges'):
-    one, two = (np.load(run / 'ranking.npz')[name] for run in (undisturbed, killed))
-    np.testing.assert_array_equal(one, two)
-  assert scores(undisturbed) == scores(killed)
-  for round_ in (1, 2, 3):
-    part = f'arms/rounds/rounds/{round_}/selection.csv'
-    assert (undisturbed / part).read_bytes() == (killed / part).read_bytes()
 
 
 @pytest.mark.slow
