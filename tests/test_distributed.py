@@ -16,7 +16,7 @@ from small_run import command, write_data
 OPTIONS = (
   '--config.arms=("rounds",)',
   '--config.pretrain.steps=0',
-  '--config.training.steps=30',
+  '--config.training.steps=16',
   '--config.training.augment=none',
 )
 
