@@ -29,7 +29,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from configs import demo
-from experiments.turns import in_turns, ratio
+from experiments.turns import in_turns, ratio, show
 from sjft_jax import launch, pipeline
 from sjft_jax.data import registry
 from sjft_jax.report import terminal
@@ -143,11 +143,7 @@ def main(argv):
     'loop_over_alone': 1 / ratio([times['alone']], loop.seconds[1:]),
     'last_line': loop.rates,
   }
-  if JSON.value:
-    print(json.dumps(result))
-    return
-  for name, value in result.items():
-    print(f'{name:24}', value if not isinstance(value, float) else f'{value:.3g}')
+  show(result, JSON.value)
 
 
 def parse(argv):

@@ -22,7 +22,6 @@ other tenants slow the machine for seconds at a time.
 Needs the extra `reference`.
 """
 
-import json
 import statistics
 import tempfile
 import time
@@ -32,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments.turns import in_turns, ratio
+from experiments.turns import in_turns, ratio, show
 from sjft_jax import compilation, config, launch
 from sjft_jax.models import joint, trunk
 from sjft_jax.training import optimizer, step
@@ -186,11 +185,7 @@ def report(ours, again, times, product_flops):
     'compile_seconds': [ours.compile_seconds, again],
     'memory_mib': ours.memory,
   }
-  if JSON.value:
-    print(json.dumps(result))
-    return
-  for name, value in result.items():
-    print(f'{name:24}', value if not isinstance(value, float) else f'{value:.3g}')
+  show(result, JSON.value)
 
 
 if __name__ == '__main__':

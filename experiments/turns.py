@@ -1,5 +1,6 @@
 """Contenders that take turns in one process, so that what else the machine does slows all alike."""
 
+import json
 import statistics
 import time
 
@@ -29,3 +30,12 @@ def ratio(rivals, ours):
   """Median over the turns of the fastest rival's time over ours."""
   fastest = (min(turn) for turn in zip(*rivals, strict=True))
   return statistics.median(rival / own for rival, own in zip(fastest, ours, strict=True))
+
+
+def show(result, as_json):
+  """Prints figures by name, a line each, or all as one JSON object."""
+  if as_json:
+    print(json.dumps(result))
+    return
+  for name, value in result.items():
+    print(f'{name:24}', value if not isinstance(value, float) else f'{value:.3g}')

@@ -27,7 +27,7 @@ def with_large_pages() -> None:
   """Starts the program again with large pages for large pieces of memory, where that takes asking.
 
   On CPUs a training step takes its temporaries, often more than 1 GiB, anew each time, and the
-  system clears page after page: with small ones a seventh of a ResNet's time.
+  system clears page after page; with small ones that takes a good part of a ResNet's step.
   """
   mode = Path('/sys/kernel/mm/transparent_hugepage/enabled')
   if 'GLIBC_TUNABLES' in os.environ or not mode.exists() or '[madvise]' not in mode.read_text():
