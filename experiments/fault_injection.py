@@ -328,8 +328,8 @@ def faults(run: Run, expected: dict[str, str]) -> list[str]:
   found = []
   for number, life in enumerate(run.lives, 1):
     stage = life.marks[-1].stage
-    # During imports it is Python that is stopped; after the results there is nothing to stop.
-    elsewhere = {'imports': {-15, -2, 1}, 'results': {0}}.get(stage, set())
+    # During imports it is Python that is stopped; after the results there is nothing to save.
+    elsewhere = {'imports': {-15, -2, 1}, 'results': {-15, -2, 0}}.get(stage, set())
     status = STOPS.get(life.signal, -9) if life.signal else 0
     if life.status not in {status, *(elsewhere if life.signal in STOPS else ())}:
       last = ''.join(life.output.splitlines()[-1:])

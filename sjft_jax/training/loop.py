@@ -15,6 +15,8 @@ from sjft_jax.training.step import Metrics, TrainState, unreplicate
 # The metrics of a step on the host: sum and count by name.
 Sums = dict[str, tuple[float, int]]
 
+_LONG = 1.0  # seconds; of a longer step, handing over the next one costs a negligible part
+
 
 def fit(
   step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
@@ -33,9 +35,9 @@ def fit(
 ) -> tuple[TrainState, dict[str, Any]]:
   """Takes the steps start..stop-1 and saves the state at the end.
 
-  The devices never wait for this loop: a step is handed over before the metrics of the one before
-  are looked at. Asked to stop (see `interruption`), it saves the state after the steps that were
-  handed over by then, two at most.
+  The devices do not wait for this loop: a short step is handed over before the one before it ends.
+  Asked to stop (see `interruption`), it saves the state after the steps that were handed over by
+  then: the one under way and, if steps are short, one more.
 
   Args:
     step: (replicated state, sharded batch) -> (state, metrics); a metric is a (sum, count) pair.
@@ -85,15 +87,16 @@ def fit(
 
   with interruption.deferred():
     for number in range(start, stop):
+      batch = next(batches)
+      settle(keep=1 if meter.step_seconds < _LONG else 0)
       if interruption.is_asked():
         save(number)
         checkpoints.wait()
         interruption.check()
       if number > start and number % checkpoint_every == 0:
         save(number)
-      state, metrics = step(state, next(batches))
+      state, metrics = step(state, batch)
       handed.append((number, metrics))
-      settle(keep=1)
     progress = save(stop)
   return state, progress
 

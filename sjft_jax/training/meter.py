@@ -60,6 +60,7 @@ class Meter:
     self._loaded, self._trained = (0, 0.0), (0, 0.0)
     self._before = {'loader': self._loaded, 'step': self._trained}
     self._ended: float | None = None
+    self.step_seconds = 0.0  # What the newest step took; the first one does not count.
     self.note = ''  # Which stage is the slower one, once that is known.
 
   def batches(self, batches: Iterable[tuple[Batch, float]]) -> Iterator[Batch]:
@@ -87,8 +88,9 @@ class Meter:
     ended, before = self._clock(), self._ended
     self._ended = ended
     if before is not None:
+      self.step_seconds = ended - max(begun, before)
       count, total = self._trained
-      self._trained = count + 1, total + ended - max(begun, before)
+      self._trained = count + 1, total + self.step_seconds
 
   def rates(self) -> dict[str, float]:
     """Images per second since the last call, of the stages that ended anything since."""

@@ -39,13 +39,14 @@ def saved(directory, made_from='numbers'):
   return Checkpoints(directory / 'checkpoints', made_from)
 
 
-def run(directory: Path, stop=25, feed=numbers, examine=lambda number, sums: None):
-  """From the newest checkpoint, if there is one."""
+def run(directory: Path, stop=25, feed=numbers, examine=lambda number, sums: None, seconds=0.0):
+  """From the newest checkpoint, if there is one, as if a step took so many seconds."""
   taken = []
   with saved(directory) as checkpoints:
     state, known = checkpoints.newest(like=initial()) or (initial(), {'seconds': 0.0, 'untold': []})
     start = int(state.step)
     meter = Meter(2, 1)
+    meter.step_seconds = seconds
     with Journal(directory, 'run', start, tensorboard=False, wandb='', every=10) as journal:
       state, known = fit(
         add,
@@ -105,23 +106,23 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_state_and_log(tmp_path, dea
   assert log(tmp_path) == EXPECTED
 
 
-def test_asked_to_stop_it_saves_the_step_it_has_come_to(tmp_path, monkeypatch):
+@pytest.mark.parametrize(('seconds', 'reached'), [(0.01, 12), (20.0, 11)])
+def test_asked_to_stop_it_saves_what_was_under_way(tmp_path, monkeypatch, seconds, reached):
+  """Of long steps no other has been handed over while one is taken."""
   monkeypatch.setattr(interruption, '_asked', None)
 
-  def stops_at_12(start, stop):
-    for number in numbers(start, stop):
-      if number == 12:
-        interruption._ask(signal.SIGTERM, None)
-      yield number
+  def asks_at_10(number, sums):
+    if number == 10:
+      interruption._ask(signal.SIGTERM, None)
 
   with pytest.raises(interruption.Stopped) as stopped:
-    run(tmp_path, feed=stops_at_12)
+    run(tmp_path, examine=asks_at_10, seconds=seconds)
   assert stopped.value.status == 143
   monkeypatch.setattr(interruption, '_asked', None)
   with saved(tmp_path) as checkpoints:
-    assert checkpoints.steps()[-1] == 13
+    assert checkpoints.steps()[-1] == reached
   state, _, taken = run(tmp_path)
-  assert sum(taken) == 12
+  assert sum(taken) == 25 - reached
   assert float(state.params[0]) == sum(range(25))
   assert log(tmp_path) == EXPECTED
 

@@ -77,6 +77,7 @@ def simulate(loading, stepping, loaders=2, buffer=4, count=400, compiling=0.0):
 @given(loading=st.floats(0.01, 1), stepping=st.floats(0.01, 1), loaders=st.integers(1, 4))
 def test_both_rates_are_found_and_the_lower_one_is_that_of_the_loop(loading, stepping, loaders):
   meter, through = simulate(loading, stepping, loaders)
+  assert meter.step_seconds == pytest.approx(stepping)
   rates = meter.rates()
   assert rates['step_images_per_second'] == pytest.approx(IMAGES / stepping)
   assert rates['loader_images_per_second'] == pytest.approx(IMAGES * loaders / loading)
