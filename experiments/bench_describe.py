@@ -71,6 +71,7 @@ import numpy as np
 from absl import app, flags
 from skimage import data
 
+from sjft_jax import launch
 from sjft_jax.data import transforms
 from sjft_jax.descriptors import bank, describe, gabor, histogram
 from sjft_jax.models import preprocess
@@ -295,4 +296,5 @@ def main(_):
 
 
 if __name__ == '__main__':
+  launch.with_large_pages()  # As the commands do.
   app.run(main)

@@ -19,7 +19,7 @@ from flax import linen as nn
 from torch.nn import functional
 
 from experiments.turns import in_turns, ratio
-from sjft_jax import compilation
+from sjft_jax import compilation, launch
 from sjft_jax.models.batch_norm import BatchNorm
 from sjft_jax.models.convolution import Conv
 from sjft_jax.models.pooling import max_pool
@@ -134,4 +134,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
+  launch.with_large_pages()  # As the commands do; PyTorch profits too.
   app.run(main)

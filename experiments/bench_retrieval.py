@@ -41,6 +41,7 @@ import scipy.special
 from absl import app, flags, logging
 
 from experiments.turns import in_turns
+from sjft_jax import launch
 from sjft_jax.report import terminal
 from sjft_jax.retrieval import knn
 
@@ -247,4 +248,5 @@ def main(_):
 
 
 if __name__ == '__main__':
+  launch.with_large_pages()  # As the commands do.
   app.run(main)
