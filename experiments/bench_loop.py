@@ -1,7 +1,7 @@
 """What the loop around the training step costs: data, logging and checkpoints against steps alone.
 
   python -m experiments.bench_loop                                              # the demo
-  python -m experiments.bench_loop --network=resnet50v2 --size=224 --pairs=4 --steps=10
+  python -m experiments.bench_loop --network=resnet50v2 --size=224 --pairs=4 --steps=40
   python -m experiments.bench_loop --devices=4 [--json]            # on forced devices of this host
 
 Images are JPEGs of 400×500 pixels (--size=224) or the demo's own. A turn is `steps` steps by

@@ -4,9 +4,10 @@
   python -m experiments.bench_retrieval --json   # one JSON object
 
 Needs the extra `reference` (torch, faiss-cpu, pynndescent). The contenders of a comparison run in
-turns in the same process; figures are medians over the turns. The sources arrive as JAX arrays in
-blocks of 1,024 images, as `describe` makes them. Logarithms and all else that has to be made of
-them count for everyone, except for faiss, which gets its vectors ready made.
+turns in the same process, each once before it is timed; figures are medians over the turns. The
+sources arrive as JAX arrays in blocks of 1,024 images, as `describe` makes them. Logarithms and all
+else that has to be made of them count for everyone, except for faiss, which gets its vectors ready
+made.
 
 - fraction_of_gemm_peak: FLOP/s of `rank`, 2 · targets · sources · (2 · filters · bins) over the
   time of all of it, over those of the best square product of numpy and JAX on this machine, run
@@ -209,6 +210,7 @@ def main(_):
       'scipy': lambda: by_scipy(few),
     },
     REPEATS.value,
+    warm=True,
   )
   flop = 2 * len(targets) * len(sources) * 2 * FILTERS.value * BINS.value
   best = np.minimum.reduce(

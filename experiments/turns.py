@@ -13,12 +13,18 @@ def seconds(work):
   return time.perf_counter() - begun
 
 
-def in_turns(contenders, repeats):
-  """Seconds of each in every turn, after a first one that compiles."""
+def in_turns(contenders, repeats, *, warm=False):
+  """Seconds of each in every turn, after a first one that compiles.
+
+  `warm`: just before every turn it works once more and is not timed. What a process frees, some
+  machines take back within seconds; whoever wants it next pays for that.
+  """
   times = {name: [] for name in contenders}
   with terminal.progress('turns', (repeats + 1) * len(contenders)) as advance:
     for turn in range(repeats + 1):
       for name, work in contenders.items():
+        if warm:
+          work()
         took = seconds(work)
         if turn:
           times[name].append(took)

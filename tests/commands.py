@@ -14,11 +14,12 @@ def start(
   stdout: int | IO = subprocess.PIPE,
   **environment: str,
 ) -> subprocess.Popen:
-  """From the project's root, on one device."""
+  """From the project's root, on one device; small programs are kept compiled too."""
+  defaults = {'XLA_FLAGS': '', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
   return subprocess.Popen(
     command,
     cwd=ROOT,
-    env={**os.environ, 'XLA_FLAGS': '', **environment},
+    env={**os.environ, **defaults, **environment},
     stdout=stdout,
     stderr=stderr,
     text=True,

@@ -26,6 +26,7 @@ FEW = SMALL | {
   'pretrain.steps': 0,
   'selection.rounds': 1,
   'training.steps': 2,
+  'evaluation.batch_size': 64,
   'evaluation.views': ('center',),
   'arms': ('none', 'selected'),
 }
