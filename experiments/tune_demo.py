@@ -1,4 +1,4 @@
-"""Learning rates of every arm of the demo, by held-out training images of the target.
+"""Learning rate and number of steps of every arm of the demo, from held-out target training images.
 
   python -m experiments.tune_demo --output=experiments/tune_demo.json
 
@@ -22,31 +22,29 @@ from sjft_jax.data import registry
 from sjft_jax.data.dataset import Part
 
 OUTPUT = flags.DEFINE_string('output', 'experiments/tune_demo.json', 'Where the record goes.')
-LEARNING_RATES = (0.0001, 0.0003, 0.001, 0.003)
-# Factors on it: by layer downwards, and of the heads.
-BY_LAYER = ((1.0, 1.0), (1.0, 10.0), (0.7, 10.0))
+LEARNING_RATES = (0.0003, 0.001, 0.003, 0.01)
+STEPS = (75, 150)
 FOLDS = ((0, 1), (2, 3))  # The held-out images of each class.
 
 
-def fold_domains(places):
+def fold_domains(held_out):
   config = demo.get_config()
   train, _ = registry.open_target(**config.target)
   place = np.concatenate([np.arange(n) for n in np.bincount(train.labels)])
-  out = np.isin(place, places)
+  out = np.isin(place, held_out)
   parts = (Part(train, np.flatnonzero(chosen)) for chosen in (~out, out))
   return pipeline.Domains(*parts, registry.load(**config.source))
 
 
-def grid():
-  for learning_rate, (layer_decay, head_rate) in itertools.product(LEARNING_RATES, BY_LAYER):
-    yield {'learning_rate': learning_rate, 'layer_decay': layer_decay, 'head_rate': head_rate}
-
-
-def with_solver(setting):
+def settings(learning_rate, steps):
   config = demo.get_config()
   config.evaluation.views = ('center',)
   for arm in config.arms:
-    config.overrides[arm].solver = setting
+    config.overrides[arm].solver = {
+      'learning_rate': learning_rate,
+      'drop_every': demo.drop_every(steps),
+    }
+    config.overrides[arm].training = {'steps': steps}
   return config
 
 
@@ -54,29 +52,34 @@ def main(_):
   logging.set_verbosity(logging.WARNING)
   tried = []
   with tempfile.TemporaryDirectory() as scratch:
-    for fold, places in enumerate(FOLDS):
-      domains, ranking = fold_domains(places), None
-      for number, setting in enumerate(grid()):
-        workdir = Path(scratch) / f'{fold}-{number}'
+    for fold, held_out in enumerate(FOLDS):
+      domains, ranking = fold_domains(held_out), None
+      for learning_rate, steps in itertools.product(LEARNING_RATES, STEPS):
+        workdir = Path(scratch) / f'{fold}-{learning_rate}-{steps}'
         workdir.mkdir()
         if ranking:  # It depends on the fold only.
           shutil.copy(ranking, workdir)
         ranking = workdir / 'ranking.npz'
-        results = pipeline.run_on(domains, with_solver(setting), workdir)
+        results = pipeline.run_on(domains, settings(learning_rate, steps), workdir)
         for arm, outcome in results['arms'].items():
-          held_out = outcome['rounds'][-1]['test']['center']
-          tried.append({'arm': arm, 'fold': fold, 'solver': setting, **held_out})
+          last = outcome['rounds'][-1]['test']['center']
+          tried.append(
+            {'arm': arm, 'learning_rate': learning_rate, 'steps': steps, 'fold': fold, **last}
+          )
   chosen = {}
   for arm in demo.get_config().arms:
 
     def held_out_loss(setting, arm=arm):
-      rows = [row for row in tried if (row['arm'], row['solver']) == (arm, setting)]
+      rows = [
+        row
+        for row in tried
+        if row['arm'] == arm and (row['learning_rate'], row['steps']) == setting
+      ]
       return np.mean([row['cross_entropy'] for row in rows])
 
-    for setting in grid():
-      print(arm, setting, f'held-out cross-entropy {held_out_loss(setting):.3f}')
-    chosen[arm] = min(grid(), key=held_out_loss)
-    print(arm, 'chosen:', chosen[arm])
+    best = min(itertools.product(LEARNING_RATES, STEPS), key=held_out_loss)
+    chosen[arm] = dict(zip(('learning_rate', 'steps'), best, strict=True))
+    print(arm, chosen[arm], f'held-out cross-entropy {held_out_loss(best):.3f}')
   record = {'device': results['device'], 'chosen': chosen, 'tried': tried}
   artifacts.write_json(Path(OUTPUT.value), record)
 
