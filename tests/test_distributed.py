@@ -51,11 +51,10 @@ def last_state(workdir):
 def test_two_processes_that_are_stopped_and_resumed_agree_with_one(tmp_path):
   data = write_data(tmp_path / 'data')
   one, two = tmp_path / 'one', tmp_path / 'two'
-  finish(start(data, one, 4))
-
+  undisturbed = start(data, one, 4)
   processes = start_two(data, two)
   checkpoints = two / 'arms' / 'rounds' / 'checkpoints'
-  deadline = time.monotonic() + 120
+  deadline = time.monotonic() + 300
   while not list(checkpoints.glob('[0-9]*')):
     assert time.monotonic() < deadline
     assert all(process.poll() is None for process in processes)
@@ -70,6 +69,7 @@ def test_two_processes_that_are_stopped_and_resumed_agree_with_one(tmp_path):
   assert 'Stopped. The same command goes on' in first
   assert not (two / 'results.json').exists()
 
+  finish(undisturbed)
   first, second = finish(*start_two(data, two))
   assert 'test images' in first
   assert 'test images' not in second  # One of them speaks, and writes.

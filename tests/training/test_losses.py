@@ -46,6 +46,7 @@ FLAGS = st.one_of(
 ).map(np.array)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
   seed=st.integers(0, 999),
@@ -77,6 +78,7 @@ def test_shares_add_up_to_the_definition(seed, is_source, cut, smoothing):
   assert total == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 999), is_source=FLAGS)
 def test_each_image_moves_its_own_head_only(seed, is_source):

@@ -180,6 +180,7 @@ def test_batch_statistics_move_once_per_micro_batch():
   assert_close(afters[0].params, afters[1].params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('domain', ['target', 'source'])
 def test_an_absent_domain_leaves_its_head_alone(domain):
   batch = make_batch()
@@ -239,6 +240,7 @@ def draw(seed=0, devices=1, steps=2):
   return unreplicate(state).batch_stats
 
 
+@pytest.mark.slow
 def test_dropouts_key_is_of_seed_step_and_micro_batch():
   drawn = draw()['drawn']
   assert len(set(drawn)) == 4
@@ -336,6 +338,7 @@ EVERY_OPTION = {
 }
 
 
+@pytest.mark.slow
 def test_every_option_of_the_solver_works_replicated_and_through_a_restart():
   solver = optimizer.sgd(4, **EVERY_OPTION)
   step = make_train_step(linear_apply, solver, 0, **WEIGHTS)
