@@ -344,7 +344,7 @@ def test_once_a_full_disk_has_room_again_the_run_goes_on(data, undisturbed, tmp_
 def bucket(monkeypatch):
   """An empty one in a Google Cloud Storage of this machine."""
   pytest.importorskip('gcsfs')
-  pytest.importorskip('gcp_storage_emulator')
+  emulator = pytest.importorskip('storage_emulator').__file__
   with socket.socket() as free:
     free.bind(('localhost', 0))
     port = free.getsockname()[1]
@@ -354,7 +354,7 @@ def bucket(monkeypatch):
   monkeypatch.setenv('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')  # It would ask Google.
   serve = ['start', f'--port={port}', '--in-memory', '--default-bucket=bucket']
   process = subprocess.Popen(
-    [sys.executable, '-m', 'gcp_storage_emulator', *serve],
+    [sys.executable, emulator, *serve],
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   )
