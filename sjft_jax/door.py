@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,13 +42,17 @@ def enter(work: Callable[[], object], stopped: str, *, alone: bool = True) -> No
   except Exception as error:
     message = disk_error(error)
     expected = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)
-    if _TRACEBACK.value or not (message or isinstance(error, expected)):
-      raise
+    is_clear = not _TRACEBACK.value and (message or isinstance(error, expected))
     message = message or str(error)
     if alone:
+      if not is_clear:
+        raise
       sys.exit(f'error: {message}')
-    print(f'error: {message}', file=sys.stderr)
-    _leave(1)
+    if is_clear:
+      print(f'error: {message}', file=sys.stderr)
+    else:
+      traceback.print_exception(error)
+    _leave(1, message or type(error).__name__)
   except KeyboardInterrupt as error:
     print(f'\n{stopped}')
     _leave(getattr(error, 'status', 130))
@@ -94,8 +99,9 @@ def parse(argv: list[str]) -> list[str]:
     sys.exit(f'error: unknown option {", ".join(str(reason).splitlines())}')
 
 
-def _leave(status: int) -> None:
+def _leave(status: int, error: str | None = None) -> None:
   """At once: else the interpreter waits for the loader's threads, and JAX for other processes."""
+  interruption.leave(error)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status)

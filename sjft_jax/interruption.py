@@ -3,16 +3,18 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
-_PATIENCE = 60.0  # seconds
+from sjft_jax.agreement import PATIENCE, Agreement, Store
 
-_asked: int | None = None  # With which signal.
-_passed_on: int | None = None
-_deferred = False
-_questions = 0
+_is_asked_here = False
+_stopping: int | None = None  # Because of which signal, to here or to another process.
+_deferred = _together = False
+_others: Agreement | None = None
+_released: int | None = None  # By the others; not handled yet.
 
 
 class Stopped(KeyboardInterrupt):
@@ -39,67 +41,100 @@ def uninstall() -> None:
   for number in (signal.SIGINT, signal.SIGTERM):
     if signal.getsignal(number) != signal.SIG_IGN:
       signal.signal(number, signal.SIG_DFL)
+  if _others is not None:
+    _others.close()
 
 
-def install_among_others() -> None:
-  """For one of several processes: all stop at the same step, whichever was asked.
+def join(store: Store, process: int, num_processes: int) -> None:
+  """From now on all processes stop if one of them is asked to, or fails; see `agreement`."""
+  global _others
+  _others = Agreement(store, process, num_processes, release=_release, abandon=_abandon)
 
-  JAX's coordination service has taken over SIGTERM and passes it on to all; Ctrl-C joins it.
-  """
-  signal.signal(signal.SIGINT, _pass_on)
+
+def leave(error: str | None = None) -> None:
+  """To be called before this process ends, with what it fails with, if it does."""
+  if _others is not None:
+    if error is not None:
+      _others.fail(error)
+    _others.leave()
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
-  """Meanwhile nothing is interrupted but where the code asks `is_asked`, and then stops."""
-  global _deferred
-  _deferred = True
+def deferred(*, together: bool = False) -> Iterator[None]:
+  """Meanwhile nothing is interrupted but where the code asks `is_asked`, and then stops.
+
+  Args:
+    together: no process gets on without the others; all ask equally often, and get one answer.
+  """
+  global _deferred, _together
+  _deferred, _together = True, together
   try:
+    _pass(into=True)
+    check()  # The others may have left already.
     yield
+    _pass(into=False)
   finally:
-    _deferred = False
+    _deferred = _together = False
   check()
 
 
 def is_asked() -> bool:
-  """Whether to save and stop now; all processes must ask equally often, and get one answer."""
-  import jax
-
-  global _asked, _questions
-  _questions += 1
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    if multihost_utils.reached_preemption_sync_point(_questions):
-      _asked = _passed_on or signal.SIGTERM
-  return _asked is not None
+  """Whether to save and stop now."""
+  _pass(into=True)
+  return _stopping is not None
 
 
 def check() -> None:
   """Raises Stopped if that was asked for."""
-  if _asked is not None:
-    raise Stopped(_asked)
+  if _stopping is not None:
+    raise Stopped(_stopping)
+
+
+def _pass(*, into: bool) -> None:
+  global _stopping
+  if _together and _others is not None:
+    reason = _others.passes(into=into)
+    if reason is not None:
+      _stopping = signal.Signals[reason]
 
 
 def _ask(number: int, frame: FrameType | None) -> None:
   del frame
-  global _asked
-  if _asked is not None:
+  global _is_asked_here, _released, _stopping
+  if _released is not None:
+    _stopping, _released = _released, None
+  elif _is_asked_here:
     os._exit(128 + number)
-  _asked = number
+  else:
+    _is_asked_here = True
+    if _deferred or _others is not None:
+      os.write(2, b'\nStopping as soon as this step is saved; once more stops at once.\n')
+    if _others is not None:
+      _others.ask(signal.Signals(number).name)
+      return
+    _stopping = number
   if not _deferred:
-    # Python drops what is raised in a weak reference's callback and the like.
-    last = threading.Timer(_PATIENCE, os._exit, [128 + number])
-    last.daemon = True
-    last.start()
+    _end_in_a_while(_stopping)
     check()
-  os.write(2, b'\nStopping as soon as this step is saved; once more stops at once.\n')
 
 
-def _pass_on(number: int, frame: FrameType | None) -> None:
-  del frame
-  global _passed_on
-  if _passed_on is not None:
-    os._exit(128 + number)
-  _passed_on = number
-  os.kill(os.getpid(), signal.SIGTERM)
+def _release(reason: str) -> None:
+  global _released
+  if signal.getsignal(signal.SIGTERM) is _ask:
+    _released = signal.Signals[reason]
+    if not _deferred:
+      _end_in_a_while(_released)  # If the main thread waits outside of Python for the others.
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _abandon(error: str) -> None:
+  leave()
+  print(f'error: {error}', file=sys.stderr, flush=True)
+  os._exit(1)
+
+
+def _end_in_a_while(number: int) -> None:
+  # Python drops what is raised in a weak reference's callback and the like.
+  last = threading.Timer(PATIENCE, os._exit, [128 + number])
+  last.daemon = True
+  last.start()

@@ -69,12 +69,15 @@ def join() -> None:
     return
   import jax
 
-  from sjft_jax import interruption
+  from sjft_jax import interruption, processes
   from sjft_jax.report import terminal
 
+  jax.config.update('jax_enable_preemption_service', False)  # It would take SIGTERM over.
   try:
     # Without arguments it asks the environment.
-    jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    processes.waited(
+      jax.distributed.initialize, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    )
   except (RuntimeError, ValueError) as error:
     reason = str(error).splitlines()[0]
     if _COORDINATOR.value is None:
@@ -83,5 +86,5 @@ def join() -> None:
         '--coordinator, --num_processes and --process_id'
       ) from error
     raise ValueError(f'--coordinator={_COORDINATOR.value}: {reason}') from error
-  interruption.install_among_others()
+  interruption.join(processes.Store(), jax.process_index(), jax.process_count())
   terminal.console.quiet = jax.process_index() != 0

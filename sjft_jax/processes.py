@@ -1,13 +1,35 @@
 """What several processes under `jax.distributed` have to do together; one alone does nothing."""
 
+import contextlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 _A_WEEK = 7 * 24 * 3600 * 1000  # ms
+
+
+class Store:
+  """Strings by key, of JAX's coordination service; see `agreement.Store`."""
+
+  def __init__(self) -> None:
+    self._client: Any = distributed.global_state.client
+
+  def set(self, key: str, value: str) -> None:
+    self._client.key_value_set(f'sjft_jax/{key}', value)
+
+  def find(self, key: str) -> str | None:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      return self._client.key_value_try_get(f'sjft_jax/{key}')
+    return None
+
+  def get(self, key: str, seconds: float) -> str:
+    return self._client.blocking_key_value_get(f'sjft_jax/{key}', int(1000 * seconds))
 
 
 def is_first() -> bool:
@@ -19,9 +41,12 @@ def meet() -> None:
   """Waits until all processes are here."""
   if jax.process_count() == 1:
     return
-  wait = multihost.get_barrier_sync_fn()
-  # In a thread: Ctrl-C does not reach a wait outside of Python.
-  ThreadPoolExecutor(1).submit(wait, key='meet', timeout_ms=_A_WEEK).result()
+  waited(multihost.get_barrier_sync_fn(), key='meet', timeout_ms=_A_WEEK)
+
+
+def waited(work: Callable[..., object], *args: Any, **options: Any) -> None:
+  """Does the work in a thread: Ctrl-C does not reach a wait outside of Python."""
+  ThreadPoolExecutor(1).submit(work, *args, **options).result()
 
 
 def of_first(array: np.ndarray) -> np.ndarray:

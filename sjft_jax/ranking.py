@@ -130,8 +130,7 @@ def rank_sources(
     for block in _in_flight(describing(stream)):
       search.add(block)
       advance(len(block), stream.slower_stage())
-      # Several processes are not at the same place: each goes on until it is killed.
-      is_asked = jax.process_count() == 1 and interruption.is_asked()
+      is_asked = interruption.is_asked()
       if is_asked or time.monotonic() - saved > 60 * checkpoint_minutes:
         artifacts.save(
           partial,

@@ -1,6 +1,7 @@
 """The commands of the project, started as a person would."""
 
 import os
+import socket
 import subprocess
 from pathlib import Path
 from typing import IO
@@ -24,3 +25,9 @@ def start(
     stderr=stderr,
     text=True,
   )
+
+
+def free_port() -> int:
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    return probe.getsockname()[1]

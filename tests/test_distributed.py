@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import time
 
@@ -18,6 +17,9 @@ OPTIONS = (
   '--config.pretrain.steps=0',
   '--config.training.steps=16',
   '--config.training.augment=none',
+  # So that it takes a while, and can be stopped midway.
+  '--config.descriptors.batch_size=1',
+  '--config.descriptors.checkpoint_minutes=1e-6',
 )
 
 
@@ -27,11 +29,21 @@ def start(data, workdir, devices, *more):
 
 
 def start_two(data, workdir):
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    port = probe.getsockname()[1]
-  together = f'--coordinator=localhost:{port}', '--num_processes=2'
+  together = f'--coordinator=localhost:{commands.free_port()}', '--num_processes=2'
   return [start(data, workdir, 2, *together, f'--process_id={i}') for i in range(2)]
+
+
+def stop(processes, *, asked, held, once):
+  """SIGTERM to one, while the other one stands still."""
+  deadline = time.monotonic() + 300
+  while not once():
+    assert time.monotonic() < deadline
+    assert all(process.poll() is None for process in processes)
+    time.sleep(0.001)
+  processes[held].send_signal(signal.SIGSTOP)
+  processes[asked].send_signal(signal.SIGTERM)
+  time.sleep(1)
+  processes[held].send_signal(signal.SIGCONT)
 
 
 def finish(*processes, status=0):
@@ -52,21 +64,20 @@ def test_two_processes_that_are_stopped_and_resumed_agree_with_one(tmp_path):
   data = write_data(tmp_path / 'data')
   one, two = tmp_path / 'one', tmp_path / 'two'
   undisturbed = start(data, one, 4)
+
+  # One ranks the source, which is a single tile; the other one waits.
   processes = start_two(data, two)
-  checkpoints = two / 'arms' / 'rounds' / 'checkpoints'
-  deadline = time.monotonic() + 300
-  while not list(checkpoints.glob('[0-9]*')):
-    assert time.monotonic() < deadline
-    assert all(process.poll() is None for process in processes)
-    time.sleep(0.01)
-  # JAX looks for the signal once a second; few steps are left, and without the other none is taken.
-  processes[0].send_signal(signal.SIGSTOP)
-  processes[1].send_signal(signal.SIGTERM)
-  time.sleep(2)
-  processes[0].send_signal(signal.SIGCONT)
-  # Both save the same step and stop, whichever was asked to.
+  stop(processes, asked=0, held=1, once=lambda: list(two.glob('ranking.partial.*')))
   first, _ = finish(*processes, status=143)
   assert 'Stopped. The same command goes on' in first
+  assert list(two.glob('ranking.partial.*'))
+  assert not (two / 'ranking.npz').exists()
+
+  # Both save the same step, whichever was asked to; without the other none is taken.
+  processes = start_two(data, two)
+  checkpoints = two / 'arms' / 'rounds' / 'checkpoints'
+  stop(processes, asked=1, held=0, once=lambda: list(checkpoints.glob('[0-9]*')))
+  finish(*processes, status=143)
   assert not (two / 'results.json').exists()
 
   finish(undisturbed)

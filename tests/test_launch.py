@@ -1,6 +1,8 @@
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import commands
@@ -74,3 +76,41 @@ def test_an_environment_that_tells_nothing_is_an_error_with_the_remedy():
   output, _ = process.communicate(timeout=120)
   assert process.returncode != 0
   assert 'give --coordinator, --num_processes and --process_id' in output
+
+
+TOGETHER = """
+from absl import app
+from sjft_jax import door, launch, processes
+def work():
+  print('begins', flush=True)
+  launch.join()
+  import jax
+  if jax.process_index() == 1:
+    raise ValueError('no class kitchen')
+  processes.meet()
+app.run(lambda _: door.enter(work, stopped='Stopped.', alone=False))
+"""
+
+
+def start_of_two(process, port):
+  flags = f'--coordinator=localhost:{port}', '--num_processes=2', f'--process_id={process}'
+  return commands.start([sys.executable, '-c', TOGETHER, *flags], subprocess.STDOUT)
+
+
+@pytest.mark.slow
+def test_what_one_process_fails_with_ends_all():
+  port = commands.free_port()
+  processes = [start_of_two(process, port) for process in range(2)]
+  outputs = [process.communicate(timeout=60)[0] for process in processes]
+  assert 'error: process 1: no class kitchen\n' in outputs[0]
+  assert 'error: no class kitchen\n' in outputs[1]
+  assert [process.returncode for process in processes] == [1, 1]
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_others_to_come_can_be_stopped():
+  with start_of_two(0, commands.free_port()) as process:
+    assert process.stdout.readline() == 'begins\n'
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143

@@ -345,9 +345,7 @@ def bucket(monkeypatch):
   """An empty one in a Google Cloud Storage of this machine."""
   pytest.importorskip('gcsfs')
   emulator = pytest.importorskip('storage_emulator').__file__
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = free.getsockname()[1]
+  port = commands.free_port()
   for name in ('STORAGE_EMULATOR_HOST', 'TENSORSTORE_GCS_HTTP_URL'):
     monkeypatch.setenv(name, f'http://localhost:{port}')
   monkeypatch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'any')

@@ -1,12 +1,12 @@
 """The search over whole data sets: interrupted, spread over devices and over processes."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import commands
 import jax
 import numpy as np
 import oracles
@@ -204,9 +204,7 @@ for size in sizes:
 
 
 def two_processes(directory, *sizes, stop_at=-1):
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = free.getsockname()[1]
+  port = commands.free_port()
   paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
   return [
     subprocess.Popen(

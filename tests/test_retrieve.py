@@ -6,7 +6,6 @@ import io
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -241,9 +240,7 @@ def test_workers_change_nothing(data, expected, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_write_one_output(data, expected, tmp_path):
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = free.getsockname()[1]
+  port = commands.free_port()
   output = tmp_path / 'neighbors.csv'
   together = f'--coordinator=localhost:{port}', '--num_processes=2'
   processes = [start(data, output, *together, f'--process_id={i}') for i in range(2)]

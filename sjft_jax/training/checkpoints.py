@@ -19,18 +19,6 @@ class OtherRunError(ValueError):
   """A checkpoint is of another run."""
 
 
-class _Manager(ocp.CheckpointManager):
-  """Does not look for SIGTERM itself.
-
-  All processes stop at the question whose number JAX has told them; `interruption` counts them, and
-  a question with another number would make them miss it.
-  """
-
-  def reached_preemption(self, step: int) -> bool:
-    del step
-    return False
-
-
 class Checkpoints:
   """Checkpoints in one directory, numbered by step, written in the background.
 
@@ -42,7 +30,7 @@ class Checkpoints:
     """`made_from`: fingerprint of everything that decides the run."""
     self._directory, self._made_from = artifacts.absolute(directory), made_from
     self._damaged: Sequence[int] = ()
-    self._manager = _Manager(
+    self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=2, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True

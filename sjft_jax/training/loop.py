@@ -85,7 +85,7 @@ def fit(
     checkpoints.save(number, unreplicate(state), reached)
     return reached
 
-  with interruption.deferred():
+  with interruption.deferred(together=True):
     for number in range(start, stop):
       batch = next(batches)
       settle(keep=1 if meter.step_seconds < _LONG else 0)

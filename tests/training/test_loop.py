@@ -109,7 +109,8 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_state_and_log(tmp_path, dea
 @pytest.mark.parametrize(('seconds', 'reached'), [(0.01, 12), (20.0, 11)])
 def test_asked_to_stop_it_saves_what_was_under_way(tmp_path, monkeypatch, seconds, reached):
   """Of long steps no other has been handed over while one is taken."""
-  monkeypatch.setattr(interruption, '_asked', None)
+  monkeypatch.setattr(interruption, '_stopping', None)
+  monkeypatch.setattr(interruption, '_is_asked_here', False)
 
   def asks_at_10(number, sums):
     if number == 10:
@@ -118,7 +119,7 @@ def test_asked_to_stop_it_saves_what_was_under_way(tmp_path, monkeypatch, second
   with pytest.raises(interruption.Stopped) as stopped:
     run(tmp_path, examine=asks_at_10, seconds=seconds)
   assert stopped.value.status == 143
-  monkeypatch.setattr(interruption, '_asked', None)
+  monkeypatch.setattr(interruption, '_stopping', None)
   with saved(tmp_path) as checkpoints:
     assert checkpoints.steps()[-1] == reached
   state, _, taken = run(tmp_path)
