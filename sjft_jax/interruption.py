@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: what is under way is saved first; a second one ends at once."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -41,14 +42,13 @@ def uninstall() -> None:
   for number in (signal.SIGINT, signal.SIGTERM):
     if signal.getsignal(number) != signal.SIG_IGN:
       signal.signal(number, signal.SIG_DFL)
-  if _others is not None:
-    _others.close()
 
 
 def join(store: Store, process: int, num_processes: int) -> None:
   """From now on all processes stop if one of them is asked to, or fails; see `agreement`."""
   global _others
   _others = Agreement(store, process, num_processes, release=_release, abandon=_abandon)
+  atexit.register(_others.close)
 
 
 def leave(error: str | None = None) -> None:
