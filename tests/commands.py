@@ -1,8 +1,11 @@
 """The commands of the project, started as a person would."""
 
 import os
+import signal
 import socket
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -31,3 +34,18 @@ def free_port() -> int:
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     return probe.getsockname()[1]
+
+
+def stop_one(
+  processes: list[subprocess.Popen], *, asked: int, held: int, once: Callable[[], object]
+) -> None:
+  """SIGTERM to one of them, while another one stands still; as soon as `once` holds."""
+  deadline = time.monotonic() + 300
+  while not once():
+    assert time.monotonic() < deadline
+    assert all(process.poll() is None for process in processes)
+    time.sleep(0.001)
+  processes[held].send_signal(signal.SIGSTOP)
+  processes[asked].send_signal(signal.SIGTERM)
+  time.sleep(1)
+  processes[held].send_signal(signal.SIGCONT)

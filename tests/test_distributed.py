@@ -1,9 +1,7 @@
 """Two processes of two devices each, on one machine, and one process of four devices."""
 
 import json
-import signal
 import subprocess
-import time
 
 import commands
 import jax
@@ -17,9 +15,6 @@ OPTIONS = (
   '--config.pretrain.steps=0',
   '--config.training.steps=16',
   '--config.training.augment=none',
-  # So that it takes a while, and can be stopped midway.
-  '--config.descriptors.batch_size=1',
-  '--config.descriptors.checkpoint_minutes=1e-6',
 )
 
 
@@ -31,19 +26,6 @@ def start(data, workdir, devices, *more):
 def start_two(data, workdir):
   together = f'--coordinator=localhost:{commands.free_port()}', '--num_processes=2'
   return [start(data, workdir, 2, *together, f'--process_id={i}') for i in range(2)]
-
-
-def stop(processes, *, asked, held, once):
-  """SIGTERM to one, while the other one stands still."""
-  deadline = time.monotonic() + 300
-  while not once():
-    assert time.monotonic() < deadline
-    assert all(process.poll() is None for process in processes)
-    time.sleep(0.001)
-  processes[held].send_signal(signal.SIGSTOP)
-  processes[asked].send_signal(signal.SIGTERM)
-  time.sleep(1)
-  processes[held].send_signal(signal.SIGCONT)
 
 
 def finish(*processes, status=0):
@@ -64,19 +46,10 @@ def test_two_processes_that_are_stopped_and_resumed_agree_with_one(tmp_path):
   data = write_data(tmp_path / 'data')
   one, two = tmp_path / 'one', tmp_path / 'two'
   undisturbed = start(data, one, 4)
-
-  # One ranks the source, which is a single tile; the other one waits.
-  processes = start_two(data, two)
-  stop(processes, asked=0, held=1, once=lambda: list(two.glob('ranking.partial.*')))
-  first, _ = finish(*processes, status=143)
-  assert 'Stopped. The same command goes on' in first
-  assert list(two.glob('ranking.partial.*'))
-  assert not (two / 'ranking.npz').exists()
-
-  # Both save the same step, whichever was asked to; without the other none is taken.
   processes = start_two(data, two)
   checkpoints = two / 'arms' / 'rounds' / 'checkpoints'
-  stop(processes, asked=1, held=0, once=lambda: list(checkpoints.glob('[0-9]*')))
+  # Both save the same step, whichever was asked to; without the other none is taken.
+  commands.stop_one(processes, asked=1, held=0, once=lambda: list(checkpoints.glob('[0-9]*')))
   finish(*processes, status=143)
   assert not (two / 'results.json').exists()
 

@@ -225,9 +225,9 @@ def test_help_shows_an_example():
   assert ' jax\n' not in found.stderr  # It takes seconds.
 
 
-def finish(process):
+def finish(process, status=0):
   output, errors = process.communicate(timeout=300)
-  assert process.returncode == 0, output + errors
+  assert process.returncode == status, output + errors
   return output
 
 
@@ -239,12 +239,23 @@ def test_workers_change_nothing(data, expected, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_write_one_output(data, expected, tmp_path):
-  port = commands.free_port()
+def test_two_processes_are_stopped_by_one_and_write_one_output(data, expected, tmp_path):
   output = tmp_path / 'neighbors.csv'
-  together = f'--coordinator=localhost:{port}', '--num_processes=2'
-  processes = [start(data, output, *together, f'--process_id={i}') for i in range(2)]
-  first, second = map(finish, processes)
+
+  def start_two():
+    together = f'--coordinator=localhost:{commands.free_port()}', '--num_processes=2'
+    slowly = '--batch_size=1', '--checkpoint_minutes=0'
+    return [start(data, output, *together, *slowly, f'--process_id={i}') for i in range(2)]
+
+  # One ranks the source, which is a single tile; the other one waits, and is asked.
+  processes = start_two()
+  commands.stop_one(processes, asked=0, held=1, once=lambda: list(tmp_path.glob('*.partial.*')))
+  for process in processes:
+    assert 'Stopped. The same command goes on' in finish(process, status=143)
+  assert list(tmp_path.glob('*.partial.*'))
+  assert not output.exists()
+
+  first, second = map(finish, start_two())
   assert rows(output) == expected
   assert list(tmp_path.iterdir()) == [output]
   assert f'{output}: ' in first
