@@ -170,6 +170,7 @@ def test_harmless_options_can_change_between_runs(data, tmp_path, monkeypatch):
   assert (then['descriptors']['workers'], now['descriptors']['workers']) == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_work_directory_that_vanishes_ends_the_run_with_a_line(data, tmp_path, monkeypatch):
   def lose(text):
     if text.startswith('Arm 1'):

@@ -23,6 +23,7 @@ def product(request, monkeypatch):
     monkeypatch.setattr(divergence, '_on_cpu', lambda array: False)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(
   seed=st.integers(0, 2**32 - 1),

@@ -258,6 +258,7 @@ def test_each_micro_batch_comes_with_its_domains(backend, monkeypatch):
   np.testing.assert_array_equal(stats['drawn'], expected)
 
 
+@pytest.mark.slow
 def test_predictions_are_the_target_heads_probabilities():
   variables = initial('mixed')
   images = make_batch()['image']
@@ -292,6 +293,7 @@ def test_replicas_come_back_unchanged():
   jax.tree.map(np.testing.assert_array_equal, back, tree)
 
 
+@pytest.mark.slow
 def test_a_multi_label_source_counts_an_image_whose_likeliest_class_it_shows():
   batch = make_batch()
   everything = np.repeat(batch['is_source'][:, None], NUM_SOURCE, axis=1)
