@@ -6,12 +6,14 @@ coordination service.
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
 PATIENCE = 60.0  # seconds, for others that are to leave too
 _INTERVAL = 1.0  # seconds
+_A_MOMENT = 0.5  # seconds
 
 
 class Store(Protocol):
@@ -70,10 +72,6 @@ class Agreement:
     self._tell('stop', reason)
     self._hurry.set()
 
-  def fail(self, error: str) -> None:
-    """Tells the others that they cannot go on."""
-    self._tell('failed', f'{self._process} {error}')
-
   def close(self) -> None:
     """All gates are passed. The thread ends too: a Python that ends does not bear it."""
     self._tell(f'passed/{self._process}', f'{self._passed} 0')
@@ -81,12 +79,20 @@ class Agreement:
     self._hurry.set()
     self._thread.join()
 
-  def leave(self) -> None:
-    """To be called last; the first process, whose end takes the others along, waits for them."""
+  def leave(self, error: str | None = None) -> None:
+    """To be called last, with what this process fails with, if it does.
+
+    One that fails waits until the others have heard it: what they get to see should not be a
+    connection that breaks. The first process, whose end takes the others along, ends last.
+    """
+    self._tell(f'heard/{self._process}', '')
+    if error is not None:
+      self._tell('failed', f'{self._process} {error}')
+      self._wait_for('heard')
     self._tell(f'left/{self._process}', '')
-    with contextlib.suppress(Exception):
-      for other in range(self._num_processes if self._process == 0 else 0):
-        self._store.get(f'left/{other}', PATIENCE)
+    if self._process == 0:
+      self._wait_for('left')
+      time.sleep(_A_MOMENT)  # They have told, and are about to end.
 
   def passes(self, *, into: bool) -> str | None:
     """At the next gate: the reason to stop here, or None to go on.
@@ -105,6 +111,11 @@ class Agreement:
   def _tell(self, key: str, value: str) -> None:
     with contextlib.suppress(Exception):  # It is told already, or the service has gone.
       self._store.set(key, value)
+
+  def _wait_for(self, what: str) -> None:
+    with contextlib.suppress(Exception):
+      for other in range(self._num_processes):
+        self._store.get(f'{what}/{other}', PATIENCE)
 
   def _listen(self) -> None:
     has_heard = False

@@ -54,9 +54,7 @@ def join(store: Store, process: int, num_processes: int) -> None:
 def leave(error: str | None = None) -> None:
   """To be called before this process ends, with what it fails with, if it does."""
   if _others is not None:
-    if error is not None:
-      _others.fail(error)
-    _others.leave()
+    _others.leave(error)
 
 
 @contextlib.contextmanager
@@ -128,8 +126,8 @@ def _release(reason: str) -> None:
 
 
 def _abandon(error: str) -> None:
-  leave()
   print(f'error: {error}', file=sys.stderr, flush=True)
+  leave()
   os._exit(1)
 
 
