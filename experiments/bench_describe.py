@@ -41,21 +41,18 @@ need 8 complex pairs each at float32's precision (oblique Gabor functions are no
 3,700 multiplications a pixel at scale 0, where direct convolution needs 2,000.  (*) Against one
 transform of 320×320 for all scales this is 1.1 to 1.25 times as fast.
 
-Results of the command above with little else running (load below 1.7, the benchmark's included),
---batch=16 at 224 pixels and --batch=64 at 64:
+Results of the command above with little else running, --batch=16 at 224 pixels, --batch=64 at 64:
 
                                     alexnet 224   gabor 224   alexnet 64   gabor 64
-  described images per second               132          38        1,390        365
-  histogram / responses                   0.060        0.16        0.075      0.079
-  quantile sketch / responses              0.29        0.76         0.31       0.48
-  speed against PyTorch                     1.6         3.3          1.1        2.8
-    responses alone                        0.76         1.2         0.62       0.89
-  speed against decoding                   0.20        0.06          1.5       0.44
+  described images per second               150          39        2,000        397
+  histogram / responses                    0.10        0.17         0.13       0.16
+  quantile sketch / responses              0.45        0.77         0.56       0.60
+  speed against PyTorch                     1.8         3.5          1.7        2.3
+    responses alone                         1.1        0.99          1.0        1.1
+  speed against decoding                   0.13        0.04          2.4       0.53
 
-Decoding and warping runs on the same two cores: 590 to 890 images per second.  PyTorch's AlexNet
-convolutions are faster than XLA's, its histograms much slower.  On a busy machine PyTorch loses
-more: at loads of 4 to 6 the same ratios were 2.4, 5.5, 3.7 and 4.8, of responses alone 1.5, 4.2,
-2.2 and 3.1.
+Decoding and warping runs on the same two cores: 740 to 1,080 images per second.  The compiler's
+option of `sjft_jax/compilation.py` makes AlexNet's responses 1.4 (at 224) to 1.6 times as fast.
 """
 
 import itertools
@@ -215,7 +212,7 @@ def bench(name, size):
   edges = describe.fit_edges(filters, [images], num_bins=NUM_BINS.value)
   layers = np.split(edges, np.cumsum(filters.num_filters)[:-1])
   on_device = jnp.asarray(images)
-  responses = filters.respond(on_device)
+  responses = describe.responses(filters, on_device)
 
   def describe_all():
     return list(describe.describe(filters, edges, [images], smoothing=SMOOTHING))
@@ -236,7 +233,7 @@ def bench(name, size):
   num_decoded, decode = decoding(size)
   contestants = {
     'describe': describe_all,
-    'respond': lambda: filters.respond(on_device),
+    'respond': lambda: describe.responses(filters, on_device),
     'count': lambda: [histogram.counts(e, r) for e, r in zip(layers, responses, strict=True)],
     'sketch': lambda: sketch.update(responses, np.ones(len(images), bool)),
     'decode': decode,

@@ -1,5 +1,7 @@
 """How XLA compiles here: what its CPU backend needs, and where compiled programs are kept."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +10,8 @@ from sjft_jax import artifacts
 
 # jaxlib 0.10's CPU backend hands convolutions, products and reductions to YNNPACK. Most networks
 # train up to 1.6 times faster with Eigen's convolutions and products instead, but batch norm ten
-# times slower with other reductions (experiments/bench_train_step.py).
+# times slower with other reductions (experiments/bench_train_step.py); AlexNet describes 1.4 to 1.6
+# times faster.
 _ON_CPU = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
 
 
@@ -42,14 +45,34 @@ class Compiled:
     return self._programs[key]
 
 
+def jit(function: Callable[..., Any], **arguments: Any) -> Callable[..., Any]:
+  """`jax.jit`, and its arguments, for a program that no other contains; see `Compiled`."""
+
+  @functools.cache
+  def jitted():  # Not before the first call: which backend there is may not be settled yet.
+    return jax.jit(function, compiler_options=_options(), **arguments)
+
+  @functools.wraps(function)
+  def call(*arguments):
+    return jitted()(*arguments)
+
+  return call
+
+
 def compile_(lowered: Any) -> Any:
   """What `lowered.compile()` gives, with the backend's options."""
+  return lowered.compile(compiler_options=_options())
+
+
+@functools.cache
+def _options() -> dict[str, str] | None:
   if jax.default_backend() != 'cpu':
-    return lowered.compile()
+    return None
   try:
-    return lowered.compile(compiler_options=_ON_CPU)
+    jax.jit(lambda: 0, compiler_options=_ON_CPU)()
   except jax.errors.JaxRuntimeError as error:
     # Another jaxlib: the option may be gone, and its reason with it.
     if 'No such compile option' not in str(error):
       raise
-    return lowered.compile()
+    return None
+  return _ON_CPU

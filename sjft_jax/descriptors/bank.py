@@ -27,10 +27,7 @@ class FilterBank:
 
   name: str
   num_filters: tuple[int, ...]
-  respond: Callable[
-    [UInt8[Array, 'batch height width 3']],
-    tuple[Float[Array, 'batch _height _width _filter'], ...],
-  ]
+  respond: Callable[[UInt8[Array, 'batch height width 3']], alexnet.Responses]
   layer_weights: tuple[float, ...] = ()
 
   def __post_init__(self) -> None:
