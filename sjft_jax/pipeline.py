@@ -118,7 +118,7 @@ def run_on(
     # Again, since another run may just have ended here.
     workdirs.refuse_changes(config, workdir, resume_with_changes=resume_with_changes)
     workdirs.record(config, workdir)
-    own.describe(workdir, which)
+    own.describe(workdir, which | {'classes': list(domains.target.classes)})
     target, test, source = vars(domains).values()
     terminal.say(
       f'Target: {len(target):,} training and {len(test):,} test images in {len(target.classes):,} '

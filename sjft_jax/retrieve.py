@@ -16,25 +16,21 @@ one writes the output:
 """
 
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 from absl import app, flags
 
 from sjft_jax import artifacts, config, door, launch
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.folder import Unlabelled
-from sjft_jax.report import terminal
+from sjft_jax.report import table, terminal
 
 _DEFAULT = config.default()
-_SUFFIXES = ('.csv', '.parquet')
 # Rows that are written at once.
 _ROWS = 2**18
 
@@ -196,8 +192,7 @@ def retrieve() -> None:
     processes.meet()
     ranked.partial.unlink(missing_ok=True)
   if is_first:
-    with artifacts.written(output) as file:
-      write(file, output.suffix, target, source, found['indices'], found['divergences'])
+    write(output, target, source, found['indices'], found['divergences'])
     kept.unlink()
     terminal.say(
       f'{output}: the {_K.value:,} nearest of {len(source):,} source images to each of '
@@ -212,12 +207,7 @@ def check(output: Path) -> None:
   Raises:
     ValueError: the first that does not.
   """
-  if output.suffix not in _SUFFIXES:
-    raise ValueError(f'--output={output}: the name must end in {" or ".join(_SUFFIXES)}')
-  if not output.parent.is_dir():
-    raise ValueError(f'--output={output}: there is no folder {output.parent}; create it')
-  if output.is_dir() or not os.access(output.parent, os.W_OK):
-    raise ValueError(f'--output={output}: a file cannot be written there')
+  table.check(output)
   if not 0 < _SMOOTHING.value < math.inf:
     raise ValueError(f'--smoothing={_SMOOTHING.value} must be above 0')
   if _CROP.value > _RESIZE.value:
@@ -230,12 +220,7 @@ def check(output: Path) -> None:
 
 
 def write(
-  file: IO[bytes],
-  suffix: str,
-  target: Dataset,
-  source: Dataset,
-  indices: np.ndarray,
-  divergences: np.ndarray,
+  output: Path, target: Dataset, source: Dataset, indices: np.ndarray, divergences: np.ndarray
 ) -> None:
   """A row for each target image and neighbour; a part of the targets at a time."""
   keys = [pa.array([data.key(i) for i in range(len(data))]) for data in (target, source)]
@@ -245,21 +230,20 @@ def write(
     'rank': pa.int32(),
     'divergence': pa.float32(),
   }
-  schema = pa.schema(list(columns.items()))
-  writer = {'.csv': pa.csv.CSVWriter, '.parquet': pa.parquet.ParquetWriter}[suffix]
   num_targets, k = indices.shape
-  step = max(1, _ROWS // k)
-  with writer(file, schema) as rows:
-    for start in range(0, num_targets, step):
-      part = slice(start, start + step)
-      targets = np.arange(num_targets)[part]
-      arrays = [
-        keys[0].take(pa.array(np.repeat(targets, k))),
-        keys[1].take(pa.array(indices[part].ravel())),
-        pa.array(np.tile(np.arange(1, k + 1, dtype=np.int32), len(targets))),
-        pa.array(divergences[part].ravel()),
-      ]
-      rows.write_batch(pa.record_batch(arrays, schema=schema))
+
+  def part(targets: np.ndarray) -> list[pa.Array]:
+    return [
+      keys[0].take(pa.array(np.repeat(targets, k))),
+      keys[1].take(pa.array(indices[targets].ravel())),
+      pa.array(np.tile(np.arange(1, k + 1, dtype=np.int32), len(targets))),
+      pa.array(divergences[targets].ravel()),
+    ]
+
+  starts = np.arange(0, num_targets, max(1, _ROWS // k))[1:]
+  parts = map(part, np.split(np.arange(num_targets), starts))
+  with artifacts.written(output) as file:
+    table.write(file, output.suffix, pa.schema(list(columns.items())), parts)
 
 
 if __name__ == '__main__':

@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import io
 import os
 import shutil
 import signal
@@ -151,10 +150,8 @@ def test_names_with_commas_quotes_and_umlauts_in_parts(tmp_path, monkeypatch, su
   target, source = Named('a,b.png', 'ü "2".png', '3\n.png'), Named('x.png', ' y.png')
   indices = np.array([[0, 1], [1, 0], [1, 0]], np.int32)
   divergences = np.array([[0, 1e-9], [0.1, 12345.678], [1e-30, 2]], np.float32)
-  file = io.BytesIO()
-  retrieve.write(file, suffix, target, source, indices, divergences)
   path = tmp_path / f'out{suffix}'
-  path.write_bytes(file.getvalue())
+  retrieve.write(path, target, source, indices, divergences)
   if suffix == '.csv':
     with path.open(newline='') as stream:
       header, *found = csv.reader(stream)
