@@ -1,29 +1,35 @@
-"""Learning rate and number of steps of every arm of the demo, from held-out target training images.
+"""Learning rates of every arm of the demo, from held-out target training images.
 
   python -m experiments.tune_demo --output=experiments/tune_demo.json
 
 The test set is not looked at. The five training images of each class are cut from cells that share
 no pixels; each fold holds two of them out, trains every arm on the other three with every setting
 of the grid, and scores the held-out ones. An arm's setting is the one with the lowest mean
-held-out cross-entropy; the same grid, folds and rule for all. Everything tried is in the output.
+held-out cross-entropy; the same grid, folds and rule for all. Everything tried is in the output;
+what is there already is not tried again.
 """
 
 import itertools
+import json
 import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from absl import app, flags, logging
+from etils import epath
 
 from configs import demo
-from sjft_jax import artifacts, pipeline
+from sjft_jax import artifacts, compilation, pipeline
 from sjft_jax.data import registry
 from sjft_jax.data.dataset import Part
 
 OUTPUT = flags.DEFINE_string('output', 'experiments/tune_demo.json', 'Where the record goes.')
-LEARNING_RATES = (0.0003, 0.001, 0.003, 0.01)
-STEPS = (75, 150)
+GRID = {
+  'learning_rate': (0.0001, 0.0003, 0.001, 0.003),
+  # Factors from each layer of the trunk to the one below it, and for the heads.
+  'layer_decay, head_rate': ((1.0, 1.0), (1.0, 10.0), (0.7, 10.0)),
+}
 FOLDS = ((0, 1), (2, 3))  # The held-out images of each class.
 
 
@@ -36,52 +42,56 @@ def fold_domains(held_out):
   return pipeline.Domains(*parts, registry.load(**config.source))
 
 
-def settings(learning_rate, steps):
+def settings():
+  for learning_rate, (layer_decay, head_rate) in itertools.product(*GRID.values()):
+    yield {'learning_rate': learning_rate, 'layer_decay': layer_decay, 'head_rate': head_rate}
+
+
+def configured(setting):
   config = demo.get_config()
   config.evaluation.views = ('center',)
   for arm in config.arms:
-    config.overrides[arm].solver = {
-      'learning_rate': learning_rate,
-      'drop_every': demo.drop_every(steps),
-    }
-    config.overrides[arm].training = {'steps': steps}
+    config.overrides[arm].solver = setting
   return config
 
 
 def main(_):
   logging.set_verbosity(logging.WARNING)
-  tried = []
+  compilation.keep()
+  output = Path(OUTPUT.value)
+  tried = json.loads(output.read_text())['tried'] if output.exists() else []
+
+  def held_out(setting, arm, score='cross_entropy'):
+    """One value for each fold that was tried."""
+    return [row[score] for row in tried if {**setting, 'arm': arm}.items() <= row.items()]
+
+  arms = demo.get_config().arms
   with tempfile.TemporaryDirectory() as scratch:
-    for fold, held_out in enumerate(FOLDS):
-      domains, ranking = fold_domains(held_out), None
-      for learning_rate, steps in itertools.product(LEARNING_RATES, STEPS):
-        workdir = Path(scratch) / f'{fold}-{learning_rate}-{steps}'
+    for fold, out in enumerate(FOLDS):
+      domains, ranking = fold_domains(out), None
+      for number, setting in enumerate(settings()):
+        if held_out({**setting, 'fold': fold}, arms[-1]):
+          continue
+        workdir = epath.Path(scratch) / f'{fold}-{number}'
         workdir.mkdir()
         if ranking:  # It depends on the fold only.
           shutil.copy(ranking, workdir)
         ranking = workdir / 'ranking.npz'
-        results = pipeline.run_on(domains, settings(learning_rate, steps), workdir)
+        results = pipeline.run_on(domains, configured(setting), workdir)
         for arm, outcome in results['arms'].items():
           last = outcome['rounds'][-1]['test']['center']
-          tried.append(
-            {'arm': arm, 'learning_rate': learning_rate, 'steps': steps, 'fold': fold, **last}
-          )
-  chosen = {}
-  for arm in demo.get_config().arms:
-
-    def held_out_loss(setting, arm=arm):
-      rows = [
-        row
-        for row in tried
-        if row['arm'] == arm and (row['learning_rate'], row['steps']) == setting
-      ]
-      return np.mean([row['cross_entropy'] for row in rows])
-
-    best = min(itertools.product(LEARNING_RATES, STEPS), key=held_out_loss)
-    chosen[arm] = dict(zip(('learning_rate', 'steps'), best, strict=True))
-    print(arm, chosen[arm], f'held-out cross-entropy {held_out_loss(best):.3f}')
-  record = {'device': results['device'], 'chosen': chosen, 'tried': tried}
-  artifacts.write_json(Path(OUTPUT.value), record)
+          tried.append({'arm': arm, **setting, 'fold': fold, **last})
+        artifacts.write_json(output, {'device': results['device'], 'tried': tried})
+  for arm in arms:
+    loss = {tuple(s.values()): np.mean(held_out(s, arm)) for s in settings()}
+    accuracy = {tuple(s.values()): np.mean(held_out(s, arm, 'top1')) for s in settings()}
+    for rates in GRID['layer_decay, head_rate']:
+      best = min((setting for setting in loss if setting[1:] == rates), key=loss.__getitem__)
+      chosen = '; chosen' if loss[best] == min(loss.values()) else ''
+      print(
+        f'{arm}, layer_decay, head_rate {rates}: learning rate {best[0]}, held-out cross-entropy '
+        f'{loss[best]:.3f}, accuracy {accuracy[best]:.1%}{chosen}'
+      )
 
 
 if __name__ == '__main__':
