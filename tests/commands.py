@@ -36,6 +36,16 @@ def free_port() -> int:
     return probe.getsockname()[1]
 
 
+def refusal(process: subprocess.Popen) -> str:
+  """The one line that a command ends with which cannot be obeyed."""
+  output, errors = process.communicate(timeout=300)
+  assert process.returncode == 1
+  assert not output
+  assert errors.startswith('error: ')
+  assert errors.count('\n') == 1
+  return errors
+
+
 def stop_one(
   processes: list[subprocess.Popen], *, asked: int, held: int, once: Callable[[], object]
 ) -> None:
