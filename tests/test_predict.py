@@ -14,15 +14,16 @@ from sjft_jax import config, pipeline
 from sjft_jax.data.folder import Unlabelled
 from sjft_jax.models.weights import own
 
-# Both domains' statistics, an average of the parameters, and more than one size of views.
+# Both domains' statistics, and an average of the parameters.
 CHANGES = {
-  'arms': ('none', 'selected'),
+  'arms': ('selected',),
+  'pretrain.steps': 0,
   'model.name': 'resnet18v2',
   'model.width': 0.25,
   'model.fully_connected': True,
   'model.batch_norm': 'per_domain',
   'solver.ema': 0.5,
-  'evaluation.views': ('multi_scale', 'center'),
+  'evaluation.views': ('ten_crop', 'center'),
 }
 
 
@@ -42,6 +43,7 @@ def run(data, tmp_path_factory):
     (c[section] if section else c)[option] = value
   workdir = tmp_path_factory.mktemp('run') / 'run'
   pipeline.run(c, workdir)
+  shutil.copytree(workdir / 'arms' / 'selected', workdir / 'pretrain')
   return workdir
 
 
@@ -74,7 +76,7 @@ def test_it_gives_the_probabilities_that_the_run_scored(run, data, tmp_path):
   some = pyarrow.csv.read_csv(outputs[0]).to_pydict()
   assert list(some) == ['image', 'class', 'probability']
   assert some['image'] == names
-  expected = scored['test/multi_scale']
+  expected = scored['test/ten_crop']
   assert some['class'] == [classes[i] for i in expected.argmax(axis=1)]
   np.testing.assert_allclose(some['probability'], expected.max(axis=1), rtol=1e-4)
   assert 'broken.png' in (tmp_path / 'some.csv.bad_images.csv').read_text()
@@ -90,7 +92,7 @@ def test_it_gives_the_probabilities_that_the_run_scored(run, data, tmp_path):
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used_once_it_is_deleted(run, tmp_path):
   shutil.copytree(run, tmp_path / 'run')
-  arm = tmp_path / 'run' / 'arms' / 'none'
+  arm = tmp_path / 'run' / 'arms' / 'selected'
   before, newest = sorted((arm / 'checkpoints').iterdir(), key=lambda path: int(path.name))
   for file in [path for path in (newest / 'state').rglob('*') if path.is_file()]:
     file.write_bytes(file.read_bytes()[:10])
@@ -105,10 +107,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used_once_it_is_del
 @pytest.mark.parametrize(
   ('folder', 'argument', 'message'),
   [
-    ('arms', '', 'give the folder of one training; with checkpoints there: '),
+    ('arms/nobody', '', 'give the folder of one training; with checkpoints there: none'),
     ('pretrain', '', 'knows no class of the target; give a folder below '),
-    ('arms/none', '--images=/nowhere', "'/nowhere' is not a folder"),
-    ('arms/none', '--output=p.txt', 'the name must end in .csv or .parquet'),
+    ('arms/selected', '--images=/nowhere', "'/nowhere' is not a folder"),
+    ('arms/selected', '--output=p.txt', 'the name must end in .csv or .parquet'),
   ],
 )
 def test_what_is_wrong_is_said_in_one_line(run, data, tmp_path, folder, argument, message):
