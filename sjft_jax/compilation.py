@@ -9,9 +9,9 @@ import jax
 from sjft_jax import artifacts
 
 # jaxlib 0.10's CPU backend hands convolutions, products and reductions to YNNPACK. Most networks
-# train up to 1.6 times faster with Eigen's convolutions and products instead, but batch norm ten
-# times slower with other reductions (experiments/bench_train_step.py); AlexNet's responses
-# come 1.5 times faster (experiments/bench_describe.py).
+# train up to 1.6 times faster with Eigen's convolutions and products instead
+# (experiments/bench_train_step.py), but batch norm much slower with other reductions; AlexNet's
+# responses come 1.5 times faster (experiments/bench_describe.py).
 _ON_CPU = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
 
 
