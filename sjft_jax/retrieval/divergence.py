@@ -22,12 +22,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 # Of experience: over random problems of every kind, the error was 1 · 2^-24 in the mean and
-# 7 · 2^-24 at most with BLAS, 30 · 2^-24 with XLA on a CPU.
+# 7 · 2^-24 at most with numpy, 30 · 2^-24 with XLA on a CPU.
 TOLERANCE = 2.0**-18
 # Below NEAR · (a(p) + a(q)) terms are summed one by one; above, the relative error is under 2^-8.
 NEAR = 2.0**-10
 # One long sum rounds more than some shorter ones.
 _TERMS = 2048
+# So many numbers at a time are worked on from the core's cache.
+_IN_CACHE = 2**17
 # Pairs that `settle` works on at once: 35,200 terms in float64 are 0.3 MB a pair.
 _CHUNK = 128
 
@@ -35,9 +37,9 @@ _CHUNK = 128
 class Center(NamedTuple):
   """The histograms m and what depends on them alone."""
 
-  mean: Float[Array, 'filter bin']
-  log_mean: Float[Array, 'filter bin']
-  weights: Float[Array, 'filter']
+  mean: Float[Array | np.ndarray, 'filter bin']
+  log_mean: Float[Array | np.ndarray, 'filter bin']
+  weights: Float[Array | np.ndarray, 'filter']
 
 
 class Factors(NamedTuple):
@@ -48,88 +50,109 @@ class Factors(NamedTuple):
   factors: Float[Array | np.ndarray, 'image 2 term']
 
 
-@jax.jit
-def center(targets: Float[Array, 'target filter bin'], weights: Float[Array, 'filter']) -> Center:
+def center(
+  targets: Float[np.ndarray, 'target filter bin'], weights: Float[np.ndarray, 'filter']
+) -> Center:
   mean = targets.mean(axis=0)
-  return Center(mean, jnp.log(mean), weights)
+  return Center(mean, np.log(mean), weights)
 
 
-# The result goes into memory that is there already (an argument of no other use): on a CPU, new
-# pages cost more than the logarithms.
-@functools.partial(jax.jit, donate_argnums=2, static_argnames='of_targets', keep_unused=True)
-def _factors(images, center, memory, of_targets=False):
+def source_factors(
+  sources: Float[Array | np.ndarray, 'source filter bin'],
+  center: Center,
+  memory: Float[Array | np.ndarray, 'source 2 term'] | None = None,
+) -> Factors:
+  """The source's side; `memory` is the factors of a former result, which are lost.
+
+  As in the next two functions, numpy's arrays are worked on by numpy, on one core but for products,
+  and JAX's by XLA on their device.
+  """
+  return _factors(sources, center, memory, of_targets=False)
+
+
+def target_factors(
+  targets: Float[Array | np.ndarray, 'target filter bin'], center: Center
+) -> Factors:
+  """The target's side, made once for a whole search."""
+  return _factors(targets, center, None, of_targets=True)
+
+
+def divergences(targets: Factors, sources: Factors) -> Float[Array | np.ndarray, 'target source']:
+  """Eq. 1 between all pairs in nats, but for those that `settle` has to complete.
+
+  Theirs, too small for the product to tell, have the sign bit set.
+  """
+  if isinstance(sources.factors, np.ndarray):
+    return _divergences_by_numpy(targets, sources)
+  return _divergences_by_xla(targets, sources)
+
+
+def _factors(images, center, memory, of_targets):
+  if isinstance(images, np.ndarray):
+    return _factors_by_numpy(images, center, memory, of_targets)
+  if memory is None:
+    memory = jnp.zeros(_shape(images), jnp.float32)
+  factors = _factors_by_xla(images, center, memory, of_targets)
+  return Factors(_self_terms_by_xla(factors), factors)
+
+
+def _shape(images):
+  return len(images), 2, images.shape[1] * images.shape[2]
+
+
+def _factors_by_numpy(images, center, memory, of_targets):
+  images = images.reshape(len(images), -1)
+  mean, log_mean = center.mean.ravel(), center.log_mean.ravel()
+  weights = np.repeat(center.weights, center.mean.shape[1])
+  # On a CPU, new pages cost more than the logarithms.
+  factors = np.empty((len(images), 2, len(mean)), np.float32) if memory is None else memory
+  self_terms = np.empty(len(images), np.float32)
+  few = -(-_IN_CACHE // len(mean))
+  with np.errstate(divide='ignore', invalid='ignore'):  # The caller looks at the divergences.
+    for start in range(0, len(images), few):
+      part = slice(start, start + few)
+      difference, weighted = factors[part, int(of_targets)], factors[part, 1 - int(of_targets)]
+      np.subtract(images[part], mean, out=difference)
+      np.log(images[part], out=weighted)
+      weighted -= log_mean
+      weighted *= weights
+      self_terms[part] = np.vecdot(difference, weighted)
+  return Factors(self_terms, factors)
+
+
+def _divergences_by_numpy(targets, sources):
+  p, q = (side.factors.reshape(len(side.factors), -1) for side in (targets, sources))
+  products = np.matmul(p, q.T)
+  with np.errstate(invalid='ignore'):
+    d = np.subtract(targets.self_terms[:, None], products, out=products)
+    d += sources.self_terms
+    # Few targets have anything near: the others need no second look.
+    near = ~(d.min(axis=1) >= NEAR * (targets.self_terms + sources.self_terms.max()))
+    scale = targets.self_terms[near, None] + sources.self_terms
+    d[near] = np.where(d[near] < NEAR * scale, -np.maximum(d[near], 0), d[near])
+  return d
+
+
+# The result goes into memory that is there already: an argument of no other use.
+@functools.partial(jax.jit, donate_argnums=2, static_argnums=3, keep_unused=True)
+def _factors_by_xla(images, center, memory, of_targets):
   weighted = center.weights[None, :, None] * (jnp.log(images) - center.log_mean[None])
   both = images - center.mean[None], weighted
   both = both[::-1] if of_targets else both
   return jnp.stack([part.reshape(len(images), -1) for part in both], axis=1)
 
 
-def source_factors(
-  sources: Float[Array, 'source filter bin'],
-  center: Center,
-  memory: Float[Array, 'source 2 term'] | None = None,
-) -> Factors:
-  """The source's side; `memory` is the factors of a former result, which are lost."""
-  if memory is None:
-    memory = _memory(sources)
-  factors = _factors(sources, center, memory)
-  return Factors(_self_terms(factors), factors)
-
-
-def target_factors(targets: Float[Array, 'target filter bin'], center: Center) -> Factors:
-  """The target's side, made once for a whole search."""
-  factors = _factors(targets, center, _memory(targets), of_targets=True)
-  return Factors(_self_terms(factors), factors)
-
-
-def _memory(images):
-  return jnp.zeros((len(images), 2, images.shape[1] * images.shape[2]), jnp.float32)
-
-
-def divergences(targets: Factors, sources: Factors) -> Float[Array, 'target source']:
-  """Eq. 1 between all pairs in nats, but for those that `settle` has to complete.
-
-  Theirs, too small for the product to tell, have the sign bit set.
-  """
-  products = _products(targets.factors, sources.factors)
-  return _combined(targets.self_terms, sources.self_terms, products)
-
-
-def _on_cpu(array):
-  return next(iter(array.devices())).platform == 'cpu'
-
-
-def _self_terms(factors):
-  if _on_cpu(factors):
-    both = np.asarray(factors)
-    return np.vecdot(both[:, 0], both[:, 1])  # XLA adds up rows number by number.
-  return _self_terms_on_device(factors)
-
-
 @jax.jit
-def _self_terms_on_device(factors):
+def _self_terms_by_xla(factors):
   return jax.vmap(jnp.vdot)(factors[:, 0], factors[:, 1])
 
 
-def _products(targets, sources):
-  if _on_cpu(sources):
-    # BLAS: on a CPU, XLA's product has 0.8 to 0.9 of its speed; and in this order it is a tenth
-    # faster than in the other.
-    p, q = (np.asarray(side).reshape(len(side), -1) for side in (targets, sources))
-    return np.matmul(q, p.T).T
-  return _product_on_device(targets, sources)
-
-
 @jax.jit
-def _product_on_device(targets, sources):
-  p, q = (side.reshape(len(side), -1) for side in (targets, sources))
+def _divergences_by_xla(targets, sources):
+  p, q = (side.factors.reshape(len(side.factors), -1) for side in (targets, sources))
   parts = (slice(i, i + _TERMS) for i in range(0, p.shape[1], _TERMS))
-  return sum(jnp.matmul(p[:, part], q[:, part].T, precision='highest') for part in parts)
-
-
-@jax.jit
-def _combined(of_targets, of_sources, products):
-  scale = of_targets[:, None] + of_sources[None, :]
+  products = sum(jnp.matmul(p[:, part], q[:, part].T, precision='highest') for part in parts)
+  scale = targets.self_terms[:, None] + sources.self_terms[None, :]
   d = scale - products
   # Rounding can carry a near-duplicate below zero.
   return jnp.where(d < NEAR * scale, -jnp.maximum(d, 0), d)
@@ -168,11 +191,14 @@ def symmetric_kl(
 
   Args:
     targets: float32 histograms; every one positive and summing to one. Smoothing is the caller's
-      choice (`descriptors.histogram.normalize`), never made here.
+      choice (`descriptors.histogram.normalize`), never made here. The product of two JAX arrays is
+      made on their device, others by numpy.
     sources: the same for the source images.
     weights: w_h, the weight of each filter's histogram: 1 / (number of filters in its layer).
   """
-  p, q, w = map(np.asarray, (targets, sources, weights))
-  around = center(jnp.asarray(p), jnp.asarray(w))
-  d = divergences(target_factors(jnp.asarray(p), around), source_factors(jnp.asarray(q), around))
-  return settle(np.asarray(d), p, q, w, np.ones(len(p), bool))
+  p, w = np.asarray(targets), np.asarray(weights)
+  around = center(p, w)
+  if isinstance(sources, np.ndarray):
+    targets = p
+  d = divergences(target_factors(targets, around), source_factors(sources, around))
+  return settle(np.asarray(d), p, sources, w, np.ones(len(p), bool))

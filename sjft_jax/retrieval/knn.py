@@ -7,27 +7,18 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt64
 
-from sjft_jax.retrieval.divergence import (
-  center,
-  divergences,
-  settle,
-  source_factors,
-  target_factors,
-)
+from sjft_jax.retrieval import workers
+from sjft_jax.retrieval.divergence import settle
 
 # Sources go through the product in tiles of this many, whatever the blocks that they arrive in: a
 # matrix product may sum in another order when its shape changes, and the last bit of a divergence,
 # with it the order of near ties, would then depend on the caller's block size.
 TILE = 1024
-# The most targets in one product.
-TARGETS = 4096
 
 # Divergence and source index in one number. The bits of a float32 that is not negative sort as it
 # does, so keys sort by divergence and ties by index: the order is total.
@@ -104,11 +95,6 @@ def _divergences(keys: np.ndarray) -> np.ndarray:
   return (keys >> np.uint64(32)).astype(np.uint32).view(np.float32)
 
 
-def _fits(num_bytes: int, device: jax.Device) -> bool:
-  """Whether so much leaves half of the device's memory for everything else."""
-  return num_bytes <= (device.memory_stats() or {}).get('bytes_limit', np.inf) / 2
-
-
 class Search:
   """The k nearest sources of every target, over a stream of which each source is seen once.
 
@@ -133,7 +119,8 @@ class Search:
       k: how many neighbours to keep.
       position: index of the first source to come.
       keys: what a search that was stopped at `position` had found.
-      devices: whose turn it is changes with every tile; default: all of this process.
+      devices: whose turn it is changes with every tile; default: this process's accelerators, or
+        its cores if there are none.
     """
     if k < 1:
       raise ValueError(f'k={k}: ask for at least one neighbour')
@@ -142,26 +129,10 @@ class Search:
     self._nearest = Nearest(len(targets), k)
     if keys is not None:
       self._nearest.add_keys(keys)
-    self.position = self._started = position
+    self.position = position
     self._parts: list[np.ndarray | Array] = []
-    self._pending: deque = deque()
-    self._memory: dict[jax.Device, Any] = {}
-    self._devices = jax.local_devices() if devices is None else devices
-    # Any constant would do for a center: a sample of the targets is as good as all.
-    sample = self._targets[:: -(-len(targets) // TARGETS)]
-    around = center(sample, self._weights)
-    self._centers = {device: jax.device_put(around, device) for device in self._devices}
-    self._factors = {device: self._target_factors(device) for device in self._devices}
-
-  def _target_factors(self, device: jax.Device) -> list:
-    """In parts for products of bounded size; in the host's memory if too large for the device."""
-    fits = _fits(2 * self._targets.nbytes, device)
-    factors = []
-    for start in range(0, len(self._targets), TARGETS):
-      part = jax.device_put(self._targets[start : start + TARGETS], device)
-      made = target_factors(part, self._centers[device])
-      factors.append(made if fits else jax.device_get(made))
-    return factors
+    self._workers = workers.of_this_process(self._targets, self._weights, devices)
+    self._pending: deque[tuple[int, list[np.ndarray | Array], workers.Wait]] = deque()
 
   def add(self, block: Float[Array | np.ndarray, 'source filter bin']) -> None:
     """Takes the next sources, any number of them, which must not be changed afterwards.
@@ -181,39 +152,21 @@ class Search:
       block = block[room:]
 
   def _start(self) -> None:
-    """Sets a device to work on the tile that is filled."""
-    device = self._devices[self._started // TILE % len(self._devices)]
+    """Sets someone to work on the tile that is filled."""
     count = sum(map(len, self._parts))
-    # The last tile of a stream is filled up to some eighths of a whole one: few shapes to compile
-    # for. Ones have a logarithm.
-    if missing := -count % (TILE // 8):
+    # The last tile of a stream is filled up. Ones have a logarithm.
+    if missing := -count % self._workers.unit(TILE):
       self._parts.append(np.ones((missing, *self._targets.shape[1:]), np.float32))
-    if len(self._parts) == 1:
-      tile = self._parts[0]
-    elif device.platform == 'cpu':
-      tile = np.concatenate([np.asarray(part) for part in self._parts])
-    else:
-      tile = jnp.concatenate([jax.device_put(part, device) for part in self._parts])
-    tile = jax.device_put(tile, device)
+    self._pending.append((count, self._parts, self._workers.start(self._parts)))
     self._parts = []
-    memory = self._memory.pop(device, None) if len(tile) == TILE else None
-    sources = source_factors(tile, self._centers[device], memory)
-    found = []
-    for targets in self._factors[device]:
-      found.append(divergences(jax.device_put(targets, device), sources))
-      found[-1].copy_to_host_async()
-    if len(tile) == TILE:
-      self._memory[device] = sources.factors
-    self._pending.append((count, tile, found))
-    self._started += count
-    # One tile in work on every device while the host is busy with another.
-    while len(self._pending) > len(self._devices):
+    # One tile in work for everyone while the host is busy with another.
+    while len(self._pending) > self._workers.capacity:
       self._finish()
 
   def _finish(self) -> None:
     """Merges the oldest of the tiles in work."""
-    count, tile, found = self._pending.popleft()
-    d = np.concatenate(found) if len(found) > 1 else np.asarray(found[0])
+    count, parts, wait = self._pending.popleft()
+    d = wait()
     d = d[:, :count]
     # One look at the bits tells whether there is an infinity, a NaN or a sign.
     if d.view(np.uint32).max() >= np.float32(np.inf).view(np.uint32):
@@ -224,6 +177,7 @@ class Search:
           'zero?'
         )
       # Once there are k sources at divergence zero, nothing comes before them any more.
+      tile = np.concatenate([np.asarray(part) for part in parts])
       d = settle(d, self._targets, tile, self._weights, self._nearest.bound > 0)
     self._nearest.add(d, self.position)
     self.position += count
@@ -238,6 +192,7 @@ class Search:
       self._start()
     while self._pending:
       self._finish()
+    self._workers.close()
 
 
 def neighbors(keys: Keys, k: int) -> tuple[np.ndarray, np.ndarray]:

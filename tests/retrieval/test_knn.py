@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+import threadpoolctl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sjft_jax.retrieval import divergence, knn
+from sjft_jax.retrieval import divergence, knn, workers
 
 WEIGHTS = np.full(3, 1 / 3, np.float32)
 
@@ -44,6 +45,19 @@ def assert_nearest(indices, divergences, exact, k):
 def small_tiles(monkeypatch):
   """So that a few hundred sources make many tiles."""
   monkeypatch.setattr(knn, 'TILE', 64)
+
+
+@pytest.fixture(params=[None, 2], ids=['cores', 'devices'])
+def devices(request):
+  return request.param and jax.devices()[: request.param]
+
+
+def searched(targets, blocks, k, devices):
+  search = knn.Search(targets, weights=WEIGHTS, k=k, devices=devices)
+  for block in blocks:
+    search.add(block)
+  search.flush()
+  return knn.neighbors(search.keys(), k)
 
 
 @pytest.mark.parametrize('seed', range(20))
@@ -99,19 +113,20 @@ def test_more_copies_than_neighbours(small_tiles):
   seed=st.integers(0, 2**32 - 1),
   sizes=st.lists(st.integers(1, 1500), min_size=1, max_size=5),
   num_sources=st.integers(30, 2500),
-  num_devices=st.integers(1, 4),
+  num_devices=st.integers(0, 4),
 )
 def test_indices_do_not_depend_on_blocks_or_devices(seed, sizes, num_sources, num_devices):
   rng = np.random.default_rng(seed)
   targets, sources = histograms(rng, 5), histograms(rng, num_sources)
-  one = knn.Search(targets, weights=WEIGHTS, k=30, devices=jax.devices()[:1])
-  many = knn.Search(targets, weights=WEIGHTS, k=30, devices=jax.devices()[:num_devices])
-  one.add(sources)
-  for number, block in enumerate(cut(sources, sizes)):
-    many.add(jax.device_put(block, jax.devices()[number % 4]) if number % 2 else block)
-  one.flush()
-  many.flush()
-  np.testing.assert_array_equal(one.keys(), many.keys())
+  one, many = (jax.devices()[:1], jax.devices()[:num_devices]) if num_devices else (None, None)
+  blocks = (
+    jax.device_put(block, jax.devices()[number % 4]) if number % 2 else block
+    for number, block in enumerate(cut(sources, sizes))
+  )
+  for ours, theirs in zip(
+    searched(targets, [sources], 30, one), searched(targets, blocks, 30, many), strict=True
+  ):
+    np.testing.assert_array_equal(ours, theirs)
 
 
 @settings(deadline=None, max_examples=20)
@@ -148,31 +163,47 @@ def test_a_search_goes_on_where_another_was_stopped(small_tiles):
       np.testing.assert_array_equal(ours, expected)
 
 
-def test_targets_in_parts(small_tiles, monkeypatch):
+def test_targets_in_parts(small_tiles, monkeypatch, devices):
   rng = np.random.default_rng(4)
   targets, sources = histograms(rng, 23), histograms(rng, 300)
-  monkeypatch.setattr(knn, 'TARGETS', 7)
-  found = knn.rank(targets, [sources], weights=WEIGHTS, k=50)
+  monkeypatch.setattr(workers, 'TARGETS', 7)
+  found = searched(targets, [sources], 50, devices)
   assert_nearest(*found, oracles.symmetric_kl(targets, sources, WEIGHTS), 50)
 
 
 def test_targets_that_do_not_fit_the_device(small_tiles, monkeypatch):
   rng = np.random.default_rng(4)
   targets, sources = histograms(rng, 23), histograms(rng, 300)
-  expected = knn.rank(targets, [sources], weights=WEIGHTS, k=50)
-  monkeypatch.setattr(knn, '_fits', lambda num_bytes, device: False)
-  for ours, theirs in zip(
-    knn.rank(targets, [sources], weights=WEIGHTS, k=50), expected, strict=True
-  ):
+  expected = searched(targets, [sources], 50, jax.devices()[:2])
+  monkeypatch.setattr(workers, '_fits', lambda num_bytes, device: False)
+  found = searched(targets, [sources], 50, jax.devices()[:2])
+  for ours, theirs in zip(found, expected, strict=True):
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_products_off_the_cpu_give_the_same_neighbours(small_tiles, monkeypatch):
+@pytest.mark.parametrize('as_array', [np.asarray, jnp.asarray])
+def test_devices_find_what_is_nearest(small_tiles, as_array):
   rng = np.random.default_rng(5)
   targets, sources = histograms(rng, 6), histograms(rng, 300)
-  monkeypatch.setattr(divergence, '_on_cpu', lambda array: False)
-  found = knn.rank(targets, cut(jnp.asarray(sources), [50]), weights=WEIGHTS, k=40)
+  found = searched(targets, cut(as_array(sources), [50]), 40, jax.devices()[:2])
   assert_nearest(*found, oracles.symmetric_kl(targets, sources, WEIGHTS), 40)
+
+
+def test_one_thread_of_blas_while_cores_search_and_no_longer():
+  def threads():
+    return {x['num_threads'] for x in threadpoolctl.threadpool_info() if x['user_api'] == 'blas'}
+
+  rng = np.random.default_rng(6)
+  with threadpoolctl.threadpool_limits(2):
+    search = knn.Search(histograms(rng, 2), weights=WEIGHTS, k=1)
+    assert threads() == {1}
+    search.add(histograms(rng, 9))
+    search.flush()
+    assert threads() == {2}
+    search = knn.Search(histograms(rng, 2), weights=WEIGHTS, k=1)
+    assert threads() == {1}
+    del search  # As after an error.
+    assert threads() == {2}
 
 
 @pytest.mark.parametrize('seed', range(4))
