@@ -132,7 +132,7 @@ class Search:
     self.position = position
     self._parts: list[np.ndarray | Array] = []
     self._workers = workers.of_this_process(self._targets, self._weights, devices)
-    self._pending: deque[tuple[int, list[np.ndarray | Array], workers.Wait]] = deque()
+    self._pending: deque[tuple[int, list[np.ndarray | Array], workers.ToCome]] = deque()
 
   def add(self, block: Float[Array | np.ndarray, 'source filter bin']) -> None:
     """Takes the next sources, any number of them, which must not be changed afterwards.
@@ -159,15 +159,15 @@ class Search:
       self._parts.append(np.ones((missing, *self._targets.shape[1:]), np.float32))
     self._pending.append((count, self._parts, self._workers.start(self._parts)))
     self._parts = []
-    # One tile in work for everyone while the host is busy with another.
-    while len(self._pending) > self._workers.capacity:
+    while self._pending and (
+      len(self._pending) > self._workers.capacity or self._pending[0][2].done()
+    ):
       self._finish()
 
   def _finish(self) -> None:
     """Merges the oldest of the tiles in work."""
-    count, parts, wait = self._pending.popleft()
-    d = wait()
-    d = d[:, :count]
+    count, parts, divergences = self._pending.popleft()
+    d = divergences.result()[:, :count]
     # One look at the bits tells whether there is an infinity, a NaN or a sign.
     if d.view(np.uint32).max() >= np.float32(np.inf).view(np.uint32):
       if not np.isfinite(d).all():

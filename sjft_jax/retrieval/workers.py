@@ -1,15 +1,15 @@
 """Who compares tiles of sources with the targets: the host's cores, or its accelerators.
 
-Both are asked alike: `start` sets to work on a tile and gives a function that waits for its
-divergences; `capacity` says how many tiles keep everyone busy.
+Both are asked alike: `start` sets to work on a tile and gives its divergences to come; `capacity`
+says how many tiles keep everyone busy.
 """
 
 import functools
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -33,7 +33,22 @@ Targets = Float[np.ndarray, 'target filter bin']
 Weights = Float[np.ndarray, 'filter']
 # The sources of one tile, in parts.
 Parts = Sequence[Float[Array | np.ndarray, '_source filter bin']]
-Wait = Callable[[], Float[np.ndarray, 'target source']]
+
+
+class OnDevice:
+  """The divergences of a tile while a device works on them, as a `Future`."""
+
+  def __init__(self, parts: list[Any]):
+    self._parts = parts
+
+  def done(self) -> bool:
+    return all(part.is_ready() for part in self._parts)
+
+  def result(self) -> Float[np.ndarray, 'target source']:
+    return np.concatenate([np.asarray(part) for part in self._parts])
+
+
+ToCome = Future | OnDevice
 
 
 def of_this_process(
@@ -71,8 +86,8 @@ class Cores:
     eighth = tile // 8
     return eighth if eighth * self._num_factors > 2**22 else tile
 
-  def start(self, parts: Parts) -> Wait:
-    return self._pool.submit(self._divergences, parts).result
+  def start(self, parts: Parts) -> ToCome:
+    return self._pool.submit(self._divergences, parts)
 
   def _divergences(self, parts: Parts) -> np.ndarray:
     hosts = [np.asarray(part) for part in parts]
@@ -112,7 +127,7 @@ class Devices:
       factors.append(made if fits else jax.device_get(made))
     return factors
 
-  def start(self, parts: Parts) -> Wait:
+  def start(self, parts: Parts) -> ToCome:
     device = self._turns[0]
     self._turns.rotate(-1)
     there = [jax.device_put(part, device) for part in parts]
@@ -126,7 +141,7 @@ class Devices:
       found.append(divergences(jax.device_put(targets, device), sources))
       found[-1].copy_to_host_async()
     self._memory[device] = sources.factors
-    return lambda: np.concatenate([np.asarray(part) for part in found])
+    return OnDevice(found)
 
 
 def _center(targets, weights):
