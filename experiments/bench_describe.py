@@ -82,7 +82,9 @@ except ImportError as error:
   raise SystemExit("PyTorch is missing; install it with pip install -e '.[reference]'") from error
 
 SIZES = flags.DEFINE_multi_integer('size', [224], 'Side of the images in pixels; may be repeated.')
-BANKS = flags.DEFINE_multi_enum('bank', list(bank.NAMES), bank.NAMES, 'Filter bank; repeatable.')
+BANKS = flags.DEFINE_multi_enum(
+  'bank', ['alexnet', 'gabor'], ['alexnet', 'gabor'], 'Filter bank; repeatable.'
+)
 BATCH = flags.DEFINE_integer('batch', 16, 'Images at a time.')
 NUM_BINS = flags.DEFINE_integer('num_bins', 32, 'Bins per filter.')
 ROUNDS = flags.DEFINE_integer('rounds', 9, 'Turns of each contestant, after one to warm up.')

@@ -27,13 +27,10 @@ made.
 
 import importlib
 import json
-import re
 import statistics
-import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +38,7 @@ import numpy as np
 import scipy.special
 from absl import app, flags, logging
 
+from experiments import peak_memory
 from experiments.turns import in_turns
 from sjft_jax import launch
 from sjft_jax.report import terminal
@@ -156,13 +154,6 @@ def against_pynndescent():
   return took / ours, float(recall)
 
 
-def peak_memory(num_sources):
-  """MiB at most, of a process of its own."""
-  command = [sys.executable, '-m', 'experiments.bench_retrieval', f'--memory_of={num_sources}']
-  options = [f'--{f.name}={f.value}' for f in (TARGETS, FILTERS, BINS, K)]
-  return float(subprocess.run([*command, *options], check=True, capture_output=True).stdout)
-
-
 def rank_synthetic(num_sources):
   rng = np.random.default_rng(0)
   block = histograms(rng, BLOCK)
@@ -171,9 +162,7 @@ def rank_synthetic(num_sources):
     for number in range(-(-num_sources // BLOCK))
   )
   knn.rank(histograms(rng, TARGETS.value), blocks, weights=weights(), k=K.value)
-  # Not ru_maxrss, which a process inherits from the one that started it.
-  (peak,) = re.findall(r'VmHWM:\s*(\d+) kB', Path('/proc/self/status').read_text())
-  print(int(peak) / 1024)
+  print(peak_memory.since_forgotten())
 
 
 def main(_):
@@ -221,7 +210,11 @@ def main(_):
   terminal.say(f'  seconds: {times}')
   speedup, recall = against_pynndescent()
   few_sources, many_sources = len(sources), 20 * len(sources)
-  memory = {n: peak_memory(n) for n in (few_sources, many_sources)}
+  sizes = {f.name: f.value for f in (TARGETS, FILTERS, BINS, K)}
+  memory = {
+    n: peak_memory.of_process('experiments.bench_retrieval', sizes | {'memory_of': n})
+    for n in (few_sources, many_sources)
+  }
   results = {
     'fraction_of_gemm_peak': statistics.median(fractions),
     'slowdown_large_k': times['ours large'] / times['ours 100'],

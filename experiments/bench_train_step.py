@@ -19,10 +19,13 @@ other tenants slow the machine for seconds at a time.
   is the faster.
 - compile_seconds: of the first call, and of one with what the user's cache keeps from before.
 - memory_mib: what XLA plans for the step, parameters and optimizer included.
+- peak_memory_mib, torch_peak_memory_mib: on a CPU, most resident memory of a process of its own
+  during its second step, libraries and what came before included; ours was compiled before.
 
 Needs the extra `reference`.
 """
 
+import os
 import statistics
 import tempfile
 import time
@@ -32,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from experiments import peak_memory
 from experiments.turns import in_turns, ratio, show
 from sjft_jax import compilation, config, launch
 from sjft_jax.models import joint, trunk
@@ -44,6 +48,9 @@ BATCH = flags.DEFINE_integer('batch', 8, "Images a step, half of them the source
 DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of the activations.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Turns of each.')
 COMPILE = flags.DEFINE_bool('compile', False, 'Let PyTorch compile its step too.')
+MEMORY_OF = flags.DEFINE_enum(
+  'memory_of', None, ['ours', 'torch'], 'Only: make a step, print the peak in MiB.'
+)
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else.')
 CLASSES = {'target': 100, 'source': 1000}
 
@@ -146,10 +153,31 @@ def products():
   return works, 2 * side**3
 
 
+def print_peak_memory():
+  work = Ours() if MEMORY_OF.value == 'ours' else PyTorch(compiled=False)
+  work()
+  peak_memory.forget()
+  work()
+  print(peak_memory.since_forgotten())
+
+
+def peaks():
+  if jax.default_backend() != 'cpu':
+    return {}
+  flags = {f.name: f.value for f in (NETWORK, SIZE, BATCH, DTYPE)}
+  return {
+    key: peak_memory.of_process('experiments.bench_train_step', flags | {'memory_of': whose})
+    for key, whose in (('peak_memory_mib', 'ours'), ('torch_peak_memory_mib', 'torch'))
+  }
+
+
 def main(argv):
   del argv
+  if MEMORY_OF.value:
+    return print_peak_memory()
   with tempfile.TemporaryDirectory() as cache:
     jax.config.update('jax_compilation_cache_dir', cache)
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = cache  # For `peaks`.
     report(*measure())
 
 
@@ -185,6 +213,7 @@ def report(ours, again, times, product_flops):
     'fraction_of_peak': ours.flops / product_flops * speed('product'),
     'compile_seconds': [ours.compile_seconds, again],
     'memory_mib': ours.memory,
+    **peaks(),
   }
   show(result, JSON.value)
 

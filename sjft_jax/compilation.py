@@ -8,11 +8,16 @@ import jax
 
 from sjft_jax import artifacts
 
-# jaxlib 0.10's CPU backend hands convolutions, products and reductions to YNNPACK. Most networks
-# train up to 1.6 times faster with Eigen's convolutions and products instead
-# (experiments/bench_train_step.py), but batch norm much slower with other reductions; AlexNet's
-# responses come 1.5 times faster (experiments/bench_describe.py).
-_ON_CPU = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
+# jaxlib 0.10's CPU backend hands convolutions, products and reductions to YNNPACK. With Eigen's
+# convolutions instead, networks train up to 1.6 times faster (experiments/bench_train_step.py) and
+# AlexNet's responses come 1.5 times faster (experiments/bench_describe.py). With Eigen's reductions
+# batch norm is much slower, and with its products ResNets a little, where there is AVX-512.
+_FOR_YNNPACK = 'REDUCE', 'DOT'
+_ON_CPU = {
+  'xla_cpu_experimental_ynn_fusion_type': ','.join(
+    f'LIBRARY_FUSION_TYPE_{kind}' for kind in _FOR_YNNPACK
+  )
+}
 
 
 def keep() -> None:
