@@ -131,7 +131,7 @@ class Search:
       self._nearest.add_keys(keys)
     self.position = position
     self._parts: list[np.ndarray | Array] = []
-    self._workers = workers.of_this_process(self._targets, self._weights, devices)
+    self._workers = workers.of_this_process(self._targets, self._weights, TILE, devices)
     self._pending: deque[tuple[int, list[np.ndarray | Array], workers.ToCome]] = deque()
 
   def add(self, block: Float[Array | np.ndarray, 'source filter bin']) -> None:
@@ -155,7 +155,7 @@ class Search:
     """Sets someone to work on the tile that is filled."""
     count = sum(map(len, self._parts))
     # The last tile of a stream is filled up. Ones have a logarithm.
-    if missing := -count % self._workers.unit(TILE):
+    if missing := -count % self._workers.unit:
       self._parts.append(np.ones((missing, *self._targets.shape[1:]), np.float32))
     self._pending.append((count, self._parts, self._workers.start(self._parts)))
     self._parts = []

@@ -1,7 +1,8 @@
 """Who compares tiles of sources with the targets: the host's cores, or its accelerators.
 
 Both are asked alike: `start` sets to work on a tile and gives its divergences to come; `capacity`
-says how many tiles keep everyone busy.
+says how many tiles keep everyone busy, and the size of a tile is a multiple of `unit`, that its
+products sum in the same order as those of other tiles.
 """
 
 import functools
@@ -52,14 +53,14 @@ ToCome = Future | OnDevice
 
 
 def of_this_process(
-  targets: Targets, weights: Weights, devices: Sequence[jax.Device] | None
+  targets: Targets, weights: Weights, tile: int, devices: Sequence[jax.Device] | None
 ) -> 'Cores | Devices':
-  """The workers there are; `devices`: these ones."""
+  """The workers there are, for tiles of so many sources at most; `devices`: these ones."""
   if devices is None:
     if jax.default_backend() == 'cpu':
-      return Cores(targets, weights)
+      return Cores(targets, weights, tile)
     devices = jax.local_devices()
-  return Devices(targets, weights, devices)
+  return Devices(targets, weights, tile, devices)
 
 
 class Cores:
@@ -68,23 +69,18 @@ class Cores:
   As long as it is there, BLAS has one thread in this process; `close` ends that.
   """
 
-  def __init__(self, targets: Targets, weights: Weights):
-    num_cores = os.cpu_count() or 1
-    self.capacity = num_cores + 1  # One is ready when another is done.
-    self._pool = ThreadPoolExecutor(num_cores)
+  def __init__(self, targets: Targets, weights: Weights, tile: int):
+    cores = num_workers(tile, targets)
+    self.capacity = cores + 1  # One is ready when another is done.
+    # OpenBLAS has other kernels for products of up to 10^6 multiplications.
+    self.unit = tile // 8 if tile // 8 * 2 * targets.size > 2**22 else tile
+    self._pool = ThreadPoolExecutor(cores)
     limits = threadpoolctl.threadpool_limits(1, user_api='blas')
     self.close = weakref.finalize(self, limits.restore_original_limits)
     self._center = _center(targets, weights)
     of_target = functools.partial(target_factors, center=self._center)
     self._factors = list(self._pool.map(of_target, _parts(targets)))
-    self._num_factors = 2 * targets.size
     self._memory: deque[Any] = deque()
-
-  def unit(self, tile: int) -> int:
-    """Of what the size of the last tile is a multiple, that its products sum in the same order."""
-    # OpenBLAS has other kernels for products of up to 10^6 multiplications.
-    eighth = tile // 8
-    return eighth if eighth * self._num_factors > 2**22 else tile
 
   def start(self, parts: Parts) -> ToCome:
     return self._pool.submit(self._divergences, parts)
@@ -104,8 +100,9 @@ class Cores:
 class Devices:
   """Every device in turn; `targets` that are too many for one are fetched for every tile."""
 
-  def __init__(self, targets: Targets, weights: Weights, devices: Sequence[jax.Device]):
+  def __init__(self, targets: Targets, weights: Weights, tile: int, devices: Sequence[jax.Device]):
     self.capacity = len(devices)
+    self.unit = tile  # Only one shape to compile for, too.
     self._turns = deque(devices)
     around = _center(targets, weights)
     self._centers = {device: jax.device_put(around, device) for device in devices}
@@ -114,10 +111,6 @@ class Devices:
 
   def close(self) -> None:
     """Nothing is kept."""
-
-  def unit(self, tile: int) -> int:
-    """As of `Cores`: one shape for all, and to compile for."""
-    return tile
 
   def _target_factors(self, targets: Targets, device: jax.Device) -> list[Factors]:
     fits = _fits(2 * targets.nbytes, device)
@@ -142,6 +135,14 @@ class Devices:
       found[-1].copy_to_host_async()
     self._memory[device] = sources.factors
     return OnDevice(found)
+
+
+def num_workers(tile: int, targets: Targets) -> int:
+  """One a core, if a quarter of the memory has room for the tile and the divergences of each."""
+  # Its histograms, and twice as many factors.
+  bytes_each = 4 * tile * (3 * targets[0].size + len(targets))
+  memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  return min(os.cpu_count() or 1, max(memory // 4 // bytes_each, 1))
 
 
 def _center(targets, weights):

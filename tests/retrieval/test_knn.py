@@ -189,6 +189,16 @@ def test_devices_find_what_is_nearest(small_tiles, as_array):
   assert_nearest(*found, oracles.symmetric_kl(targets, sources, WEIGHTS), 40)
 
 
+def test_fewer_workers_where_memory_is_short(monkeypatch):
+  gigabytes = {'SC_PAGE_SIZE': 2**30, 'SC_PHYS_PAGES': 16}
+  monkeypatch.setattr(workers.os, 'sysconf', gigabytes.get)
+  monkeypatch.setattr(workers.os, 'cpu_count', lambda: 64)
+  released = np.broadcast_to(np.float32(0.01), (12_000, 352, 100))
+  # 144 MB of histograms, 288 MB of factors, 49 MB of divergences.
+  assert workers.num_workers(1024, released) == 8
+  assert workers.num_workers(2**20, released) == 1
+
+
 def test_one_thread_of_blas_while_cores_search_and_no_longer():
   def threads():
     return {x['num_threads'] for x in threadpoolctl.threadpool_info() if x['user_api'] == 'blas'}
