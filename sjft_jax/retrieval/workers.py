@@ -7,6 +7,7 @@ products sum in the same order as those of other tiles.
 
 import functools
 import os
+import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -80,7 +81,7 @@ class Cores:
     self._center = _center(targets, weights)
     of_target = functools.partial(target_factors, center=self._center)
     self._factors = list(self._pool.map(of_target, _parts(targets)))
-    self._memory: deque[Any] = deque()
+    self._of_core = threading.local()
 
   def start(self, parts: Parts) -> ToCome:
     return self._pool.submit(self._divergences, parts)
@@ -88,12 +89,12 @@ class Cores:
   def _divergences(self, parts: Parts) -> np.ndarray:
     hosts = [np.asarray(part) for part in parts]
     tile = hosts[0] if len(hosts) == 1 else np.concatenate(hosts)
-    memory = self._memory.pop() if self._memory else None
+    memory = getattr(self._of_core, 'memory', None)
     if memory is not None and len(memory) != len(tile):
       memory = None
     sources = source_factors(tile, self._center, memory)
+    self._of_core.memory = sources.factors
     found: list[Any] = [divergences(targets, sources) for targets in self._factors]
-    self._memory.append(sources.factors)
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 
