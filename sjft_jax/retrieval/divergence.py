@@ -29,7 +29,7 @@ NEAR = 2.0**-10
 # One long sum rounds more than some shorter ones.
 _TERMS = 2048
 # So many numbers at a time are worked on from the core's cache.
-_IN_CACHE = 2**17
+_IN_CACHE = 2**16
 # Pairs that `settle` works on at once: 35,200 terms in float64 are 0.3 MB a pair.
 _CHUNK = 128
 

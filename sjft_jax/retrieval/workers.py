@@ -126,10 +126,7 @@ class Devices:
     self._turns.rotate(-1)
     there = [jax.device_put(part, device) for part in parts]
     tile = there[0] if len(there) == 1 else jnp.concatenate(there)
-    memory = self._memory.pop(device, None)
-    if memory is not None and len(memory) != len(tile):
-      memory = None
-    sources = source_factors(tile, self._centers[device], memory)
+    sources = source_factors(tile, self._centers[device], self._memory.pop(device, None))
     found: list[Any] = []
     for targets in self._factors[device]:
       found.append(divergences(jax.device_put(targets, device), sources))
