@@ -8,9 +8,9 @@ A step is forward, backward and update of a network with two heads, on `batch` i
 are the source's: SGD with momentum and weight decay, batch norm over all images. PyTorch runs
 timm's resnetv2 (channels last), or torchvision's AlexNet up to conv5, with the same losses; with
 --compile, its step under torch.compile as well, and the faster of the two counts. Both take turns
-in one process, and the second of two steps is timed in every turn, as in a training, where one step
-follows the other; figures are medians over the turns, ratios medians of each turn's ratio, since
-other tenants slow the machine for seconds at a time.
+in one process, and every turn times steps for half a second after a first one, as in a training,
+where one step follows the other; figures are medians over the turns, ratios medians of each turn's
+ratio, since other tenants slow the machine for seconds at a time.
 
 - images_per_second; speedup_vs_torch: PyTorch's time over ours.
 - speedup_vs_plain: the time of the same step compiled without `sjft_jax.compilation` over ours.
@@ -191,7 +191,7 @@ def measure():
     contenders['torch compiled'] = PyTorch(compiled=True)
   squares, product_flops = products()
   contenders |= squares
-  times = in_turns(contenders, REPEATS.value, warm=True)
+  times = in_turns(contenders, REPEATS.value, warm=True, at_least=0.5)
   return contenders['ours'], again, times, product_flops
 
 

@@ -7,17 +7,22 @@ import time
 from sjft_jax.report import terminal
 
 
-def seconds(work):
-  begun = time.perf_counter()
-  work()
-  return time.perf_counter() - begun
+def seconds(work, at_least=0):
+  """Of one time, in the mean of as many as fill `at_least` seconds."""
+  begun, took, count = time.perf_counter(), 0.0, 0
+  while took < at_least or not count:
+    work()
+    count += 1
+    took = time.perf_counter() - begun
+  return took / count
 
 
-def in_turns(contenders, repeats, *, warm=False):
+def in_turns(contenders, repeats, *, warm=False, at_least=0):
   """Seconds of each in every turn, after a first one that compiles.
 
   `warm`: just before every turn it works once more and is not timed. What a process frees, some
   machines take back within seconds; whoever wants it next pays for that.
+  `at_least`: of seconds that every turn takes.
   """
   times = {name: [] for name in contenders}
   with terminal.progress('turns', (repeats + 1) * len(contenders)) as advance:
@@ -25,7 +30,7 @@ def in_turns(contenders, repeats, *, warm=False):
       for name, work in contenders.items():
         if warm:
           work()
-        took = seconds(work)
+        took = seconds(work, at_least)
         if turn:
           times[name].append(took)
         advance(1, name)
