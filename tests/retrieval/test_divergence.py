@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
@@ -105,6 +106,20 @@ def test_is_symmetric_and_zero_on_itself_and_never_negative(array):
   np.testing.assert_allclose(d, d.T, atol=1e-6)
   assert (np.diag(d) == 0).all()
   assert (d >= 0).all()
+
+
+def test_no_product_is_left_to_a_device_that_would_round_its_factors():
+  """GPUs multiply float32 with mantissas of ten bits unless asked not to."""
+  p = jnp.asarray(histograms(np.random.default_rng(3), 4, 2, 8))
+  text = jax.jit(lambda p: divergence.divergences(*both_sides(p))).lower(p).as_text()
+  products = [line for line in text.splitlines() if 'dot_general' in line]
+  assert products
+  assert all('precision = [HIGHEST, HIGHEST]' in line for line in products)
+
+
+def both_sides(p):
+  center = divergence.Center(p[0], jnp.log(p[0]), jnp.ones(p.shape[1]))
+  return divergence.target_factors(p, center), divergence.source_factors(p, center)
 
 
 def test_weights_scale_each_filter():
