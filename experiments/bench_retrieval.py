@@ -2,12 +2,14 @@
 
   python -m experiments.bench_retrieval          # a table
   python -m experiments.bench_retrieval --json   # one JSON object
+  python -m experiments.bench_retrieval --alone --targets=12000 --sources=1280000 --bins=100
 
-Needs the extra `reference` (torch, faiss-cpu, pynndescent). The contenders of a comparison run in
-turns in the same process, each once before it is timed; figures are medians over the turns. The
-sources arrive as JAX arrays in blocks of 1,024 images, as `describe` makes them. Logarithms and all
-else that has to be made of them count for everyone, except for faiss, which gets its vectors ready
-made.
+With --alone only the ranking, timed once, beside the product that it is measured by, at any size
+and on any device. All else needs the extra `reference` (torch, faiss-cpu, pynndescent). The
+contenders of a comparison run in turns in the same process, each once before it is timed; figures
+are medians over the turns. The sources arrive as JAX arrays in blocks of 1,024 images, as
+`describe` makes them. Logarithms and all else that has to be made of them count for everyone,
+except for faiss, which gets its vectors ready made.
 
 - fraction_of_gemm_peak: FLOP/s of `rank`, 2 · targets · sources · (2 · filters · bins) over the
   time of all of it, over those of the best square product of numpy and JAX on this machine, run
@@ -39,7 +41,7 @@ import scipy.special
 from absl import app, flags, logging
 
 from experiments import peak_memory
-from experiments.turns import in_turns
+from experiments.turns import in_turns, seconds, show
 from sjft_jax import launch
 from sjft_jax.report import terminal
 from sjft_jax.retrieval import knn
@@ -51,6 +53,7 @@ FILTERS = flags.DEFINE_integer('filters', 352, 'Filters.')
 BINS = flags.DEFINE_integer('bins', 16, 'Bins per filter.')
 K = flags.DEFINE_integer('k', 1000, 'Neighbours, where none are named.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Turns of each contender.')
+ALONE = flags.DEFINE_bool('alone', False, 'Only the ranking and the square product, no rivals.')
 MEMORY_OF = flags.DEFINE_integer(
   'memory_of', 0, 'Only: rank so many sources, print the peak in MiB.'
 )
@@ -155,19 +158,49 @@ def against_pynndescent():
 
 
 def rank_synthetic(num_sources):
+  """Ranks sources of which only one block is there at a time, made by each device in turn."""
   rng = np.random.default_rng(0)
-  block = histograms(rng, BLOCK)
+  targets, block = histograms(rng, TARGETS.value), histograms(rng, BLOCK)
+  devices = jax.local_devices()
+  first = [jax.device_put(block, device) for device in devices]
+  turned = jax.jit(lambda block, by: jnp.roll(block, by, axis=2))
   blocks = (
-    np.roll(block, number, axis=2)[: num_sources - number * BLOCK]
+    turned(first[number % len(devices)], number)[: num_sources - number * BLOCK]
     for number in range(-(-num_sources // BLOCK))
   )
-  knn.rank(histograms(rng, TARGETS.value), blocks, weights=weights(), k=K.value)
+  knn.rank(targets, blocks, weights=weights(), k=min(K.value, num_sources))
+
+
+def print_peak_memory():
+  rank_synthetic(MEMORY_OF.value)
   print(peak_memory.since_forgotten())
+
+
+def alone():
+  square, square_flop = squares()
+  devices = jax.local_devices()
+  rank_synthetic(2 * BLOCK * len(devices))  # Compiles.
+  before = in_turns(square, REPEATS.value)
+  took = seconds(lambda: rank_synthetic(SOURCES.value))
+  after = in_turns(square, REPEATS.value)
+  best = min(statistics.median(before[name] + after[name]) for name in square)
+  flop = 4 * TARGETS.value * SOURCES.value * FILTERS.value * BINS.value
+  result = {
+    'fraction_of_gemm_peak': flop / took * best / square_flop / len(devices),
+    'gemm_peak_gflops': square_flop / best / 1e9,
+    'seconds': took,
+    'sources_per_second': SOURCES.value / took,
+    'device': f'{len(devices)} × {devices[0].device_kind}',
+    'jax': jax.__version__,
+  }
+  show(result, JSON.value)
 
 
 def main(_):
   if MEMORY_OF.value:
-    return rank_synthetic(MEMORY_OF.value)
+    return print_peak_memory()
+  if ALONE.value:
+    return alone()
   for package in ('faiss', 'torch', 'pynndescent'):
     try:
       importlib.import_module(package)
