@@ -82,7 +82,8 @@ class BatchNorm(nn.Module):
       # Initialisation runs outside the mapped axis, and needs shapes only.
       axis_name = None if self.is_initializing() else 'batch'
       current_means, present = _domain_means(x, is_source, axis_name)
-      x -= _pick(current_means, is_source)
+      mean = _pick(current_means, is_source)
+      x -= jax.lax.stop_gradient(mean)
       current_variances, _ = _domain_means(jnp.square(x), is_source, axis_name)
       var = _pick(current_variances, is_source)
       if not self.is_initializing():
@@ -92,7 +93,10 @@ class BatchNorm(nn.Module):
             seen = jnp.where(present[domain], current[domain], current[-1 - domain])
             variable.value = self.momentum * variable.value + (1 - self.momentum) * seen
     multiplier = scale.reshape(1, 1, 1, -1) * jax.lax.rsqrt(var + self.epsilon)
-    return (x * multiplier + bias.reshape(1, 1, 1, -1)).astype(dtype)
+    # The mean's gradient goes through this zero, where it shares the bias's sum over the map, and
+    # not through every pixel. The variance has none: deviations from the mean sum to zero.
+    shift = bias.reshape(1, 1, 1, -1) - (mean - jax.lax.stop_gradient(mean)) * multiplier
+    return (x * multiplier + shift).astype(dtype)
 
 
 def _pick(

@@ -98,7 +98,12 @@ class Block(nn.Module):
     features_out = 4 * self.features if self.bottleneck else self.features
     pre = self.version == 2
 
-    y = nn.relu(norm(x, 'norm1')) if pre and not self.is_activated else x
+    # What follows reads x twice, and the gradients of both add up in the shape that products take.
+    # In any other, XLA's CPU compiler adds those of all later blocks up again in every block.
+    flat = x.reshape(-1, x.shape[-1])
+    y = x = flat.reshape(x.shape)
+    if pre and not self.is_activated:
+      y = nn.relu(norm(flat.reshape(x.shape), 'norm1'))
     if x.shape[-1] != features_out:
       project = self.conv(features_out, 1, self.stride, use_bias=self.style.bias, name='projection')
       shortcut = project(y) if pre else norm(project(x), 'projection_norm')

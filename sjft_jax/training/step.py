@@ -194,7 +194,8 @@ def make_train_step(
     micro_batches = batch | {'number': jnp.arange(len(batch['image']))}
     (gradients, batch_stats), sums = fold(accumulate, (zeros, state.batch_stats), micro_batches)
     # Each device's loss is its share of one mean, so the shares' gradients add up.
-    gradients = jax.lax.psum(gradients, 'batch')
+    if jax.lax.axis_size('batch') > 1:  # One device's sum would still be a copy.
+      gradients = jax.lax.psum(gradients, 'batch')
     batch_stats = jax.lax.pmean(batch_stats, 'batch')
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
