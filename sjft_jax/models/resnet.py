@@ -101,9 +101,9 @@ class Block(nn.Module):
     # What follows reads x twice, and the gradients of both add up in the shape that products take.
     # In any other, XLA's CPU compiler adds those of all later blocks up again in every block.
     flat = x.reshape(-1, x.shape[-1])
-    y = x = flat.reshape(x.shape)
+    x, y = flat.reshape(x.shape), flat.reshape(x.shape)
     if pre and not self.is_activated:
-      y = nn.relu(norm(flat.reshape(x.shape), 'norm1'))
+      y = nn.relu(norm(y, 'norm1'))
     if x.shape[-1] != features_out:
       project = self.conv(features_out, 1, self.stride, use_bias=self.style.bias, name='projection')
       shortcut = project(y) if pre else norm(project(x), 'projection_norm')

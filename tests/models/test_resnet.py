@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sjft_jax import compilation
 from sjft_jax.models.convolution import Conv
 from sjft_jax.models.resnet import STYLES, ResNet, Style, resnet
 
@@ -254,6 +255,27 @@ def test_every_norm_follows_the_mode(version, batch_norm):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='what a CPU compiler did')
+def test_the_gradient_takes_as_much_for_every_further_block():
+  def flops(blocks):
+    network = ResNet((blocks,), bottleneck=True, width=1 / 16)
+    images = jnp.zeros((1, 32, 32, 3))
+    variables = network.init(jax.random.key(0), images)
+
+    def loss(params):
+      features, _ = jax.vmap(
+        lambda x: network.apply(variables | {'params': params}, x, True, mutable=['batch_stats']),
+        axis_name='batch',
+      )(images[None])
+      return features.sum()
+
+    lowered = jax.jit(jax.grad(loss)).lower(variables['params'])
+    return compilation.compile_(lowered).cost_analysis()['flops']
+
+  few, more, many = map(flops, (4, 8, 12))
+  assert many - more == pytest.approx(more - few, rel=0.01)
+
+
 @pytest.mark.parametrize('version', [1, 2])
 def test_computing_again_changes_nothing(version):
   images = unlike_images()[:, :2]
