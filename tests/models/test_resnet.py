@@ -276,6 +276,7 @@ def test_the_gradient_takes_as_much_for_every_further_block():
   assert many - more == pytest.approx(more - few, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('version', [1, 2])
 def test_computing_again_changes_nothing(version):
   images = unlike_images()[:, :2]
