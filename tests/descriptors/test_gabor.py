@@ -134,6 +134,14 @@ def test_flat_images_respond_with_exact_zero(color):
   assert not np.asarray(gabor.respond(images)[0]).any()
 
 
+def test_some_images_at_once_as_on_a_gpu(monkeypatch):
+  images = np.random.default_rng(2).integers(0, 256, (gabor._AT_ONCE + 3, 21, 30, 3), np.uint8)
+  (expected,) = gabor.respond(images)
+  monkeypatch.setattr(jax.lax, 'platform_dependent', lambda x, *, cpu, default: default(x))
+  (responses,) = jax.jit(gabor.respond.__wrapped__)(images)
+  np.testing.assert_allclose(responses, expected, rtol=0, atol=gabor.RESOLUTION)
+
+
 def test_each_filter_prefers_its_own_wave():
   """Frequency and orientation in the order that the docstring states."""
   y, x = np.mgrid[:128, :128]
