@@ -101,7 +101,7 @@ def parse(argv: list[str]) -> list[str]:
 
 def _leave(status: int, error: str | None = None) -> None:
   """At once: else the interpreter waits for the loader's threads, and JAX for other processes."""
-  interruption.leave(error)
   sys.stdout.flush()
   sys.stderr.flush()
-  os._exit(status)
+  interruption.leave(error)
+  os._exit(status)  # Nothing in between: with the first process the others' connection goes.
