@@ -13,7 +13,7 @@ from typing import Protocol
 
 PATIENCE = 60.0  # seconds, for others that are to leave too
 _INTERVAL = 1.0  # seconds
-_A_MOMENT = 3.0  # seconds; half of one was too short once on a machine with much else to do
+_A_MOMENT = 3.0  # seconds; with half of one a process was cut off once on a busy machine
 
 
 class Store(Protocol):

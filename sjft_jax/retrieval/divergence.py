@@ -140,7 +140,7 @@ def _factors_by_xla(images, center, memory, of_targets):
 
 @functools.partial(jax.jit, static_argnums=1)
 def _self_terms_by_xla(factors, bins):
-  # No product, of which GPUs would round the factors to ten bits; shorter sums round less.
+  # No product, whose factors a GPU may round to ten bits; shorter sums round less.
   return (factors[:, 0] * factors[:, 1]).reshape(len(factors), -1, bins).sum(axis=2).sum(axis=1)
 
 

@@ -108,8 +108,8 @@ def test_is_symmetric_and_zero_on_itself_and_never_negative(array):
   assert (d >= 0).all()
 
 
-def test_no_product_is_left_to_a_device_that_would_round_its_factors():
-  """GPUs multiply float32 with mantissas of ten bits unless asked not to."""
+def test_no_product_is_left_to_a_device_that_may_round_its_factors():
+  """GPUs may multiply float32 with mantissas of ten bits unless asked not to."""
   p = jnp.asarray(histograms(np.random.default_rng(3), 4, 2, 8))
   text = jax.jit(lambda p: divergence.divergences(*both_sides(p))).lower(p).as_text()
   products = [line for line in text.splitlines() if 'dot_general' in line]
