@@ -70,7 +70,7 @@ def load(
   path = _find(path_or_name, name)
   checkpoint = formats.read(path)
   fits = [
-    Fit(layout, checkpoint.tensors, name, width, style, fully_connected)
+    Fit(layout, _part(checkpoint.tensors, layout), name, width, style, fully_connected).renamed()
     for layout in layouts(name, checkpoint.origin)
   ]
   best = min(fits, key=lambda fit: len(fit.missing), default=None)
@@ -79,7 +79,7 @@ def load(
     advice = _advice(checkpoint, name, width, style, fully_connected)
     raise ValueError(f'{path} does not fit model.name={name}: {faults}; it fits {advice}')
   for tensor in best.needed:
-    if not np.isfinite(checkpoint.tensors[tensor]).all():
+    if not np.isfinite(best.tensors[tensor]).all():
       raise ValueError(f'{path}: {tensor} holds values that are not finite; fetch another file')
   return best.convert()
 
@@ -199,6 +199,16 @@ class Fit:
       if names
     )
 
+  def renamed(self) -> 'Fit':
+    """Itself, or with the file's own name of the last layer, as fine-tuning may give."""
+    separator = '.' if self.layout.origin == 'torch' else '/'
+    layers = {tensor.rpartition(separator)[0] for tensor in self.surplus}
+    if len(layers) != 1:
+      return self
+    names = {**self.layout.names, 'classifier': layers.pop()}
+    renamed = dataclasses.replace(self, layout=dataclasses.replace(self.layout, names=names))
+    return self if renamed.surplus or renamed._classifier() is None else renamed
+
   def convert(self) -> Weights:
     """The weights, if nothing is wrong."""
     flat = {path: self._converted(parameter) for path, parameter in self.parameters.items()}
@@ -228,6 +238,28 @@ class Fit:
           return None
       classifier[leaf] = self._converted(parameter).reshape(shape[-2:])
     return classifier
+
+
+def _part(tensors: dict[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
+  """The tensors of the network alone, where a file of torch has it in a larger one.
+
+  There a prefix such as 'model.' or 'net.backbone.' precedes all of its names.
+  """
+  first = _first_kernel(layout)
+  if first in tensors:
+    return tensors
+  prefixes = [name.removesuffix(first) for name in tensors if name.endswith(f'.{first}')]
+  # Blocks have first layers too, but are smaller.
+  sizes = {prefix: sum(name.startswith(prefix) for name in tensors) for prefix in prefixes}
+  largest = [prefix for prefix in sizes if sizes[prefix] == max(sizes.values())]
+  if len(largest) != 1:  # None, or two networks: which is meant, nobody knows.
+    return tensors
+  (prefix,) = largest
+  return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+
+
+def _first_kernel(layout: Layout) -> str:
+  return _TENSORS[layout.origin]['kernel'].format(next(iter(layout.names.values())))
 
 
 # What a file calls the tensors of a layer. A norm's 'bias' is 'shift' here. Caffe's batch norm has
@@ -343,12 +375,13 @@ def _advice(
 
 def _candidates(checkpoint: Checkpoint, name: str, fully_connected: bool) -> Iterator[Fit]:
   for layout in layouts(name, checkpoint.origin):
+    tensors = _part(checkpoint.tensors, layout)
     if name not in trunk.RESNETS:
       for choice in (fully_connected, not fully_connected):
-        yield Fit(layout, checkpoint.tensors, name, 1.0, 'auto', choice)
+        yield Fit(layout, tensors, name, 1.0, 'auto', choice).renamed()
       continue
-    stem = _TENSORS[layout.origin]['kernel'].format(layout.names['stem'])
+    stem = _first_kernel(layout)
     # Of shape [7, 7, 3, channels] in some order.
-    channels = checkpoint.tensors[stem].size // (7 * 7 * 3) if stem in checkpoint.tensors else 0
+    channels = tensors[stem].size // (7 * 7 * 3) if stem in tensors else 0
     if channels:
-      yield Fit(layout, checkpoint.tensors, name, channels / 64, 'auto', fully_connected)
+      yield Fit(layout, tensors, name, channels / 64, 'auto', fully_connected).renamed()

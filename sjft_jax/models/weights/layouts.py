@@ -15,8 +15,8 @@ class Layout:
   Attributes:
     origin: how tensors lie in a layer.
     normalization: of the images, a key of `preprocess.NORMALIZATIONS`.
-    names: a trunk's layer, such as 'stage1_block1/conv1': its name in the file. Also 'classifier',
-      the layer after the trunk.
+    names: a trunk's layer, such as 'stage1_block1/conv1': its name in the file, the first layer's
+      first. Also 'classifier', the layer after the trunk.
     style: what makes `trunk.build` the publisher's variant.
     ignored: how the names of further tensors begin that are no part of the trunk.
   """
@@ -71,13 +71,12 @@ def _resnet_v1(depth: int) -> Iterator[Layout]:
   names |= _in_blocks(depth, torchvision)
   yield Layout('torch', 'imagenet', names, style='torch')
 
-  at = 'embedder.embedder'
-  names = {'stem': f'{at}.convolution', 'stem_norm': f'{at}.normalization'}
-  names |= {'classifier': 'classifier.1', **_in_blocks(depth, hugging_face)}
-  yield Layout('torch', 'imagenet', names, style='torch')
-  # As a classifier's file names it; the bare network's has no prefix.
-  names = {ours: f'resnet.{name}' for ours, name in names.items()} | {'classifier': 'classifier.1'}
-  yield Layout('torch', 'imagenet', names, style='torch')
+  # A classifier's file, then the network's alone.
+  for prefix in ('resnet.', ''):
+    at = f'{prefix}embedder.embedder'
+    names = {'stem': f'{at}.convolution', 'stem_norm': f'{at}.normalization'}
+    names |= {ours: prefix + name for ours, name in _in_blocks(depth, hugging_face).items()}
+    yield Layout('torch', 'imagenet', names | {'classifier': 'classifier.1'}, style='torch')
 
   names = {'stem': 'conv1_conv', 'stem_norm': 'conv1_bn', 'classifier': 'predictions'}
   names |= _in_blocks(depth, keras)

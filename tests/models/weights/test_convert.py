@@ -1,4 +1,5 @@
 import importlib.util
+import re
 
 import h5py
 import jax
@@ -113,6 +114,79 @@ def test_a_file_without_its_last_layer(tmp_path):
   tensors = {name: t for name, t in torchvision().items() if not name.startswith('fc')}
   weights = convert.load(write(tmp_path, tensors), name='resnet18v1', width=WIDTH)
   assert weights.classifier is None
+
+
+@pytest.mark.parametrize(
+  ('prefix', 'others'),
+  [
+    ('module.', {}),
+    ('_orig_mod.', {}),
+    ('model._orig_mod.', {}),
+    ('net.backbone.', {'criterion.weight': normal(5), 'net.neck.conv1.weight': normal(8, 8)}),
+    ('encoder_q.', {}),
+  ],
+)
+def test_networks_in_larger_ones(tmp_path, prefix, others):
+  plain = torchvision()
+  tensors = {f'{prefix}{name}': tensor for name, tensor in plain.items()} | others
+  found = convert.load(write(tmp_path, tensors), name='resnet18v1', width=WIDTH)
+  expected = convert.load(write(tmp_path, plain), name='resnet18v1', width=WIDTH)
+  jax.tree.map(np.testing.assert_array_equal, vars(found), vars(expected))
+
+  tensors[f'{prefix}layer1.0.se.fc.weight'] = normal(8, 8)
+  message = refusal(write(tmp_path, tensors), name='resnet18v1', width=WIDTH)
+  assert 'wrong' not in message
+  assert ': surplus: layer1.0.se.fc.weight; it fits none of ' in message
+  del tensors[f'{prefix}layer1.0.se.fc.weight']
+  message = refusal(write(tmp_path, tensors), name='resnet50v2')
+  assert message.endswith('it fits model.name=resnet18v1 model.width=0.125')
+
+
+def test_which_of_two_networks_is_not_guessed(tmp_path):
+  tensors = {f'{part}.{name}': t for part in ('q', 'k') for name, t in torchvision().items()}
+  message = refusal(write(tmp_path, tensors), name='resnet18v1', width=WIDTH)
+  assert re.search(r'; surplus: [qk]\.', message)
+
+
+def test_convolutions_alone_are_wrapped(tmp_path):
+  """As PyTorch's ImageNet example does with AlexNet and VGG."""
+  layout, *_ = layouts('vgg16', 'torch')
+  shapes = jax.eval_shape(
+    trunk.build(name='vgg16', fully_connected=False).init,
+    jax.random.key(0),
+    jnp.zeros((1, 64, 64, 3)),
+  )['params']
+  tensors = {}
+  for ours, leaves in shapes.items():
+    name = layout.names[ours].replace('features.', 'features.module.')
+    height, width, inputs, outputs = leaves['kernel'].shape
+    tensors[f'{name}.weight'] = normal(outputs, inputs, height, width)
+    tensors[f'{name}.bias'] = normal(outputs)
+  weights = convert.load(write(tmp_path, tensors), name='vgg16', fully_connected=False)
+  assert_fits(weights, name='vgg16', fully_connected=False)
+  kernel = tensors['features.module.5.weight'].transpose(2, 3, 1, 0)
+  np.testing.assert_array_equal(weights.params['conv2_1']['kernel'], kernel)
+
+
+def test_a_fine_tuned_networks_last_layer_has_a_name_of_its_own(tmp_path):
+  tensors, layers = caffe_resnet(factor=np.float32(8))
+  options = {'name': 'resnet18v1', 'width': WIDTH}
+  expected = convert.load(write(tmp_path, tensors), **options).classifier
+  kernel, bias = (tensors.pop(f'fc.{leaf}') for leaf in ('weight', 'bias'))
+  own = {'head.last.weight': kernel, 'head.last.bias': bias}
+  layers['fc365'] = layers.pop('fc1000')
+  for path in (write(tmp_path, tensors | own), write_caffe(tmp_path, layers)):
+    found = convert.load(path, **options).classifier
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+  # One that reads something else, two of them, or half of one.
+  bad: list[dict[str, np.ndarray]] = [
+    own | {'head.last.weight': kernel[:, 1:]},
+    own | {'head.first.weight': kernel, 'head.first.bias': bias},
+    {'head.last.weight': kernel},
+    own | {'fc.weight': kernel, 'fc.bias': bias},
+  ]
+  for more in bad:
+    assert 'surplus: ' in refusal(write(tmp_path, tensors | more), **options)
 
 
 @pytest.mark.parametrize('prefix', ['', 'resnet.'])

@@ -67,18 +67,23 @@ def test_torch_views_of_shared_storages(tmp_path, write):
 
 
 @TORCH
-@pytest.mark.parametrize('outer', [None, 'state_dict', 'model', 'state_dict_ema', 'model_ema'])
+@pytest.mark.parametrize(
+  'outer', [None, 'state_dict', 'model', 'state_dict_ema', 'model_ema', 'net', 'model_state_dict']
+)
 def test_torch_checkpoints_are_unwrapped(tmp_path, write, outer):
   meta = Built(Call(Global('collections OrderedDict'), ()), {'_metadata': {'version': 1}})
   weights = {'module.fc.weight': view('0', 2, 0, (2,), (1,)), 'meta': meta}
+  weights['module.fc.bias'] = weights['module.fc.weight']
   if outer is not None:
     arguments = Built(Call(Global('argparse Namespace'), ()), {'lr': 1})
     other = {'fc.weight': view('0', 2, 0, (1,), (1,))}
-    weights = {'epoch': 3, 'args': arguments, outer: weights}
+    loss = view('0', 2, 0, (), ())
+    weights = {'epoch': 3, 'args': arguments, 'loss': loss, 'optimizer': {}, outer: weights}
     if outer.endswith('_ema'):  # The averaged weights are the ones to use.
       weights = {'model': other, 'state_dict': other, **weights}
   path = write(tmp_path / 'net.pth', dumped(weights), {'0': np.arange(2, dtype=np.float32)})
-  assert_same(formats.read(path).tensors, {'fc.weight': np.array([0, 1], np.float32)})
+  expected = np.array([0, 1], np.float32)
+  assert_same(formats.read(path).tensors, {'fc.weight': expected, 'fc.bias': expected})
 
 
 @TORCH
