@@ -113,7 +113,9 @@ _SAFETENSORS_DTYPES = {
 
 
 def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
+  # They come in another order every time, and errors name the first ones.
+  views = sorted(safetensors.deserialize(content), key=lambda named: named[0])
   return {
     name: np.frombuffer(view['data'], _SAFETENSORS_DTYPES[view['dtype']]).reshape(view['shape'])
-    for name, view in safetensors.deserialize(content)
+    for name, view in views
   }

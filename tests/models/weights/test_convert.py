@@ -1,5 +1,4 @@
 import importlib.util
-import re
 
 import h5py
 import jax
@@ -145,7 +144,7 @@ def test_networks_in_larger_ones(tmp_path, prefix, others):
 def test_which_of_two_networks_is_not_guessed(tmp_path):
   tensors = {f'{part}.{name}': t for part in ('q', 'k') for name, t in torchvision().items()}
   message = refusal(write(tmp_path, tensors), name='resnet18v1', width=WIDTH)
-  assert re.search(r'; surplus: [qk]\.', message)
+  assert '; surplus: k.' in message
 
 
 def test_convolutions_alone_are_wrapped(tmp_path):

@@ -32,6 +32,7 @@ def test_safetensors(tmp_path):
   found = formats.read(tmp_path / 'net.bin')
   assert found.origin == 'torch'
   assert_same(found.tensors, tensors | {'half': tensors['half'].astype(np.float32)})
+  assert list(found.tensors) == ['count', 'half', 'w']
   text = json.dumps(header).encode()
   (tmp_path / 'brain').write_bytes(struct.pack('<Q', len(text)) + text + brain.tobytes())
   found = formats.read(tmp_path / 'brain')
