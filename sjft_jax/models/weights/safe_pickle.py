@@ -231,9 +231,13 @@ def read_torch_legacy(content: bytes) -> dict[str, np.ndarray]:
 def _state_dict(tree: Any) -> dict[str, _Tensor]:
   if not isinstance(tree, dict):
     raise ValueError('it is no state_dict')
-  parts = (tree, *(part for part in tree.values() if isinstance(part, dict)))
-  # Of equals the first, so that a script's own name for it is not needed.
-  largest = max(parts, key=lambda part: sum(isinstance(value, _Tensor) for value in part.values()))
-  named = (tree.get(name) for name in ('state_dict_ema', 'model_ema', 'state_dict', 'model'))
-  weights = next((part for part in named if isinstance(part, dict)), largest)
-  return {str(name): tensor for name, tensor in weights.items() if isinstance(tensor, _Tensor)}
+  parts = {name: _tensors(part) for name, part in tree.items() if isinstance(part, dict)}
+  for name in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):
+    if parts.get(name):
+      return parts[name]
+  # Some scripts have names of their own for it.
+  return max([_tensors(tree), *parts.values()], key=len)
+
+
+def _tensors(part: dict[Any, Any]) -> dict[str, _Tensor]:
+  return {str(name): value for name, value in part.items() if isinstance(value, _Tensor)}
