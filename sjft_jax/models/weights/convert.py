@@ -249,12 +249,14 @@ def _part(tensors: dict[str, np.ndarray], layout: Layout) -> dict[str, np.ndarra
   if first in tensors:
     return tensors
   prefixes = [name.removesuffix(first) for name in tensors if name.endswith(f'.{first}')]
-  # Blocks have first layers too, but are smaller.
-  sizes = {prefix: sum(name.startswith(prefix) for name in tensors) for prefix in prefixes}
-  largest = [prefix for prefix in sizes if sizes[prefix] == max(sizes.values())]
-  if len(largest) != 1:  # None, or two networks: which is meant, nobody knows.
+  # Blocks have first layers too, but fewer of the trunk's layers.
+  kernel = _TENSORS[layout.origin]['kernel']
+  kernels = [kernel.format(layout.names[layer]) for layer in layout.names if layer != 'classifier']
+  found = {prefix: sum(prefix + name in tensors for name in kernels) for prefix in prefixes}
+  most = [prefix for prefix in found if found[prefix] == max(found.values())]
+  if len(most) != 1:  # None, or two networks: which is meant, nobody knows.
     return tensors
-  (prefix,) = largest
+  (prefix,) = most
   return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
 
 

@@ -88,8 +88,10 @@ def _read(path: Path) -> tuple[Origin, dict[str, np.ndarray]]:
 
 def _unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   # Scripts wrap a network, or its convolutions only.
-  names = [re.sub(r'(?<![^.])(module|_orig_mod)\.', '', name) for name in tensors]
-  return dict(zip(names, tensors.values(), strict=True))
+  renamed = {
+    re.sub(r'(?<![^.])(module|_orig_mod)\.', '', name): tensor for name, tensor in tensors.items()
+  }
+  return renamed if len(renamed) == len(tensors) else tensors  # None may be lost.
 
 
 def _as_float32(tensor: np.ndarray) -> np.ndarray:

@@ -142,9 +142,16 @@ def test_networks_in_larger_ones(tmp_path, prefix, others):
 
 
 def test_which_of_two_networks_is_not_guessed(tmp_path):
-  tensors = {f'{part}.{name}': t for part in ('q', 'k') for name, t in torchvision().items()}
+  plain = torchvision()
+  tensors = {f'{part}.{name}': t for part in ('q', 'k') for name, t in plain.items()}
+  # Nor by what one has beside the trunk.
+  del tensors['k.fc.weight'], tensors['k.fc.bias']
+  tensors['q.predictor.weight'] = normal(8, 8)
   message = refusal(write(tmp_path, tensors), name='resnet18v1', width=WIDTH)
   assert '; surplus: k.' in message
+  both = plain | {f'module.{name}': t for name, t in plain.items()}
+  message = refusal(write(tmp_path, both), name='resnet18v1', width=WIDTH)
+  assert ': surplus: module.' in message
 
 
 def test_convolutions_alone_are_wrapped(tmp_path):
