@@ -20,7 +20,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from configs import demo
-from sjft_jax import artifacts, pipeline
+from sjft_jax import pipeline
+from sjft_jax.runtime import artifacts
 
 OUTPUT = flags.DEFINE_string('output', 'experiments/baselines.json', 'Where the record goes.')
 SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Runs.')

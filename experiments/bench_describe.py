@@ -69,11 +69,11 @@ import numpy as np
 from absl import app, flags
 from skimage import data
 
-from sjft_jax import launch
 from sjft_jax.data import transforms
 from sjft_jax.descriptors import bank, describe, gabor, histogram
 from sjft_jax.models import preprocess
 from sjft_jax.models.weights import convert
+from sjft_jax.runtime import launch
 
 try:
   import torch
@@ -300,5 +300,5 @@ def main(_):
 
 
 if __name__ == '__main__':
-  launch.with_large_pages()  # As the commands do.
+  launch.reexec_with_huge_pages()  # As the commands do.
   app.run(main)

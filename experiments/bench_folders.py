@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 from absl import app, flags
 
-from sjft_jax.data.folder import Folder, Listed
+from sjft_jax.data.folder import ClassFolder, ListedImages
 
 AT = flags.DEFINE_string('at', tempfile.gettempdir(), 'Where the files are made.')
 CLASSES = flags.DEFINE_integer('classes', 1000, 'Class folders, of 1,000 files each.')
@@ -27,7 +27,7 @@ OPEN = flags.DEFINE_string('open', '', 'Only: open this, print seconds and peak 
 
 def measure(path):
   begun = time.perf_counter()
-  data = (Listed if path.endswith('.csv') else Folder)(path, '')
+  data = (ListedImages if path.endswith('.csv') else ClassFolder)(path, '')
   seconds = time.perf_counter() - begun
   (peak,) = re.findall(r'VmHWM:\s*(\d+) kB', Path('/proc/self/status').read_text())
   print(f'{len(data):,} files in {seconds:.2f} s, peak memory {int(peak) // 1024} MiB')

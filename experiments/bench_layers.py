@@ -2,7 +2,7 @@
 
   python -m experiments.bench_layers --batch=8 [--repeats=9]
 
-Each layer three times: ours as `sjft_jax.compilation` has it compiled, ours as XLA compiles by
+Each layer three times: ours as `sjft_jax.runtime.compilation` has it compiled, ours as XLA compiles by
 itself, and PyTorch's (channels last); milliseconds, medians over turns in one process, and the
 median of each turn's ratio. Two more rows show what was not taken: XLA's own 1×1 convolution and
 max-pool. It needs the extra `reference`.
@@ -19,10 +19,10 @@ from flax import linen as nn
 from torch.nn import functional
 
 from experiments.turns import in_turns, ratio
-from sjft_jax import compilation, launch
 from sjft_jax.models.batch_norm import BatchNorm
 from sjft_jax.models.convolution import Conv
 from sjft_jax.models.pooling import max_pool
+from sjft_jax.runtime import compilation, launch
 
 BATCH = flags.DEFINE_integer('batch', 8, 'Images.')
 REPEATS = flags.DEFINE_integer('repeats', 9, 'Turns of each.')
@@ -102,7 +102,7 @@ def contenders(side, channels, layer):
   g = random.standard_normal(shape, np.float32)
   arguments = jax.device_put((variables, x, g))
   lowered = jax.jit(both).lower(*arguments)
-  programs = {'ours': compilation.compile_(lowered), 'XLA by itself': lowered.compile()}
+  programs = {'ours': compilation.compile_lowered(lowered), 'XLA by itself': lowered.compile()}
 
   def channels_last(a):
     tensor = torch.from_numpy(a.transpose(0, 3, 1, 2).copy())
@@ -134,5 +134,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  launch.with_large_pages()  # As the commands do; PyTorch profits too.
+  launch.reexec_with_huge_pages()  # As the commands do; PyTorch profits too.
   app.run(main)

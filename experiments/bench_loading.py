@@ -32,9 +32,10 @@ import tensorflow_datasets as tfds
 from absl import app, flags
 from PIL import Image
 
-from sjft_jax.data import decode, pairs, transforms
-from sjft_jax.data.dataset import Part
-from sjft_jax.data.folder import Folder
+from sjft_jax.data import decode, transforms
+from sjft_jax.data.dataset import SubsetDataset
+from sjft_jax.data.folder import ClassFolder
+from sjft_jax.data.loader import views
 
 SIZES = flags.DEFINE_multi_string(
   'size', ['400x500', '1000x1300'], 'Height and width of the JPEGs; repeatable.'
@@ -249,8 +250,8 @@ def bench(size):
     )
     alone = rows(seconds, 1, ours='ours')
 
-    endless = Part(Folder(str(folder / 'files'), ''), np.arange(2**20) % len(files))
-    load = functools.partial(pairs.views, endless, batch_size=BATCH, side=RESIZE)
+    endless = SubsetDataset(ClassFolder(str(folder / 'files'), ''), np.arange(2**20) % len(files))
+    load = functools.partial(views, endless, batch_size=BATCH, side=RESIZE)
     loaders = {
       'ours, threads': functools.partial(load, view=our_view),
       'ours, processes': functools.partial(load, view=our_view, workers=CORES),

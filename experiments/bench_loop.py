@@ -30,9 +30,9 @@ from etils import epath
 
 from configs import demo
 from experiments.turns import in_turns, ratio, show
-from sjft_jax import launch, pipeline
+from sjft_jax import pipeline
 from sjft_jax.data import registry
-from sjft_jax.report import terminal
+from sjft_jax.runtime import console, launch
 from sjft_jax.selection.subset import select
 from sjft_jax.training import step
 
@@ -111,7 +111,7 @@ class Loop:
 def main(argv):
   del argv
   logging.set_verbosity(logging.WARNING)
-  terminal.console.quiet = JSON.value
+  console.console.quiet = JSON.value
   with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
     folder = Path(scratch) / 'images'
     folder.mkdir()
@@ -121,7 +121,7 @@ def main(argv):
     target, test = registry.open_target(**c.target)
     domains = pipeline.Domains(target, test, registry.load(**c.source))
     network, variables, _ = pipeline.build_network(domains, c.seed, c.images.crop, **c.model)
-    arm = pipeline.ArmMaker(epath.Path(scratch), 'bench', domains, network)('arm', c)
+    arm = pipeline.TrainerFactory(epath.Path(scratch), 'bench', domains, network)('arm', c)
     subset = select(
       'all',
       ranking=np.zeros((len(target), 0), np.int64),
@@ -154,5 +154,5 @@ def parse(argv):
 
 
 if __name__ == '__main__':
-  launch.with_large_pages()
+  launch.reexec_with_huge_pages()
   app.run(main, flags_parser=parse)

@@ -42,9 +42,8 @@ from absl import app, flags, logging
 
 from experiments import peak_memory
 from experiments.turns import in_turns, seconds, show
-from sjft_jax import launch
-from sjft_jax.report import terminal
 from sjft_jax.retrieval import knn
+from sjft_jax.runtime import console, launch
 
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else.')
 TARGETS = flags.DEFINE_integer('targets', 1000, 'Target images.')
@@ -206,7 +205,7 @@ def main(_):
       importlib.import_module(package)
     except ModuleNotFoundError:
       sys.exit(f"error: {package} is missing; pip install -e '.[reference]'")
-  terminal.console.stderr = True
+  console.console.stderr = True
   logging.set_verbosity(logging.WARNING)  # faiss tells of every block.
   rng = np.random.default_rng(0)
   targets, sources = histograms(rng, TARGETS.value), histograms(rng, SOURCES.value)
@@ -240,7 +239,7 @@ def main(_):
   )  # Of every turn.
   fractions = flop / np.array(turns['ours']) * best / square_flop
   times = {name: statistics.median(taken) for name, taken in turns.items()}
-  terminal.say(f'  seconds: {times}')
+  console.say(f'  seconds: {times}')
   speedup, recall = against_pynndescent()
   few_sources, many_sources = len(sources), 20 * len(sources)
   sizes = {f.name: f.value for f in (TARGETS, FILTERS, BINS, K)}
@@ -276,5 +275,5 @@ def main(_):
 
 
 if __name__ == '__main__':
-  launch.with_large_pages()  # As the commands do.
+  launch.reexec_with_huge_pages()  # As the commands do.
   app.run(main)

@@ -13,7 +13,7 @@ where one step follows the other; figures are medians over the turns, ratios med
 ratio, since other tenants slow the machine for seconds at a time.
 
 - images_per_second; speedup_vs_torch: PyTorch's time over ours.
-- speedup_vs_plain: the time of the same step compiled without `sjft_jax.compilation` over ours.
+- speedup_vs_plain: the time of the same step compiled without `sjft_jax.runtime.compilation` over ours.
 - fraction_of_peak: multiplications and additions, three times those of a forward pass (by XLA's
   count of it), over those of a square product in the same precision, numpy's or JAX's, whichever
   is the faster.
@@ -37,8 +37,9 @@ from absl import app, flags
 
 from experiments import peak_memory
 from experiments.turns import in_turns, ratio, show
-from sjft_jax import compilation, config, launch
+from sjft_jax import config
 from sjft_jax.models import joint, trunk
+from sjft_jax.runtime import compilation, launch
 from sjft_jax.training import optimizer, step
 from tests.models import torch_reference
 
@@ -70,7 +71,7 @@ class Ours:
 
   def __init__(self, *, plain=False):
     network = joint.Joint(
-      trunk.build(name=NETWORK.value, fully_connected=False, dtype=DTYPE.value),
+      trunk.build_trunk(name=NETWORK.value, fully_connected=False, dtype=DTYPE.value),
       CLASSES['target'],
       CLASSES['source'],
     )
@@ -85,7 +86,7 @@ class Ours:
     images = self.batch['image'][0, 0]
     self.flops = 3 * jax.jit(network.apply).lower(variables, images).cost_analysis()['flops']
     begun = time.perf_counter()
-    self.program = lowered.compile() if plain else compilation.compile_(lowered)
+    self.program = lowered.compile() if plain else compilation.compile_lowered(lowered)
     self.compile_seconds = time.perf_counter() - begun
     planned = self.program.memory_analysis()
     self.memory = (planned.argument_size_in_bytes + planned.temp_size_in_bytes) / 2**20
@@ -145,7 +146,7 @@ def products():
   """A square product by name, and the multiplications and additions of each."""
   side = 4096
   x = jnp.ones((side, side), DTYPE.value)
-  program = compilation.compile_(jax.jit(lambda x: x @ x).lower(x))
+  program = compilation.compile_lowered(jax.jit(lambda x: x @ x).lower(x))
   works = {'product': lambda: jax.block_until_ready(program(x))}
   if DTYPE.value == 'float32':
     array = np.ones((side, side), np.float32)
@@ -219,5 +220,5 @@ def report(ours, again, times, product_flops):
 
 
 if __name__ == '__main__':
-  launch.with_large_pages()  # As the commands do; PyTorch profits too.
+  launch.reexec_with_huge_pages()  # As the commands do; PyTorch profits too.
   app.run(main)

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from absl import app, logging
 
-from sjft_jax import screening
 from sjft_jax.data import demo, transforms
+from sjft_jax.screening import screen
 
 
 def jpeg(image, quality):
@@ -92,7 +92,7 @@ def main(_):
   for name, test in sets.items():
     for treatment, treat in TREATMENTS.items():
       copies = Images(treatment, [treat(image) for image in test.images])
-      pairs = screening.duplicates(copies, test)
+      pairs = screen.duplicates(copies, test)
       found[name, treatment] = len(np.unique(pairs.source[pairs.source == pairs.target]))
   print(
     f'{"share found":28}'
@@ -102,7 +102,7 @@ def main(_):
     shares = (found[name, treatment] / len(test) for name, test in sets.items())
     print(f'{treatment:28}' + ''.join(f'{share:16.1%}' for share in shares))
   source = demo.DemoDiverse()
-  wrong = len(np.unique(screening.duplicates(source, textures).source))
+  wrong = len(np.unique(screen.duplicates(source, textures).source))
   print(f'{wrong} of the {len(source):,} images of the demo source pass for copies of test images')
 
 

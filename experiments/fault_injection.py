@@ -343,7 +343,7 @@ def faults(run: Run, expected: dict[str, str]) -> list[str]:
 
 def write_weights(path: Path) -> None:
   """A network of random weights, as torchvision would name them."""
-  body = trunk.build(**NETWORK, style='torch', fully_connected=True)
+  body = trunk.build_trunk(**NETWORK, style='torch', fully_connected=True)
   image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
   variables = jax.eval_shape(body.init, jax.random.key(0), image)
   names = layouts(NETWORK['name'], 'torch')[0].names

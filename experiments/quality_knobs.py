@@ -6,7 +6,7 @@ A variant is the demo's configuration with some options of its sections `bank` a
 changed, such as `num_bins=16`, `layers=conv1:conv3` or `tap=relu+smoothing=2`. Measured are
 
 - relevance, of the ranking for the whole target training set: which share of the selected source
-  images comes from families that cannot help; the same in the deepest prefix that rounds can grow
+  images comes from families that cannot help; the same in the max_num_neighbors prefix that rounds can grow
   to; which share of each target image's K0 neighbours is a texture, as the target is; and, of the
   target's training images ranked against each other, which share of the nearest others is of the
   same class;
@@ -34,12 +34,13 @@ from absl import app, flags, logging
 
 from configs import demo
 from experiments import tune_demo
-from sjft_jax import artifacts, pipeline
-from sjft_jax.config import arm_config, depth_of
+from sjft_jax import pipeline
+from sjft_jax.config import arm_config, ranking_depth
 from sjft_jax.data import registry
-from sjft_jax.data.dataset import Part
+from sjft_jax.data.dataset import SubsetDataset
 from sjft_jax.data.demo import DemoDiverse
 from sjft_jax.descriptors import bank
+from sjft_jax.runtime import artifacts
 
 DEFAULT = 'default'
 VARIANTS = (
@@ -87,31 +88,31 @@ def rank(config, train, source, depth, workdir):
     'training': {'steps': 1},  # Training is not asked for, but it takes no options for none.
   }
   config.evaluation.views = ('center',)
-  pipeline.run_on(pipeline.Domains(train, train, source), config, workdir)
+  pipeline.run_on_datasets(pipeline.Domains(train, train, source), config, workdir)
   with np.load(workdir / 'ranking.npz') as ranking:
     return ranking['indices']
 
 
 def relevance(variant, scratch):
   config = settings(variant)
-  k0, depth = config.selection.num_neighbors, depth_of(arm_config(config, 'rounds'))
+  k0, depth = config.selection.num_neighbors, ranking_depth(arm_config(config, 'rounds'))
   source = DemoDiverse()
   train, _ = registry.open_target(**config.target)
   indices = rank(config, train, source, depth, scratch / 'source')
   per_class = int(np.bincount(train.labels).max())
   # As a source of its own, a data set has to be another object.
-  own = Part(train, np.arange(len(train)))
+  own = SubsetDataset(train, np.arange(len(train)))
   others = rank(settings(variant), train, own, per_class, scratch / 'itself')
   is_other = others != np.arange(len(train))[:, None]
   same = train.labels[others] == train.labels[:, None]
-  first, deepest = np.unique(indices[:, :k0]), np.unique(indices)
+  first, max_num_neighbors = np.unique(indices[:, :k0]), np.unique(indices)
   irrelevant = np.isin(source.families, source.irrelevant)
   pairs = source.families[indices[:, :k0]]
   return {
     'selected': len(first),
     'irrelevant': float(irrelevant[first].mean()),
-    'deepest': len(deepest),
-    'irrelevant_deepest': float(irrelevant[deepest].mean()),
+    'max_num_neighbors': len(max_num_neighbors),
+    'irrelevant_deepest': float(irrelevant[max_num_neighbors].mean()),
     'families': {f: float((pairs == f).mean()) for f in np.unique(source.families).tolist()},
     'same_class': float(same[is_other].mean()),
   }
@@ -127,7 +128,7 @@ def accuracy(variant, seed, rankings, scratch):
   scratch.mkdir(parents=True)
   if kept.exists():  # It depends on the fold only.
     shutil.copy(kept, scratch / 'ranking.npz')
-  results = pipeline.run_on(domains, config, scratch)
+  results = pipeline.run_on_datasets(domains, config, scratch)
   kept.parent.mkdir(exist_ok=True)
   (scratch / 'ranking.npz').replace(kept)
   with np.load(scratch / 'arms' / 'selected' / 'rounds' / '1' / 'round.npz') as round_:
@@ -160,7 +161,7 @@ def paired(rows, baseline, key):
 def table(done, variants, seeds):
   width = max(16, 6 * len(seeds))
   print(
-    f'{"":<38}{"irrelevant":>11}{"deepest":>9}{"texture":>9}{"same class":>11}'
+    f'{"":<38}{"irrelevant":>11}{"max_num_neighbors":>9}{"texture":>9}{"same class":>11}'
     f'  {"accuracy by seed":<{width}}{"gain, points":>14}{"cross-entropy":>20}'
   )
   baseline = {s: done[DEFAULT, s] for s in seeds if (DEFAULT, s) in done}
@@ -182,7 +183,7 @@ def write(path, record, done):
   """As JSON, a line for every result."""
   rows = ',\n'.join(f'    {json.dumps(row)}' for row in done.values())
   head = json.dumps(record, indent=2)[:-2]
-  with artifacts.written(path) as file:
+  with artifacts.atomic_write(path) as file:
     file.write(f'{head},\n  "results": [\n{rows}\n  ]\n}}\n'.encode())
 
 
@@ -195,7 +196,7 @@ def main(_):
   data = [*registry.open_target(**config.target), registry.load(**config.source)]
   everything = json.loads(config.to_json()), [d.fingerprint for d in data], tune_demo.FOLDS
   record = {
-    'made_from': artifacts.fingerprint(*everything),
+    'fingerprint': artifacts.fingerprint(*everything),
     'device': f'{jax.local_device_count()} × {jax.local_devices()[0].device_kind}',
     'jax': jax.__version__,
     DEFAULT: {section: everything[0][section] for section in ('bank', 'descriptors')},
@@ -203,7 +204,7 @@ def main(_):
   done = {}
   if output.exists():
     before = json.loads(output.read_text())
-    if before['made_from'] != record['made_from']:
+    if before['fingerprint'] != record['made_from']:
       raise ValueError(f'{output} is of other defaults or data; use another --output')
     done = {(row['variant'], row['seed']): row for row in before['results']}
   for variant in variants:

@@ -20,9 +20,10 @@ from absl import app, flags, logging
 from etils import epath
 
 from configs import demo
-from sjft_jax import artifacts, compilation, pipeline
+from sjft_jax import pipeline
 from sjft_jax.data import registry
-from sjft_jax.data.dataset import Part
+from sjft_jax.data.dataset import SubsetDataset
+from sjft_jax.runtime import artifacts, compilation
 
 OUTPUT = flags.DEFINE_string('output', 'experiments/tune_demo.json', 'Where the record goes.')
 GRID = {
@@ -38,7 +39,7 @@ def fold_domains(held_out):
   train, _ = registry.open_target(**config.target)
   place = np.concatenate([np.arange(n) for n in np.bincount(train.labels)])
   out = np.isin(place, held_out)
-  parts = (Part(train, np.flatnonzero(chosen)) for chosen in (~out, out))
+  parts = (SubsetDataset(train, np.flatnonzero(chosen)) for chosen in (~out, out))
   return pipeline.Domains(*parts, registry.load(**config.source))
 
 
@@ -57,7 +58,7 @@ def configured(setting):
 
 def main(_):
   logging.set_verbosity(logging.WARNING)
-  compilation.keep()
+  compilation.enable_cache()
   output = Path(OUTPUT.value)
   tried = json.loads(output.read_text())['tried'] if output.exists() else []
 
@@ -77,7 +78,7 @@ def main(_):
         if ranking:  # It depends on the fold only.
           shutil.copy(ranking, workdir)
         ranking = workdir / 'ranking.npz'
-        results = pipeline.run_on(domains, configured(setting), workdir)
+        results = pipeline.run_on_datasets(domains, configured(setting), workdir)
         for arm, outcome in results['arms'].items():
           last = outcome['rounds'][-1]['test']['center']
           tried.append({'arm': arm, **setting, 'fold': fold, **last})

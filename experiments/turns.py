@@ -4,7 +4,7 @@ import json
 import statistics
 import time
 
-from sjft_jax.report import terminal
+from sjft_jax.runtime import console
 
 
 def seconds(work, at_least=0):
@@ -25,7 +25,7 @@ def in_turns(contenders, repeats, *, warm=False, at_least=0):
   `at_least`: of seconds that every turn takes.
   """
   times = {name: [] for name in contenders}
-  with terminal.progress('turns', (repeats + 1) * len(contenders)) as advance:
+  with console.progress('turns', (repeats + 1) * len(contenders)) as advance:
     for turn in range(repeats + 1):
       for name, work in contenders.items():
         if warm:

@@ -1,1 +1,105 @@
-"""Selective joint fine-tuning (Ge & Yu, CVPR 2017) in JAX and Flax."""
+"""Selective joint fine-tuning (Ge & Yu, CVPR 2017) in JAX and Flax.
+
+ranking = sjft_jax.rank('my_images', 'source_images', k=100)
+results = sjft_jax.train(config, 'runs/mine')
+classifier = sjft_jax.load('runs/mine/arms/rounds')
+probabilities = classifier.predict('new_images')
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from collections.abc import Mapping
+
+  from ml_collections import ConfigDict
+
+  from sjft_jax.classifier import Classifier
+  from sjft_jax.ranking import FolderRanking
+
+__version__ = metadata.version('sjft_jax')
+__all__ = ['__version__', 'load', 'rank', 'train']
+
+# Each function imports what it needs: `import sjft_jax` should not wait for JAX.
+
+
+def rank(
+  target: str | os.PathLike[str],
+  source: str | os.PathLike[str],
+  *,
+  k: int = 100,
+  bank: Mapping[str, Any] | None = None,
+  descriptors: Mapping[str, Any] | None = None,
+  max_bad_share: float = 0.01,
+  path: str | os.PathLike[str] | None = None,
+) -> FolderRanking:
+  """Find the k source images nearest to every target image by their filter responses.
+
+  Args:
+    target: the folder of the query images, which are read at any depth; labels are not needed.
+    source: the folder of the images to search.
+    k: neighbours of each target image.
+    bank: options that differ from the section `bank` of `sjft_jax.config.default`, such as
+      {'name': 'gabor'}.
+    descriptors: likewise of the section `descriptors`.
+    max_bad_share: share of a folder, 0–1, that may be unreadable; such images are left out.
+    path: an .npz file that keeps the ranking; with it, a call that was stopped is resumed.
+
+  Raises:
+    ValueError: an impossible option or input, before any work where that can be known.
+  """
+  from etils import epath
+
+  from sjft_jax import config, ranking
+
+  default = config.default()
+  with default.unlocked():
+    default.bank.update(bank or {})
+    default.descriptors.update(descriptors or {})
+  return ranking.rank_folders(
+    os.fspath(target),
+    os.fspath(source),
+    k=k,
+    bank=default.bank.to_dict(),
+    descriptors=ranking.DescriptorOptions(**default.descriptors),
+    max_bad_share=max_bad_share,
+    path=None if path is None else epath.Path(path),
+  )
+
+
+def train(
+  config: ConfigDict, workdir: str | os.PathLike[str], *, resume_with_changes: bool = False
+) -> dict[str, Any]:
+  """Train all arms of a configuration; called again, go on from where it was stopped.
+
+  Args:
+    config: starts from `sjft_jax.config.default()`.
+    workdir: where everything is kept, a path or gs://bucket/path.
+    resume_with_changes: go on where other values of options that change no result were used before.
+
+  Returns:
+    What results.json in the work directory holds: every score by arm, round and view.
+
+  Raises:
+    ValueError: an impossible option or input, before any work where that can be known.
+  """
+  from sjft_jax import pipeline
+
+  return pipeline.run(config, workdir, resume_with_changes=resume_with_changes)
+
+
+def load(run: str | os.PathLike[str]) -> Classifier:
+  """Load a trained run that predicts.
+
+  Args:
+    run: an arm in a work directory, such as 'runs/mine/arms/rounds'.
+
+  Raises:
+    ValueError: there is no trained network, or its files are damaged.
+  """
+  from sjft_jax.classifier import Classifier
+
+  return Classifier(os.fspath(run))

@@ -1,21 +1,25 @@
 """Every option, once.  A file in configs/ starts from `default()` and says what differs."""
 
+import contextlib
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from sjft_jax.data.dataset import Domains
+from sjft_jax.data.sampler import Sampler
 from sjft_jax.data.transforms import AUGMENTATIONS, VIEWS
-from sjft_jax.selection.schedule import deepest
+from sjft_jax.runtime.options import choose
+from sjft_jax.screening.screen import DUPLICATES_OF
+from sjft_jax.selection.schedule import SelectionOptions
 from sjft_jax.selection.subset import METHODS
+from sjft_jax.training.optimizer import MOMENTUM_STYLES
+from sjft_jax.training.schedules import SCHEDULES
 
 # The sections that arms can differ in: data, network and ranking are the same for all.
 OVERRIDABLE = ('selection', 'training', 'loss', 'solver')
-
-# Whose copies can be kept out of the source.
-DUPLICATES_OF = ('test', 'test_and_train', 'none')
 
 
 def default() -> ConfigDict:
@@ -42,7 +46,7 @@ def default() -> ConfigDict:
   # A look at every image before anything else: both of these leave a list in the work directory.
   c.screening = s = ConfigDict()
   s.max_bad_share = 0.01  # Images that cannot be read are left out, up to this share of a data set.
-  # Copies of test images never join the training; 'test_and_train': nor do those of training
+  # DuplicatePairs of test images never join the training; 'test_and_train': nor do those of training
   # images; 'none': all do.
   s.exclude_duplicates_of = 'test'
 
@@ -82,7 +86,7 @@ def default() -> ConfigDict:
   # Whose ResNet: where it strides and pads. 'released' (the paper's code), 'torch', 'keras',
   # 'caffe'; 'auto': as the weight file's network, without weights the first for v2, torch for v1.
   m.style = 'auto'
-  m.fully_connected = True  # VGG and AlexNet with fc6 and fc7; False: the last map, averaged.
+  m.fully_connected = True  # VGG and AlexNet with fc6 and fc7; False: the last map, ema_params.
   # Whose statistics normalise in training: 'mixed', both domains'; 'per_domain', each image's own;
   # 'frozen', the running ones.
   m.batch_norm = 'mixed'
@@ -116,6 +120,7 @@ def default() -> ConfigDict:
   t.oversample_hard = False  # True: an image comes K_i / K0 times an epoch, 10 at most.
   t.augment = 'pursuit'  # Transformation pursuit; 'resnet': scale, crop, flip, colour; 'none'.
   t.restart_schedule = False  # True: every round starts with a fresh optimizer and schedule.
+  t.keep_rounds = True  # The network that each round ends with is kept, for fused predictions.
   t.max_loss = 1000.0  # Nats; a step's loss above it, or not finite, ends the run. 0: any is taken.
   t.checkpoint_every = 500  # Steps.
   t.workers = 0  # Processes that load batches; 0: a thread for every core.
@@ -135,7 +140,7 @@ def default() -> ConfigDict:
   s.momentum_style = 'caffe'  # Learning rate inside the momentum buffer; 'torch': outside.
   s.weight_decay = 1e-4
   # L2-SP: how strongly the trunk is pulled towards its start, instead of weight decay; 0: not.
-  s.pull_to_start = 0.0
+  s.l2_sp = 0.0
   s.layer_decay = 1.0  # Factor on the learning rate from each block or layer to the one below it.
   s.head_rate = 1.0  # Factor on the learning rate of the heads.
   s.ema = 0.0  # Decay per step of the parameters' moving average, which is then tested; 0: none.
@@ -168,13 +173,12 @@ def default() -> ConfigDict:
 
 
 def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
-  """The options of one arm: the common ones with its overrides.
+  """Return the options of one arm: the common ones with its overrides.
 
   Raises:
     ValueError: an unknown arm, or an override of something that is no option.
   """
-  if arm not in config.overrides:
-    raise ValueError(f'arms names {arm!r}, which is unknown; known: {", ".join(config.overrides)}')
+  choose('arms', arm, config.overrides)
   for section in set(config.overrides[arm]) - set(OVERRIDABLE):
     raise ValueError(f'overrides.{arm}.{section}: arms can differ in {", ".join(OVERRIDABLE)}')
   result = config.copy_and_resolve_references()
@@ -187,115 +191,125 @@ def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
 
 
 def pretrain_config(config: ConfigDict) -> ConfigDict:
-  """The options of the training before all arms: of a trunk that has no start worth keeping."""
+  """Return the options of the training before all arms, of a trunk with no start worth keeping."""
   result = config.copy_and_resolve_references()
-  result.training.steps = config.pretrain.steps or config.training.steps
-  result.solver.update(pull_to_start=0.0, layer_decay=1.0)
+  result.training.steps = config.pretrain.steps
+  result.solver.update(l2_sp=0.0, layer_decay=1.0)
   return result
 
 
-def check_read(config: ConfigDict, readers: Mapping[str, Callable[..., Any]]) -> None:
-  """That every section has a function that takes exactly its options, as keywords.
+@contextlib.contextmanager
+def option_section(name: str) -> Iterator[None]:
+  """Put the name of a section in front of errors that name one of its options."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f'{name}: {error}') from error
+
+
+def check_consumers(config: ConfigDict, consumers: Mapping[str, Callable[..., Any]]) -> None:
+  """Check that every section has a consumer that takes exactly its options, as keywords.
 
   Raises:
-    ValueError: an option that nothing reads, or that a function needs and is not there.
+    ValueError: an option that nothing reads, or that a consumer needs and is not there.
   """
   for section, options in config.items():
     if not isinstance(options, ConfigDict) or section == 'overrides':
       continue
-    parameters = inspect.signature(readers[section]).parameters.values()
-    read = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    parameters = inspect.signature(consumers[section]).parameters.values()
+    names = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     for name in options:
-      if name not in read:
-        close = difflib.get_close_matches(name, read, 1)
+      if name not in names:
+        close = difflib.get_close_matches(name, names, 1)
         hint = f'; did you mean {close[0]}?' if close else ''
         raise ValueError(f'{section}.{name} is an option that nothing reads{hint}')
-    for name in read - set(options):
+    for name in names - set(options):
       raise ValueError(f'{section}.{name} is missing; start from sjft_jax.config.default()')
 
 
-def check_values(config: ConfigDict, *, num_target: int, num_source: int, num_devices: int) -> None:
-  """That the values are possible, alone and together with the data sets and devices.
+_POSITIVE = (
+  *('descriptors.num_bins', 'descriptors.smoothing', 'descriptors.batch_size'),
+  *('descriptors.resize', 'descriptors.crop', 'descriptors.checkpoint_minutes'),
+  *('images.resize', 'images.crop', 'selection.num_neighbors', 'selection.rounds', 'model.width'),
+  *('training.steps', 'training.batch_size', 'training.checkpoint_every', 'logging.every'),
+  *('solver.learning_rate', 'solver.drop_every', 'solver.drop_factor', 'solver.layer_decay'),
+  *('solver.head_rate', 'evaluation.batch_size'),
+)
+_NOT_NEGATIVE = (
+  *('seed', 'target.train_per_class', 'target.split_seed', 'descriptors.workers'),
+  *('training.accumulation', 'training.workers', 'training.class_cap', 'training.max_loss'),
+  *('selection.delta', 'selection.sigma0', 'selection.sigma1', 'pretrain.steps'),
+  *('loss.target_weight', 'loss.source_weight', 'loss.label_smoothing'),
+  *('solver.warmup_steps', 'solver.momentum', 'solver.weight_decay', 'solver.l2_sp', 'solver.ema'),
+)
+_BELOW_1 = ('loss.label_smoothing', 'solver.ema')
+_AT_MOST_1 = ('solver.layer_decay',)
+_CHOICES = {
+  'selection.method': METHODS,
+  'training.augment': AUGMENTATIONS,
+  'screening.exclude_duplicates_of': DUPLICATES_OF,
+  'solver.schedule': SCHEDULES,
+  'solver.momentum_style': MOMENTUM_STYLES,
+}
+
+
+def check_values(config: ConfigDict, domains: Domains, *, num_devices: int) -> None:
+  """Check that the values are possible, alone and together with the data sets and devices.
 
   Raises:
     ValueError: the first that is not, with its limit and what to change.
   """
-  c = config
-  positive = (
-    *('descriptors.num_bins', 'descriptors.smoothing', 'descriptors.batch_size'),
-    *('descriptors.resize', 'descriptors.crop', 'images.resize', 'images.crop'),
-    *('selection.num_neighbors', 'selection.rounds', 'model.width'),
-    *('training.steps', 'training.batch_size', 'logging.every'),
-    *(
-      'descriptors.checkpoint_minutes',
-      'training.checkpoint_every',
-      'solver.learning_rate',
-      'solver.drop_every',
-    ),
-    *('solver.drop_factor', 'solver.layer_decay', 'solver.head_rate', 'evaluation.batch_size'),
-  )
-  not_negative = (
-    *(
-      'seed',
-      'target.train_per_class',
-      'target.split_seed',
-      'descriptors.workers',
-      'training.accumulation',
-      'training.workers',
-      'selection.delta',
-      'selection.sigma0',
-      'selection.sigma1',
-      'pretrain.steps',
-    ),
-    *('loss.target_weight', 'loss.source_weight', 'loss.label_smoothing', 'training.class_cap'),
-    'training.max_loss',
-    *('solver.warmup_steps', 'solver.momentum', 'solver.weight_decay', 'solver.pull_to_start'),
-    'solver.ema',
-  )
-  for names, holds, demand in (
-    (positive, lambda x: x > 0, 'above 0'),
-    (not_negative, lambda x: x >= 0, '0 or more'),
-    (('loss.label_smoothing', 'solver.ema'), lambda x: x < 1, 'below 1'),
-    (('solver.layer_decay',), lambda x: x <= 1, '1 or less'),
+  _check_ranges(config)
+  for option, known in _CHOICES.items():
+    choose(option, _value(config, option), known)
+  if not config.evaluation.views:
+    raise ValueError(f'evaluation.views is empty; use any of {", ".join(VIEWS)}')
+  for view in config.evaluation.views:
+    choose('evaluation.views', view, VIEWS)
+  _check_training(config, domains, num_devices)
+  k0 = config.selection.num_neighbors
+  depth = SelectionOptions(**config.selection).ranking_depth
+  num_source = len(domains.source)
+  if depth > num_source:
+    raise ValueError(
+      f'selection.num_neighbors={k0} can grow to {depth} in {config.selection.rounds} rounds, '
+      f'which exceeds the {num_source} source images; lower selection.num_neighbors to '
+      f'{k0 * num_source // depth} or less'
+    )
+
+
+def _check_ranges(config: ConfigDict) -> None:
+  for names, is_possible, demand in (
+    (_POSITIVE, lambda x: x > 0, 'above 0'),
+    (_NOT_NEGATIVE, lambda x: x >= 0, '0 or more'),
+    (_BELOW_1, lambda x: x < 1, 'below 1'),
+    (_AT_MOST_1, lambda x: x <= 1, '1 or less'),
   ):
     for name in names:
-      value = c
-      for key in name.split('.'):
-        value = value[key]
-      if not holds(value):
+      value = _value(config, name)
+      if not is_possible(value):
         raise ValueError(f'{name}={value} is impossible; it must be {demand}')
-  if c.descriptors.num_bins < 2:
+  if config.descriptors.num_bins < 2:
     raise ValueError('descriptors.num_bins=1 describes nothing; use 2 or more')
-  if not 0 < c.target.test_share < 1:
-    raise ValueError(f'target.test_share={c.target.test_share} must lie between 0 and 1')
-  if not 0 <= c.screening.max_bad_share <= 1:
+  if not 0 < config.target.test_share < 1:
+    raise ValueError(f'target.test_share={config.target.test_share} must lie between 0 and 1')
+  if not 0 <= config.screening.max_bad_share <= 1:
     raise ValueError(
-      f'screening.max_bad_share={c.screening.max_bad_share} must lie between 0 and 1'
+      f'screening.max_bad_share={config.screening.max_bad_share} must lie between 0 and 1'
     )
   for section in ('descriptors', 'images'):
-    if c[section].crop > c[section].resize:
-      raise ValueError(
-        f'{section}.crop={c[section].crop} exceeds {section}.resize={c[section].resize}'
-      )
-  views = ', '.join(VIEWS)
-  for view in c.evaluation.views:
-    if view not in VIEWS:
-      raise ValueError(f'evaluation.views has {view!r}, which is unknown; use any of {views}')
-  if not c.evaluation.views:
-    raise ValueError(f'evaluation.views is empty; use any of {views}')
-  if c.training.steps < c.selection.rounds:
+    crop, resize = config[section].crop, config[section].resize
+    if crop > resize:
+      raise ValueError(f'{section}.crop={crop} exceeds {section}.resize={resize}')
+
+
+def _check_training(config: ConfigDict, domains: Domains, num_devices: int) -> None:
+  t = config.training
+  if t.steps < config.selection.rounds:
     raise ValueError(
-      f'training.steps={c.training.steps} leaves some of the selection.rounds='
-      f'{c.selection.rounds} rounds without a step'
+      f'training.steps={t.steps} leaves some of the selection.rounds={config.selection.rounds} '
+      'rounds without a step'
     )
-  for option, value, known in (
-    ('selection.method', c.selection.method, METHODS),
-    ('training.augment', c.training.augment, AUGMENTATIONS),
-    ('screening.exclude_duplicates_of', c.screening.exclude_duplicates_of, DUPLICATES_OF),
-  ):
-    if value not in known:
-      raise ValueError(f'{option}={value!r} is unknown; use one of {", ".join(known)}')
-  t = c.training
   micro_batches = t.accumulation or 1
   if t.batch_size % (micro_batches * num_devices):
     raise ValueError(
@@ -303,22 +317,26 @@ def check_values(config: ConfigDict, *, num_target: int, num_source: int, num_de
       f'{t.accumulation} micro-batches on {num_devices} devices; use a multiple of '
       f'{micro_batches * num_devices}'
     )
-  k0, depth = c.selection.num_neighbors, depth_of(c)
-  if depth > num_source:
+  schedule_steps = -(-t.steps // config.selection.rounds) if t.restart_schedule else t.steps
+  if config.solver.warmup_steps >= schedule_steps:
     raise ValueError(
-      f'selection.num_neighbors={k0} can grow to {depth} in {c.selection.rounds} rounds, which '
-      f'exceeds the {num_source} source images; lower selection.num_neighbors to '
-      f'{k0 * num_source // depth} or less'
+      f'solver.warmup_steps={config.solver.warmup_steps} leaves none of {schedule_steps} steps; '
+      'lower it'
     )
-  if num_target < 1:
+  if not len(domains.target):
     raise ValueError('the target training set is empty')
+  if t.accumulation:
+    with option_section('training'):
+      Sampler(
+        domains.target.labels,
+        config.seed,
+        t.batch_size // t.accumulation,
+        t.class_balanced,
+        t.class_cap,
+      )
 
 
-def depth_of(config: ConfigDict) -> int:
-  """How deep a ranking these options need; 0 if none."""
-  s = config.selection
-  if s.method not in ('nearest', 'random'):  # 'random' has as many images as 'nearest'.
-    return 0
-  k0 = s.num_neighbors
-  sigma0, sigma1 = (round(sigma * k0) for sigma in (s.sigma0, s.sigma1))
-  return deepest(num_neighbors=k0, rounds=s.rounds, sigma0=sigma0, sigma1=sigma1)
+def _value(config: ConfigDict, option: str) -> Any:
+  for key in option.split('.'):
+    config = config[key]
+  return config

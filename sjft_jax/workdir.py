@@ -1,46 +1,35 @@
-"""The work directory: where it is, who writes to it, and which options it was made with."""
+"""The work directory: where it is, and which options it was made with."""
 
-import contextlib
-import fcntl
 import json
 import os
-import platform
-import secrets
-import threading
-import time
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from importlib import metadata, util
-from pathlib import Path
 from typing import Any
 
-import fsspec
 from etils import epath
 from ml_collections import ConfigDict
 
-from sjft_jax import artifacts
 from sjft_jax.config import default
-from sjft_jax.report import terminal
+from sjft_jax.runtime import artifacts
+
+# Increase it when files in a work directory change their names or contents.
+FORMAT = 2
 
 # Options that change no bit of any result, whatever their values.
-HARMLESS = (
+NON_RESULT_OPTIONS = (
   'logging.*',
   'screening.max_bad_share',
   'descriptors.workers',
   'descriptors.checkpoint_minutes',
   'training.workers',
   'training.checkpoint_every',
+  'training.keep_rounds',
   'training.max_loss',
 )
 
-LOCK = 'lock.json'
-_BEAT = 30.0  # seconds
-_STALE = 300.0  # seconds
-_SETTLED = 2.0  # seconds
 
-
-def at(name: str | os.PathLike[str]) -> epath.Path:
-  """The directory of this name: a path, or gs://bucket/path.
+def resolve(name: str | os.PathLike[str]) -> epath.Path:
+  """Return the directory of this name: a path, or gs://bucket/path.
 
   Raises:
     ValueError: a store that cannot hold a work directory, or that needs another package.
@@ -56,278 +45,53 @@ def at(name: str | os.PathLike[str]) -> epath.Path:
   return epath.Path(name)
 
 
-class LostError(ValueError):
-  """The work directory is no longer this process's."""
+def result_options(config: ConfigDict, *sections: str) -> dict[str, Any]:
+  """Return the options, of these sections or of all, that decide the results, by full name.
 
-
-@contextlib.contextmanager
-def lock(directory: epath.Path) -> Iterator[None]:
-  """Keeps other processes from writing below `directory`, and this one once they may.
-
-  `lock.json` there names the process that holds it; a thread renews the file's time every 30
-  seconds. A lock that was left behind is taken over:
-
-  - by the same machine (the same boot, and the same process numbers, so not another container) at
-    once if that process is gone or its number is another process's by now;
-  - by another machine once the file's time lies 5 minutes back. Both times of this comparison are
-    those of the file system or store, so that the machines' clocks do not matter.
-
-  Of processes that come at the same time, exclusive creation decides for one. Those that find a
-  lock left behind take turns on one machine; otherwise (several machines, NFS, object stores) the
-  last to write has it, and they look a moment later who that is. Should two still take it, the
-  first stops at its next write: before whatever goes through `artifacts.written` or
-  `artifacts.check`, the process makes sure that it still holds the lock.
-
-  Raises:
-    ValueError: another process holds it.
-    LostError: another took over, or the directory or the file vanished; also in place of the errors
-      that follow from that.
+  Those at their default are left out, so that new options which change nothing keep old runs valid.
   """
-  held = _Lock(directory)
-  held.take()
-  stop = threading.Event()
-  beating = threading.Thread(target=held.beat, args=(stop,), daemon=True)
-  beating.start()
-  try:
-    with artifacts.guarded(directory, held.check):
-      yield
-  except Exception as error:
-    lost = held.lost()
-    if lost and not isinstance(error, LostError):
-      raise LostError(lost) from error
-    raise
-  finally:
-    stop.set()
-    beating.join(_SETTLED)
-    held.release()
-
-
-class _Lock:
-  """One process's claim to a directory."""
-
-  def __init__(self, directory: epath.Path):
-    self._directory = directory
-    self._is_remote = artifacts.is_remote(directory)
-    # Not through epath: it has neither exclusive creation nor, for stores, times.
-    path = os.fspath(directory / LOCK)
-    self._store, self._path = fsspec.core.url_to_fs(path, use_listings_cache=False)
-    self._record = {
-      'host': platform.node(),
-      'pid': os.getpid(),
-      'machine': _machine(),
-      'began': _began(os.getpid()),
-      'since': time.strftime('%Y-%m-%d %H:%M:%S %z'),
-      'token': secrets.token_hex(8),
-    }
-    self._content = json.dumps(self._record, indent=2).encode() + b'\n'
-    self._seen = 0.0  # When it last held the lock for certain.
-
-  def take(self) -> None:
-    if not self._is_remote:
-      self._directory.mkdir(parents=True, exist_ok=True)
-    with self._turn() as alone:
-      try:
-        holder = self._holder()
-      except FileNotFoundError:
-        with contextlib.suppress(FileExistsError):  # Another was faster; see below.
-          self._store.pipe_file(self._path, self._content, mode='create')
-      else:
-        alone = alone and holder.get('machine', self._record['machine']) == self._record['machine']
-        terminal.say(f'{self._abandoned(holder, alone)}; this run takes over')
-        self._store.pipe_file(self._path, self._content)
-        if not alone:
-          time.sleep(_SETTLED)
-    lost = self.lost()
-    if lost:
-      raise ValueError(lost)
-
-  def lost(self) -> str | None:
-    """Why the directory is not this process's any more, if so."""
-    try:
-      holder = self._holder()
-    except FileNotFoundError:
-      return f'{self._directory / LOCK} vanished, perhaps with all beside it; run the same command'
-    except Exception as error:  # Every store has its own.
-      return f'{self._directory} is out of reach ({error}); run the same command once it is back'
-    if holder.get('token') != self._record['token']:
-      return f'{self._directory} is being written to by {_named(holder)} now; this run has stopped'
-    self._seen = time.time()
-    return None
-
-  def check(self) -> None:
-    """Raises LostError unless it still holds the lock."""
-    # A request to a store takes long, and nobody takes over what was renewed a moment ago.
-    if self._is_remote and 0 <= time.time() - self._seen < _BEAT:
-      return
-    lost = self.lost()
-    if lost:
-      raise LostError(lost)
-
-  def beat(self, stop: threading.Event) -> None:
-    """Renews the file's time until it is told to stop or the lock is lost."""
-    while not stop.wait(_BEAT):
-      try:
-        if self._holder().get('token') == self._record['token']:
-          if self._is_remote:
-            self._store.pipe_file(self._path, self._content)
-          else:
-            os.utime(self._path)
-          self._seen = time.time()
-          continue
-      except FileNotFoundError:
-        pass
-      except Exception:  # A disk or a store may be out of reach for a while.
-        continue
-      lost = self.lost()
-      if lost and not stop.is_set():
-        terminal.say(lost)
-        return
-
-  def release(self) -> None:
-    with contextlib.suppress(Exception):  # Whoever comes next sees that this process is gone.
-      if not self.lost():
-        self._store.rm_file(self._path)
-
-  def _holder(self) -> dict[str, Any]:
-    content = self._store.cat_file(self._path)
-    with contextlib.suppress(ValueError):
-      record = json.loads(content)
-      if isinstance(record, dict) and 'token' in record:
-        return record
-    return {}  # Not written to its end.
-
-  def _abandoned(self, holder: dict[str, Any], alone: bool) -> str:
-    """Why the lock that is there holds no longer; `alone`: nobody is writing to it just now.
-
-    Raises:
-      ValueError: it does hold.
-    """
-    name = _named(holder)
-    if holder.get('machine') == self._record['machine']:
-      if not _is_alive(holder['pid'], holder['began']):
-        return f'{self._directory} was left by {name}, which is gone'
-      raise ValueError(
-        f'{self._directory} is being written to by {name}; wait until it ends, end it, or use '
-        'another --workdir'
-      )
-    if not holder and alone:
-      return f'{self._directory / LOCK} was not written to its end'
-    age = self._age()
-    if age < _STALE:
-      raise ValueError(
-        f'{self._directory} is being written to by {name} (last seen {age:.0f} s ago); use another '
-        f'--workdir, or, if that one is gone, the same command in {_STALE - age:.0f} s'
-      )
-    return f'{self._directory} was left by {name}, not seen for {age:.0f} s'
-
-  def _age(self) -> float:
-    """Seconds since the file was renewed, by the clock that dates it."""
-    probe = f'{self._path}.{self._record["token"]}'
-    self._store.pipe_file(probe, b'')
-    try:
-      age = self._store.modified(probe) - self._store.modified(self._path)
-      return float(age.total_seconds())
-    finally:
-      self._store.rm_file(probe)
-
-  @contextlib.contextmanager
-  def _turn(self) -> Iterator[bool]:
-    """One process of this machine after the other; yields whether there can be no others."""
-    if self._is_remote:
-      yield False
-      return
-    opened = os.open(self._directory, os.O_RDONLY)
-    try:
-      try:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        alone = True
-      except OSError:  # NFS locks no directories, other file systems nothing.
-        alone = False
-      yield alone
-    finally:
-      os.close(opened)
-
-
-def _named(holder: dict[str, Any]) -> str:
-  if not holder:
-    return 'a process that does not say which'
-  return f'process {holder["pid"]} on {holder["host"]} (since {holder["since"]})'
-
-
-def _machine() -> str:
-  """This boot of this machine, and whose process numbers are meant: a container has its own."""
-  try:
-    boot = Path('/proc/sys/kernel/random/boot_id').read_text().strip()
-    return f'{boot} {os.readlink("/proc/self/ns/pid")}'
-  except OSError:  # macOS
-    return platform.node()
-
-
-def _began(pid: int) -> str | None:
-  """When a process began, in ticks since boot; '': cannot be known; None: it has ended."""
-  try:
-    # The name before, in brackets, can hold anything.
-    state, *fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
-  except OSError:
-    return ''
-  return None if state in 'ZX' else fields[18]
-
-
-def _is_alive(pid: int, began: str) -> bool:
-  try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
-    return False
-  except PermissionError:  # Another user's.
-    pass
-  return _began(pid) in (began, '')
-
-
-def deciding(config: ConfigDict, *sections: str) -> dict[str, Any]:
-  """The options, of these sections or of all, that decide the results: 'section.option' -> value.
-
-  Those at their default are left out, lest an option that is added with the default of doing
-  nothing disown what was made before.
-  """
-  usual = _defaults()
+  defaults = _defaults()
   return {
     name: value
     for name, value in _options(config).items()
     if not sections or name.partition('.')[0] in sections
-    if not is_harmless(name) and (name not in usual or usual[name] != value)
+    if not changes_no_result(name) and (name not in defaults or defaults[name] != value)
   }
 
 
-def is_harmless(option: str) -> bool:
-  """Whether 'section.option', or an arm's override of it, leaves all results as they are."""
+def changes_no_result(option: str) -> bool:
+  """Return whether 'section.option', or an arm's override of it, leaves all results as they are."""
   if option.startswith('overrides.'):
     option = option.split('.', 2)[-1]
-  return any(fnmatchcase(option, pattern) for pattern in HARMLESS)
+  return any(fnmatchcase(option, pattern) for pattern in NON_RESULT_OPTIONS)
 
 
-def refuse_changes(
+def check_unchanged(
   config: ConfigDict, directory: epath.Path, *, resume_with_changes: bool = False
 ) -> None:
-  """A work directory has one set of options; an option that it did not know had its default.
+  """Check that a work directory, if it is in use, was made with the same options.
 
   Args:
-    resume_with_changes: accept other values of harmless options.
+    config: the options now.
+    directory: the work directory.
+    resume_with_changes: accept other values of options that change no result.
 
   Raises:
-    ValueError: this one was made with other options.
+    ValueError: it was made with other options, or by another version of this program.
   """
-  path = directory / 'config.json'
-  if not path.exists():
+  earlier = load_config(directory)
+  if earlier is None:
     return
   now = _options(config)
-  then = _defaults() | _flat(json.loads(path.read_text()))
+  # An option that it did not know had its default.
+  then = _defaults() | _flatten(earlier)
   changes = {
     name: f'{name} was {then.get(name)!r}, now {now.get(name)!r}'
     for name in {**then, **now}
     if then.get(name) != now.get(name)
   }
-  harmless = '; '.join(change for name, change in changes.items() if is_harmless(name))
-  harmful = '; '.join(change for name, change in changes.items() if not is_harmless(name))
+  harmless = '; '.join(change for name, change in changes.items() if changes_no_result(name))
+  harmful = '; '.join(change for name, change in changes.items() if not changes_no_result(name))
   if harmful:
     also = f'; --resume_with_changes accepts only the harmless {harmless}' if harmless else ''
     raise ValueError(
@@ -341,33 +105,52 @@ def refuse_changes(
     )
 
 
-def record(config: ConfigDict, directory: epath.Path) -> None:
-  """Writes the options and the versions of all packages; other options stay as config.<n>.json."""
+def load_config(directory: epath.Path) -> dict[str, Any] | None:
+  """Return the options that a work directory was made with, or None if it is not in use.
+
+  Raises:
+    ValueError: it was made by another version of this program.
+  """
   path = directory / 'config.json'
-  options = json.loads(config.to_json())
-  earlier = json.loads(path.read_text()) if path.exists() else options
-  if earlier != options:
+  if not path.exists():
+    return None
+  saved = json.loads(path.read_text())
+  if saved.get('format') != FORMAT:
+    raise ValueError(
+      f'{directory} was made by another version of sjft_jax, which this one cannot continue or '
+      'read; use a new --workdir, or the version that made it'
+    )
+  options: dict[str, Any] = saved['options']
+  return options
+
+
+def save_config(config: ConfigDict, directory: epath.Path) -> None:
+  """Write the options and the versions of all packages; other options stay as config.<n>.json."""
+  path = directory / 'config.json'
+  content = {'format': FORMAT, 'options': json.loads(config.to_json())}
+  earlier = json.loads(path.read_text()) if path.exists() else content
+  if earlier != content:
     number = 1
     while (directory / f'config.{number}.json').exists():
       number += 1
     artifacts.write_json(directory / f'config.{number}.json', earlier)
-  artifacts.write_json(path, options)
+  artifacts.write_json(path, content)
   packages = sorted({(d.name, d.version) for d in metadata.distributions()}, key=str)
   artifacts.write_json(directory / 'versions.json', dict(packages))
 
 
 def _defaults() -> dict[str, Any]:
-  """Those of all options; what an arm overrides is up to each configuration."""
-  usual = _options(default())
-  return {name: value for name, value in usual.items() if not name.startswith('overrides.')}
+  """Return the defaults of all options; what an arm overrides is up to each configuration."""
+  options = _options(default())
+  return {name: value for name, value in options.items() if not name.startswith('overrides.')}
 
 
 def _options(config: ConfigDict) -> dict[str, Any]:
-  return _flat(json.loads(config.to_json()))
+  return _flatten(json.loads(config.to_json()))
 
 
-def _flat(options: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+def _flatten(options: dict[str, Any], prefix: str = '') -> dict[str, Any]:
   flat: dict[str, Any] = {}
   for key, value in options.items():
-    flat |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+    flat |= _flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
   return flat

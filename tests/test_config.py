@@ -17,7 +17,7 @@ def check(c, num_devices=1):
 
 def test_every_option_is_read_and_the_defaults_are_possible():
   c = config.default()
-  config.check_read(c, pipeline.READERS)
+  config.check_consumers(c, pipeline.CONSUMERS)
   check(c)
   for arm in c.overrides:
     check(config.arm_config(c, arm))
@@ -28,7 +28,7 @@ def test_an_option_that_nothing_reads_is_an_error_with_a_suggestion():
   with c.unlocked():
     c.solver.learning_rat = 0.1
   with pytest.raises(ValueError, match=r'solver\.learning_rat is .* did you mean learning_rate'):
-    config.check_read(c, pipeline.READERS)
+    config.check_consumers(c, pipeline.CONSUMERS)
 
 
 def test_a_missing_option_is_an_error():
@@ -36,7 +36,7 @@ def test_a_missing_option_is_an_error():
   with c.unlocked():
     del c.solver.momentum
   with pytest.raises(ValueError, match=r'solver\.momentum is missing'):
-    config.check_read(c, pipeline.READERS)
+    config.check_consumers(c, pipeline.CONSUMERS)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import fault_injection
 from experiments.fault_injection import Mark
-from sjft_jax import artifacts
+from sjft_jax.runtime import artifacts
 
 
 def write(workdir, weight=0.5, momentum=0.1, index=3, loss=0.6, seconds=1.0, selection=b'a,b\n'):
@@ -61,8 +61,8 @@ def test_what_is_missing_or_too_much_is_a_difference(expected, tmp_path):
   workdir = write(tmp_path)
   (workdir / 'ranking.npz').rename(workdir / 'ranking.partial.npz')
   assert fault_injection.differences(workdir, expected) == [
-    *('ranking.npz/indices', 'ranking.npz/made_from'),
-    *('ranking.partial.npz/indices', 'ranking.partial.npz/made_from'),
+    *('ranking.npz/indices', 'ranking.npz/fingerprint'),
+    *('ranking.partial.npz/indices', 'ranking.partial.npz/fingerprint'),
   ]
 
 

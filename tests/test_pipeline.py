@@ -20,7 +20,7 @@ from small_run import command, overrides, write_data
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sjft_jax import config, pipeline, workdir
-from sjft_jax.report import terminal
+from sjft_jax.runtime import console
 
 ARMS = ('none', 'random', 'all', 'selected', 'rounds')
 
@@ -144,14 +144,14 @@ def test_other_options_in_the_same_work_directory_are_refused(data, finished):
 
 def stop_at(patch, kind, title):
   """Ctrl-C as soon as the run tells this."""
-  tell = getattr(terminal, kind)
+  tell = getattr(console, kind)
 
   def stop(text):
     tell(text)
     if title in text:
       raise KeyboardInterrupt
 
-  patch.setattr(terminal, kind, stop)
+  patch.setattr(console, kind, stop)
 
 
 @pytest.mark.slow
@@ -176,10 +176,10 @@ def test_a_work_directory_that_vanishes_ends_the_run_with_a_line(data, tmp_path,
     if text.startswith('Arm 1'):
       shutil.rmtree(tmp_path / 'run')
 
-  monkeypatch.setattr(terminal, 'stage', lose)
+  monkeypatch.setattr(console, 'stage', lose)
   options = {'pretrain.steps': 0, 'arms': ('none',)}
   with pytest.raises(
-    workdir.LostError, match=r'run/lock\.json vanished, perhaps with all beside it'
+    workdir.LockLostError, match=r'run/lock\.json vanished, perhaps with all beside it'
   ):
     pipeline.run(small(data, **options), tmp_path / 'run')
   assert not (tmp_path / 'run' / 'results.json').exists()

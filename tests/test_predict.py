@@ -11,8 +11,8 @@ import pytest
 from small_run import overrides, write_data
 
 from sjft_jax import config, pipeline
-from sjft_jax.data.folder import Unlabelled
-from sjft_jax.models.weights import own
+from sjft_jax.data.folder import UnlabelledFolder
+from sjft_jax.models.weights import run_checkpoint
 
 # Both domains' statistics, and an average of the parameters.
 CHANGES = {
@@ -69,7 +69,7 @@ def test_it_gives_the_probabilities_that_the_run_scored(run, data, tmp_path):
     assert '9 images' in told
     assert 'after 9 of 9 steps' in told
   scored = np.load(arm / 'rounds' / '1' / 'round.npz')
-  names = [Unlabelled(str(test)).key(i) for i in range(9)]
+  names = [UnlabelledFolder(str(test)).key(i) for i in range(9)]
   # Another order of the classes would show: the run sorts them as the folder does its images.
   classes = ['stripes 1', 'stripes 2', 'é, "x"']
 
@@ -97,10 +97,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used_once_it_is_del
   for file in [path for path in (newest / 'state').rglob('*') if path.is_file()]:
     file.write_bytes(file.read_bytes()[:10])
   with pytest.raises(ValueError, match=f'^checkpoint {newest} is damaged .*; delete it') as error:
-    own.newest(str(arm))
+    run_checkpoint.load_newest(str(arm))
   assert '\n' not in str(error.value)
   shutil.rmtree(newest)
-  assert own.newest(str(arm)).step == int(before.name)
+  assert run_checkpoint.load_newest(str(arm)).step == int(before.name)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from sjft_jax import ranking, retrieve
-from sjft_jax.data.folder import Unlabelled
+from sjft_jax.data.folder import UnlabelledFolder
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.retrieval import knn
 
@@ -52,7 +52,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope='module')
 def expected(data, tmp_path_factory):
   """The rows that the output should have."""
-  target, source = (Unlabelled(str(data / name)) for name in ('target', 'source'))
+  target, source = (UnlabelledFolder(str(data / name)) for name in ('target', 'source'))
   found = ranking.rank_sources(
     *(tmp_path_factory.mktemp('expected') / 'partial.npz', 'x', target, source),
     *(banks.load(name='gabor', layers=(), tap='linear', pretrained=''), K),

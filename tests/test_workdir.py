@@ -14,7 +14,8 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
-from sjft_jax import artifacts, config, workdir
+from sjft_jax import config, workdir
+from sjft_jax.runtime import artifacts
 
 
 class Store(MemoryFileSystem):
@@ -56,7 +57,7 @@ def leave(place, **changes):
     'host': 'elsewhere',
     'pid': os.getpid(),
     'machine': workdir._machine(),
-    'began': workdir._began(os.getpid()),
+    'began': workdir._process_start_time(os.getpid()),
     'since': 'noon',
     'token': 'theirs',
   }
@@ -100,11 +101,11 @@ def test_a_second_writer_is_refused_with_the_name_of_the_first(place):
 
 
 def test_a_killed_process_loses_its_lock_at_once(place, sleeper, capsys):
-  leave(place, pid=sleeper.pid, began=workdir._began(sleeper.pid))
+  leave(place, pid=sleeper.pid, began=workdir._process_start_time(sleeper.pid))
   with pytest.raises(ValueError, match=f'process {sleeper.pid} on elsewhere'), workdir.lock(place):
     pass
   sleeper.kill()
-  while workdir._began(sleeper.pid):  # Until it is a zombie: nobody has waited for it.
+  while workdir._process_start_time(sleeper.pid):  # Until it is a zombie: nobody has waited for it.
     time.sleep(0.01)
   with workdir.lock(place):
     assert holder(place)['pid'] == os.getpid()
@@ -186,7 +187,10 @@ def test_nothing_is_written_once_somebody_else_has_the_lock(place, monkeypatch):
     leave(place)
     artifacts.write_json(place / 'after.json', 1)
 
-  with pytest.raises(workdir.LostError, match='by process .* on elsewhere'), workdir.lock(place):
+  with (
+    pytest.raises(workdir.LockLostError, match='by process .* on elsewhere'),
+    workdir.lock(place),
+  ):
     write()
   assert (place / 'before.json').exists()
   assert not (place / 'after.json').exists()
@@ -205,7 +209,10 @@ def test_a_directory_that_vanished_is_not_made_again(tmp_path):
     raise FileNotFoundError('a part of a checkpoint')  # Which the loss explains.
 
   for work in (write, fail):
-    with pytest.raises(workdir.LostError, match=r'run/lock\.json vanished'), workdir.lock(place):
+    with (
+      pytest.raises(workdir.LockLostError, match=r'run/lock\.json vanished'),
+      workdir.lock(place),
+    ):
       work()
     assert not place.exists()
 
@@ -245,7 +252,7 @@ def test_arrays_go_to_a_store_and_back(place):
   np.testing.assert_array_equal(artifacts.load(path, 'x')['numbers'], np.arange(5))
 
   def write():
-    with artifacts.written(path) as file:
+    with artifacts.atomic_write(path) as file:
       file.write(b'half')
       raise KeyboardInterrupt
 
@@ -255,12 +262,12 @@ def test_arrays_go_to_a_store_and_back(place):
 
 
 def test_a_store_that_cannot_be_used_is_a_line_with_the_remedy(monkeypatch):
-  assert workdir.at('runs/a') == epath.Path('runs/a')
+  assert workdir.resolve('runs/a') == epath.Path('runs/a')
   with pytest.raises(ValueError, match='s3://b/run: .*gs://bucket/path.*mount a s3:// bucket'):
-    workdir.at('s3://b/run')
+    workdir.resolve('s3://b/run')
   monkeypatch.setattr(workdir.util, 'find_spec', lambda _: None)
   with pytest.raises(ValueError, match=r"gs://b/run needs .* pip install 'sjft_jax\[gcs\]'"):
-    workdir.at('gs://b/run')
+    workdir.resolve('gs://b/run')
 
 
 def changed(**options):
@@ -273,59 +280,59 @@ def changed(**options):
 
 def test_harmless_options_exist():
   known = workdir._options(config.default())
-  for pattern in workdir.HARMLESS:
+  for pattern in workdir.NON_RESULT_OPTIONS:
     if pattern != 'logging.*' or 'logging' in config.default():
       assert any(workdir.fnmatchcase(option, pattern) for option in known)
-  assert not workdir.is_harmless('evaluation.batch_size')  # Its last bits depend on it.
-  assert workdir.is_harmless('overrides.none.training.workers')
-  assert not workdir.is_harmless('overrides.none.training.steps')
+  assert not workdir.changes_no_result('evaluation.batch_size')  # Its last bits depend on it.
+  assert workdir.changes_no_result('overrides.none.training.workers')
+  assert not workdir.changes_no_result('overrides.none.training.steps')
 
 
 def test_only_what_decides_results_is_in_the_fingerprint():
-  usual = workdir.deciding(config.default())
-  assert workdir.deciding(changed(training__workers=3, descriptors__workers=2)) == usual
+  usual = workdir.result_options(config.default())
+  assert workdir.result_options(changed(training__workers=3, descriptors__workers=2)) == usual
   other = changed(training__steps=7, training__workers=3)
-  assert workdir.deciding(other) == usual | {'training.steps': 7}
+  assert workdir.result_options(other) == usual | {'training.steps': 7}
   other = changed(descriptors__num_bins=7, descriptors__workers=3, training__steps=7)
-  assert workdir.deciding(other, 'bank', 'descriptors') == {'descriptors.num_bins': 7}
+  assert workdir.result_options(other, 'bank', 'descriptors') == {'descriptors.num_bins': 7}
 
 
 def test_what_an_arm_overrides_is_in_the_fingerprint():
   c = config.default()
   del c.overrides.none['loss']
-  assert workdir.deciding(c) != workdir.deciding(config.default())
-  assert 'overrides.none.selection.method' in workdir.deciding(config.default())
+  assert workdir.result_options(c) != workdir.result_options(config.default())
+  assert 'overrides.none.selection.method' in workdir.result_options(config.default())
 
 
 def test_other_options_are_refused_by_name_and_harmless_ones_accepted_on_demand(tmp_path):
   place = epath.Path(tmp_path)
-  workdir.refuse_changes(changed(training__steps=3), place)  # Nothing is there yet.
-  workdir.record(config.default(), place)
-  workdir.refuse_changes(config.default(), place)
+  workdir.check_unchanged(changed(training__steps=3), place)  # Nothing is there yet.
+  workdir.save_config(config.default(), place)
+  workdir.check_unchanged(config.default(), place)
 
   harmless = changed(training__workers=4)
   with pytest.raises(
     ValueError, match=r'training\.workers was 0, now 4\), all harmless: add --res'
   ):
-    workdir.refuse_changes(harmless, place)
-  workdir.refuse_changes(harmless, place, resume_with_changes=True)
+    workdir.check_unchanged(harmless, place)
+  workdir.check_unchanged(harmless, place, resume_with_changes=True)
 
   harmful = changed(training__workers=4, solver__learning_rate=0.5)
   for accept in (False, True):
     with pytest.raises(ValueError, match=r'\(solver\.learning_rate was 0\.01, now 0\.5\)') as error:
-      workdir.refuse_changes(harmful, place, resume_with_changes=accept)
+      workdir.check_unchanged(harmful, place, resume_with_changes=accept)
     assert 'accepts only the harmless training.workers was 0, now 4' in str(error.value)
 
   c = config.default()
   del c.overrides.none['loss']
   with pytest.raises(ValueError, match=r'overrides\.none\.loss\.target_weight was 1\.0, now None'):
-    workdir.refuse_changes(c, place)
+    workdir.check_unchanged(c, place)
 
 
 def test_earlier_options_are_kept(tmp_path):
   place = epath.Path(tmp_path)
   for workers in (0, 0, 3, 5, 5):
-    workdir.record(changed(training__workers=workers), place)
+    workdir.save_config(changed(training__workers=workers), place)
   found = {
     path.name: json.loads(path.read_text())['training']['workers']
     for path in place.glob('config*.json')
@@ -336,14 +343,14 @@ def test_earlier_options_are_kept(tmp_path):
 
 def test_an_option_that_a_work_directory_does_not_know_had_its_default(tmp_path):
   place = epath.Path(tmp_path)
-  workdir.record(config.default(), place)
+  workdir.save_config(config.default(), place)
   options = json.loads((place / 'config.json').read_text())
   del options['training']['steps']
   (place / 'config.json').write_text(json.dumps(options))
-  workdir.refuse_changes(config.default(), place)
+  workdir.check_unchanged(config.default(), place)
   with pytest.raises(ValueError, match=r'training\.steps was 16000, now 7'):
-    workdir.refuse_changes(changed(training__steps=7), place)
+    workdir.check_unchanged(changed(training__steps=7), place)
   options['training']['gone'] = 3
   (place / 'config.json').write_text(json.dumps(options))
   with pytest.raises(ValueError, match=r'training\.gone was 3, now None'):
-    workdir.refuse_changes(config.default(), place)
+    workdir.check_unchanged(config.default(), place)

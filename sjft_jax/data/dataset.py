@@ -3,7 +3,7 @@
 import abc
 import hashlib
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
@@ -12,7 +12,7 @@ from sjft_jax.data import decode
 
 Image = UInt8[np.ndarray, 'height width 3']
 # The class of each image; or which classes it shows, where there may be several.
-Labels = Int32[np.ndarray, 'image'] | Bool[np.ndarray, 'image category']
+Labels = Int32[np.ndarray, ' image'] | Bool[np.ndarray, 'image category']
 
 
 @runtime_checkable
@@ -50,13 +50,21 @@ class Dataset(Protocol):
     """A readable id of the image, the same in every session."""
 
 
+class Domains(NamedTuple):
+  """The data sets of a run: training and test images of the target, and the source."""
+
+  target: Dataset
+  test: Dataset
+  source: Dataset
+
+
 def class_names(data: Dataset, index: int) -> str:
   """The name of an image's class, or the names of all that it shows."""
   label = data.labels[index]
   return ', '.join(data.classes[c] for c in (np.flatnonzero(label) if np.ndim(label) else [label]))
 
 
-class Encoded(abc.ABC):
+class EncodedDataset(abc.ABC):
   """A data set of encoded images: files, or records of their bytes."""
 
   def __init__(self, name: str, classes: Sequence[str], labels: Labels, fingerprint: str):
@@ -88,7 +96,48 @@ class Encoded(abc.ABC):
       raise decode.UnreadableError(f'{self.where(index)} {error}; replace or remove it') from error
 
 
-class Part:
+class ImageArrays:
+  """Images in memory, without labels.
+
+  Args:
+    images: uint8 RGB arrays [height, width, 3], or one array of all.
+
+  Raises:
+    ValueError: no images, or one of another type or shape.
+  """
+
+  def __init__(self, images: Sequence[np.ndarray] | np.ndarray):
+    self.name = 'arrays'
+    self.classes: tuple[str, ...] = ('image',)
+    self._images = [np.asarray(image) for image in images]
+    if not self._images:
+      raise ValueError('no images are given')
+    for index, image in enumerate(self._images):
+      if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(
+          f'image {index} is {image.dtype} {list(image.shape)}; give uint8 RGB, [height, width, 3]'
+        )
+    self.labels = np.zeros(len(self._images), np.int32)
+    content = hashlib.sha256()
+    for image in self._images:
+      content.update(f'{image.shape}'.encode() + image.tobytes())
+    self.fingerprint = content.hexdigest()
+
+  def __len__(self) -> int:
+    return len(self._images)
+
+  def __getitem__(self, index: int) -> Image:
+    return self._images[index]
+
+  def at_least(self, index: int, side: int) -> Image:
+    del side
+    return self._images[index]
+
+  def key(self, index: int) -> str:
+    return str(range(len(self))[index])
+
+
+class SubsetDataset:
   """Some images of a data set, in the order of `indices`; the same classes."""
 
   def __init__(self, whole: Dataset, indices: np.ndarray):
@@ -111,7 +160,7 @@ class Part:
     return self.whole.key(int(self.indices[index]))
 
 
-class Union:
+class ConcatDataset:
   """Several data sets one after another, their label spaces side by side.
 
   Classes and keys have the name of their data set in front.

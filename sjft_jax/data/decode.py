@@ -1,4 +1,4 @@
-"""Encoded images to RGB: fast, and never a picture that is only partly there."""
+"""EncodedDataset images to RGB: fast, and never a picture that is only partly there."""
 
 import io
 import struct

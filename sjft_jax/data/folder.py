@@ -5,7 +5,7 @@ import hashlib
 import os
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from sjft_jax import artifacts
-from sjft_jax.data.dataset import Encoded
+from sjft_jax.data.dataset import EncodedDataset
 from sjft_jax.data.decode import UnreadableError
+from sjft_jax.runtime import artifacts
 
 _SUFFIXES = frozenset({'.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'})
 _KINDS = ', '.join(sorted(_SUFFIXES))
@@ -89,7 +89,7 @@ def _cached(what: str, root: str, make: Callable[[_Listing], None]) -> dict[str,
   to in place: in large data sets that goes unnoticed.
   """
   name = artifacts.fingerprint(what, os.path.realpath(root), _KINDS)
-  path = artifacts.cache() / 'folders' / f'{name}.npz'
+  path = artifacts.cache_dir() / 'folders' / f'{name}.npz'
   with contextlib.suppress(ValueError, OSError):
     found = artifacts.load(path, name)
     if found is not None:
@@ -107,7 +107,7 @@ def _cached(what: str, root: str, make: Callable[[_Listing], None]) -> dict[str,
   return arrays
 
 
-class _Files(Encoded):
+class _Files(EncodedDataset):
   """Files below a root, read when they are asked for."""
 
   def __init__(
@@ -152,7 +152,7 @@ def _in_order(names: Iterable[str]) -> list[str]:
   return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
 
 
-class Folder(_Files):
+class ClassFolder(_Files):
   """The images `path/split/<class>/<file>`, or, without a split, `path/<class>/<file>`.
 
   Classes come in sorted order, in that of their values if all are numbers, and the files of each
@@ -189,7 +189,7 @@ class Folder(_Files):
     super().__init__(name, root, files, files['folders'][1:].tolist(), files['labels'])
 
 
-class Unlabelled(_Files):
+class UnlabelledFolder(_Files):
   """All images below `path`, at any depth, in the sorted order of their paths; of one class.
 
   Hidden entries and files without an image suffix are passed over. Links to folders are followed.
@@ -218,7 +218,26 @@ class Unlabelled(_Files):
     super().__init__(Path(path).resolve().name, path, files, ['image'], files['labels'])
 
 
-class Listed(_Files):
+class ImageFiles(_Files):
+  """Single image files, in the given order; of one class.
+
+  Raises:
+    ValueError: no paths are given, or there is no such file.
+  """
+
+  def __init__(self, paths: Sequence[Path]):
+    if not paths:
+      raise ValueError('no images are given')
+    listing = _Listing('')
+    for path in paths:
+      if not path.is_file():
+        raise ValueError(f'{path} is not a file')
+      listing.add(os.fspath(path), path.stat().st_size)
+    files = listing.arrays()
+    super().__init__('images', '', files, ['image'], files['labels'])
+
+
+class ListedImages(_Files):
   """The images of a list, a .csv or .parquet file, in its order.
 
   Its columns are 'path', absolute or from the list's own folder, 'label', and if need be 'split';

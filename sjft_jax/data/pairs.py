@@ -1,154 +1,110 @@
-"""Joint batches, target images each beside one of its current neighbours, loaded by Grain."""
+"""Joint batches: each target image beside one of its current neighbours (Ge & Yu 2017, Section 3)."""
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-import grain
 import numpy as np
 from jaxtyping import Int
 
 from sjft_jax.data.dataset import Dataset
-from sjft_jax.data.order import AUGMENT, NEIGHBOR, Order, shuffled, stream
+from sjft_jax.data.sampler import AUGMENT, NEIGHBOR, Sampler, keyed_rng, shuffled_indices
 from sjft_jax.selection.subset import Subset
 
 Batch = dict[str, np.ndarray]
-Views = TypeVar('Views', np.ndarray, tuple[np.ndarray, ...])
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-Loaded = TypeVar('Loaded')
-
-# Decoding releases the interpreter lock: threads keep all cores busy. So many batches are loaded at
-# once and ahead; Grain's own default would hold 500, which for batches of images is gigabytes.
-AHEAD = min(max(os.cpu_count() or 1, 4), 16)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pairs:
   """The batches of one round; `pairs(step)` is a pure function of (seed, round, step).
 
   A batch holds `batch_size` target images and, unless there is no subset, one neighbour of each
-  behind it: target, neighbour, target, neighbour … so that any cut between pairs keeps the
-  domains in balance. Its leaves are 'image' uint8 [image, height, width, channel], 'label' int32
-  in the label space of the image's own domain, and 'is_source' bool. If the source is multi-label,
-  there is also 'shown' bool [image, class], the classes in each source image, whose 'label' is 0.
+  behind it: target, neighbour, target, neighbour … so that any cut between pairs keeps the domains
+  in balance. Its leaves are 'image' uint8 [image, height, width, channel], 'label' int32 in the
+  label space of the image's own domain, and 'is_source' bool. If the source is multi-label, there
+  is also 'multi_hot' bool [image, class], the classes in each source image, whose 'label' is 0.
 
   Attributes:
-    order: of the target images.
-    side: short side in pixels that `augment` can make use of: images are decoded no larger than it
-      takes.
-    places: which pairs of a batch are loaded, for processes that share the batches.
+    target: the data set of the target domain.
+    source: the data set of the source domain.
+    subset: the source images that may be drawn; None: target images alone.
+    sampler: the order of the target images.
+    augment: makes the training view of an image.
+    side: short side in pixels that `augment` can make use of: images may be decoded so small.
+    seed: of neighbours and augmentation.
+    round_: the round's number, from 0.
+    batch_size: target images in a batch, of all processes.
+    local_pairs: which pairs of a batch this process loads.
   """
 
   target: Dataset
   source: Dataset
   subset: Subset | None
-  order: Order
+  sampler: Sampler
   augment: Augment
   side: int
   seed: int
   round_: int
   batch_size: int
-  places: Int[np.ndarray, ' pair'] | Sequence[int]
+  local_pairs: Int[np.ndarray, ' pair'] | Sequence[int]
 
   def __call__(self, step: int) -> Batch:
-    chosen = self._chosen(step)
+    """Load the batch of a step, from 0."""
+    drawn = self._draw(step)
+    is_multi_label = self.source.labels.ndim > 1
     images: list[np.ndarray] = []
     labels, is_source = [], []
-    several = self.source.labels.ndim > 1
-    shown = np.zeros((len(chosen) * len(self.places), len(self.source.classes)), bool)
-    for place in self.places:
-      for part, (dataset, indices) in enumerate(chosen):
-        index = int(indices[place])
-        random = stream(AUGMENT, self.seed, self.round_, step, int(place) * len(chosen) + part)
+    multi_hot = np.zeros((len(drawn) * len(self.local_pairs), len(self.source.classes)), bool)
+    for pair in self.local_pairs:
+      for part, (dataset, indices) in enumerate(drawn):
+        index = int(indices[pair])
+        rng = keyed_rng(AUGMENT, self.seed, self.round_, step, int(pair) * len(drawn) + part)
         is_source.append(dataset is self.source)
-        if several and is_source[-1]:
-          shown[len(images)] = dataset.labels[index]
-        labels.append(0 if several and is_source[-1] else dataset.labels[index])
-        images.append(self.augment(dataset.at_least(index, self.side), random))
+        if is_multi_label and is_source[-1]:
+          multi_hot[len(images)] = dataset.labels[index]
+          labels.append(0)
+        else:
+          labels.append(dataset.labels[index])
+        images.append(self.augment(dataset.at_least(index, self.side), rng))
     batch = {
       'image': np.stack(images),
       'label': np.array(labels, np.int32),
       'is_source': np.array(is_source),
     }
-    return batch | {'shown': shown} if several else batch
+    return batch | {'multi_hot': multi_hot} if is_multi_label else batch
 
   @property
-  def images(self) -> int:
-    """How many a batch has here."""
-    return len(self.places) * (1 if self.subset is None else 2)
+  def images_per_batch(self) -> int:
+    """Return how many images of a batch this process loads."""
+    return len(self.local_pairs) * (1 if self.subset is None else 2)
 
   def names(self, step: int) -> list[str]:
-    """The images of the whole batch, in its order."""
-    chosen = self._chosen(step)
+    """Return the names of the images of the whole batch, in its order."""
+    drawn = self._draw(step)
     return [
-      f'{dataset.name}/{dataset.key(int(indices[place]))}'
-      for place in range(self.batch_size)
-      for dataset, indices in chosen
+      f'{dataset.name}/{dataset.key(int(indices[pair]))}'
+      for pair in range(self.batch_size)
+      for dataset, indices in drawn
     ]
 
-  def _chosen(self, step: int) -> list[tuple[Dataset, np.ndarray]]:
-    """For each image of a pair its data set and, at every place, its index there."""
+  def _draw(self, step: int) -> list[tuple[Dataset, np.ndarray]]:
+    """Return for each image of a pair its data set and its index there, for all pairs."""
     first = step * self.batch_size
-    targets = self.order(first, first + self.batch_size)
+    targets = self.sampler(first, first + self.batch_size)
     if self.subset is None:
       return [(self.target, targets)]
-    uniform = stream(NEIGHBOR, self.seed, self.round_, step).random(self.batch_size)
+    uniform = keyed_rng(NEIGHBOR, self.seed, self.round_, step).random(self.batch_size)
     return [(self.target, targets), (self.source, self.subset.draw(targets, uniform))]
 
 
-class SourceOnly(Pairs):
-  """Batches of source images alone, for pretraining a trunk; twice as many, so of the same size."""
+class SourcePairs(Pairs):
+  """Batches of source images alone, for pretraining a trunk; of the same size as joint ones."""
 
   @property
-  def images(self) -> int:
-    return 2 * len(self.places)
+  def images_per_batch(self) -> int:
+    return 2 * len(self.local_pairs)
 
-  def _chosen(self, step: int) -> list[tuple[Dataset, np.ndarray]]:
+  def _draw(self, step: int) -> list[tuple[Dataset, np.ndarray]]:
     first = 2 * step * self.batch_size
-    indices = shuffled(self.seed, first, first + 2 * self.batch_size, len(self.source))
+    indices = shuffled_indices(self.seed, first, first + 2 * self.batch_size, len(self.source))
     return [(self.source, indices[0::2]), (self.source, indices[1::2])]
-
-
-def loaders(workers: int) -> int:
-  """How many batches are loaded at once: in threads or, if `workers` is not 0, in processes."""
-  return workers or min(os.cpu_count() or 1, AHEAD)
-
-
-def _ahead(dataset: grain.MapDataset, workers: int = 0) -> Iterator:
-  options = grain.ReadOptions(num_threads=1 if workers else loaders(0), prefetch_buffer_size=AHEAD)
-  loaded = dataset.to_iter_dataset(options)
-  if workers:
-    loaded = loaded.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
-    )
-  return iter(loaded)
-
-
-def prefetched(
-  load: Callable[[int], Loaded], start: int, stop: int, *, workers: int = 0
-) -> Iterator[Loaded]:
-  """The batches of steps start..stop-1, loaded ahead in threads or in `workers` processes."""
-  steps = grain.MapDataset.range(start, stop)
-  return _ahead(steps.map(lambda step: load(int(step))), workers)
-
-
-def views(
-  dataset: Dataset,
-  view: Callable[[np.ndarray], Views],
-  batch_size: int,
-  *,
-  side: int,
-  start: int = 0,
-  stop: int | None = None,
-  workers: int = 0,
-) -> Iterator[Views]:
-  """Images start..stop-1 of a data set through `view`, in batches; the last may be smaller.
-
-  They are loaded ahead, in threads or, if `workers` is not 0, in as many processes; `side` is the
-  short side that `view` can make use of.
-  """
-  stop = len(dataset) if stop is None else stop
-  indices = grain.MapDataset.range(start, stop)
-  images = indices.map(lambda index: view(dataset.at_least(int(index), side)))
-  return _ahead(images.batch(batch_size), workers)

@@ -10,38 +10,39 @@ but the archives it has downloaded.
 """
 
 import difflib
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
-from sjft_jax import door
-from sjft_jax.report import terminal
-
-_DATASET = flags.DEFINE_string(
-  'dataset',
-  None,
-  "TFDS's name, such as stanford_dogs, or coco/2014 where there are several configurations.",
-)
-_ARCHIVES = flags.DEFINE_string(
-  'archives', None, 'Folder of the official archives. Default: data_dir/downloads/manual.'
-)
-_DATA_DIR = flags.DEFINE_string(
-  'data_dir',
-  '',
-  'Where data_dir/dataset/version will be written; what a configuration calls path. Default: that '
-  'of TFDS, $TFDS_DATA_DIR or ~/tensorflow_datasets.',
-)
-flags.adopt_module_key_flags(door)
+from sjft_jax.runtime import cli, console
 
 
-def main(argv: Sequence[str]) -> None:
-  if argv[1:]:
-    sys.exit(f'error: unexpected {argv[1]!r}; options are written --name=value')
-  door.enter(
-    lambda: prepare(_DATASET.value or '', _DATA_DIR.value, _ARCHIVES.value),
-    stopped='Stopped; nothing was prepared.',
+def define_flags() -> None:
+  """Define the flags of this command."""
+  flags.DEFINE_string(
+    'dataset',
+    None,
+    "TFDS's name, such as stanford_dogs, or coco/2014 where there are several configurations.",
+    required=True,
+  )
+  flags.DEFINE_string(
+    'archives', None, 'Folder of the official archives. Default: data_dir/downloads/manual.'
+  )
+  flags.DEFINE_string(
+    'data_dir',
+    '',
+    'Where data_dir/dataset/version will be written; what a configuration calls path. Default: '
+    'that of TFDS, $TFDS_DATA_DIR or ~/tensorflow_datasets.',
+  )
+  flags.adopt_module_key_flags(cli)
+
+
+def main() -> None:
+  """Prepare what the command line asks for."""
+  options = flags.FLAGS
+  cli.run_command(
+    lambda: prepare(options.dataset, options.data_dir, options.archives),
+    'Stopped; nothing was prepared.',
   )
 
 
@@ -74,9 +75,9 @@ def prepare(dataset: str, data_dir: str, archives: str | None = None) -> None:
   builder = cls(data_dir=data_dir or None, config=config or None)
   folder = builder.data_path
   for leftover in folder.parent.glob(f'incomplete.*_{folder.name}'):
-    terminal.say(f'  unless another run is at work, {leftover} is left of a killed one: remove it')
+    console.say(f'  unless another run is at work, {leftover} is left of a killed one: remove it')
   if builder.info.initialized:
-    terminal.say('  prepared already')
+    console.say('  prepared already')
   elif folder.exists():
     raise ValueError(f'{folder} is there, but not a prepared data set; remove it')
   else:
@@ -85,9 +86,8 @@ def prepare(dataset: str, data_dir: str, archives: str | None = None) -> None:
       download_config=tfds.download.DownloadConfig(manual_dir=archives, try_download_gcs=False)
     )
   splits = (f'{split} {info.num_examples:,}' for split, info in builder.info.splits.items())
-  terminal.say(f'{folder}: {", ".join(splits)} images')
+  console.say(f'{folder}: {", ".join(splits)} images')
 
 
 if __name__ == '__main__':
-  flags.mark_flag_as_required('dataset')
-  app.run(main, flags_parser=door.parse)
+  cli.start(define_flags, main)

@@ -7,23 +7,23 @@ with its class and key; classes are spread over the rows. The same command draws
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from sjft_jax import door
 from sjft_jax.data import registry, transforms
 from sjft_jax.data.dataset import Dataset, class_names
-from sjft_jax.report import neighbors, terminal
+from sjft_jax.report import image_grid
+from sjft_jax.runtime import cli, console
 
 _CAPTION = 20  # Characters of a key that fit below a picture.
 
 
-def sheet(
+def preview_grid(
   data: Dataset,
   *,
   images: int,
@@ -65,7 +65,7 @@ def sheet(
     if len(key) > _CAPTION:
       key = f'…{key[-_CAPTION:]}'  # Its end tells images of a class apart.
     rows.append([(shown, class_names(data, index), key) for shown in views])
-  return neighbors.sheet(rows, headings)
+  return image_grid.image_grid(rows, headings)
 
 
 def spread(data: Dataset, count: int) -> list[int]:
@@ -77,8 +77,8 @@ def spread(data: Dataset, count: int) -> list[int]:
 
 
 def define_flags() -> None:
-  """Only for the command: other commands have flags of the same names."""
-  flags.adopt_module_key_flags(door)
+  """Define the flags of this command."""
+  flags.adopt_module_key_flags(cli)
   config_flags.DEFINE_config_file(
     'config', None, 'A file of configs/; its options change by name: --config.images.crop=128.'
   )
@@ -104,7 +104,7 @@ def draw() -> None:
     {name: config[section][name] for name in ('resize', 'crop')}
     for section in ('descriptors', 'images')
   )
-  page = sheet(
+  page = preview_grid(
     data,
     images=options.images,
     draws=options.draws,
@@ -115,18 +115,16 @@ def draw() -> None:
     ten_crop=options.ten_crop,
   )
   page.save(options.output)
-  terminal.say(f'{options.output}: {options.data}, {data.name}')
+  console.say(f'{options.output}: {options.data}, {data.name}')
 
 
-def main(argv: Sequence[str]) -> None:
-  if argv[1:]:
-    sys.exit(f'error: unexpected {argv[1]!r}; options are written --name=value')
+def main() -> None:
+  """Draw what the command line asks for."""
   file = Path(config_flags.get_config_filename(flags.FLAGS['config']))
   if not file.is_file():
     sys.exit(f'error: --config={file}: no such file; see configs/')
-  door.enter(draw, stopped='Stopped; nothing was written.')
+  cli.run_command(draw, 'Stopped; nothing was written.')
 
 
 if __name__ == '__main__':
-  define_flags()
-  app.run(main, flags_parser=door.parse)
+  cli.start(define_flags, main)

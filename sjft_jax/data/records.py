@@ -7,16 +7,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from sjft_jax import artifacts
-from sjft_jax.data.builders import BUILDERS
-from sjft_jax.data.dataset import Encoded
-from sjft_jax.report import terminal
+from sjft_jax.data.builders import BUILDERS, register
+from sjft_jax.data.dataset import EncodedDataset
+from sjft_jax.runtime import artifacts, console
 
 # What TFDS and our builders call the name of an image, best first.
 _NAMES = ('file_name', 'image/filename', 'filename', 'image/id')
 
 
-class Records(Encoded):
+class Records(EncodedDataset):
   """A split of a prepared data set: images, and one class each or, for 'objects', any number.
 
   Args:
@@ -31,6 +30,7 @@ class Records(Encoded):
   """
 
   def __init__(self, dataset: str, data_dir: str, split: str):
+    register()  # TFDS reads a prepared data set by the builder that prepared it.
     folder = _version(dataset, data_dir)
     builder = tfds.builder_from_directory(folder)
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
@@ -59,7 +59,9 @@ class Records(Encoded):
       for f in files
     ]
     fingerprint = hashlib.sha256('\n'.join(content).encode()).hexdigest()
-    index = artifacts.cached('records', fingerprint, lambda: self._index(dataset, len(label.names)))
+    index = artifacts.load_or_make(
+      'records', fingerprint, lambda: self._index(dataset, len(label.names))
+    )
     self._keys = index['keys']
     super().__init__(dataset, label.names, index['labels'], fingerprint)
 
@@ -67,7 +69,7 @@ class Records(Encoded):
     """Labels and names of all images, for which every record has to be read once."""
     labels: list[Any] = []
     keys: list[str] = []
-    with terminal.progress(f'index of {name}', len(self._records)) as advance:
+    with console.progress(f'index of {name}', len(self._records)) as advance:
       for place in range(len(self._records)):
         record = self._records[place]
         labels.append(record['label'] if 'label' in record else record['objects']['label'])

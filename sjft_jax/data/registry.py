@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from sjft_jax.data.builders import BUILDERS
-from sjft_jax.data.dataset import Dataset, Part, Union
+from sjft_jax.data.dataset import ConcatDataset, Dataset, SubsetDataset
 from sjft_jax.data.demo import DemoDiverse, DemoTextures
-from sjft_jax.data.folder import Folder, Listed
+from sjft_jax.data.folder import ClassFolder, ListedImages
 from sjft_jax.data.records import Records, directory
 
 DEMOS = {'demo_textures': DemoTextures, 'demo_diverse': DemoDiverse}
@@ -36,7 +36,7 @@ def load(*, dataset: str, path: str, split: str) -> Dataset:
   if len(names) == 1:
     return _load(dataset, path, split)
   each = [_for_each('path', path, names), _for_each('split', split, names)]
-  return Union([_load(*one) for one in zip(names, *each, strict=True)])
+  return ConcatDataset([_load(*one) for one in zip(names, *each, strict=True)])
 
 
 def _for_each(option: str, value: str, names: list[str]) -> list[str]:
@@ -52,7 +52,7 @@ def _for_each(option: str, value: str, names: list[str]) -> list[str]:
 def _load(dataset: str, path: str, split: str) -> Dataset:
   if dataset == 'folder':
     whole = _has_no_split(path, split)
-    return (Listed if path.endswith(LISTS) else Folder)(path, '' if whole else split)
+    return (ListedImages if path.endswith(LISTS) else ClassFolder)(path, '' if whole else split)
   if dataset in DEMOS:
     if path:
       raise ValueError(f'path={path!r} is not read by {dataset}; leave it empty')
@@ -105,7 +105,7 @@ def open_target(
     train, test = stratified(
       whole.labels, whole.classes, per_class=train_per_class, share=test_share, seed=split_seed
     )
-    return Part(whole, train), Part(whole, test)
+    return SubsetDataset(whole, train), SubsetDataset(whole, test)
   tested = load(dataset=dataset, path=path, split=test_split)
   for name in sorted(set(whole.classes) ^ set(tested.classes)):
     raise ValueError(
@@ -116,28 +116,28 @@ def open_target(
     train, _ = stratified(
       whole.labels, whole.classes, per_class=train_per_class, seed=split_seed, leave=0
     )
-    return Part(whole, train), tested
+    return SubsetDataset(whole, train), tested
   return whole, tested
 
 
 def _has_no_split(path: str, *splits: str) -> bool:
   """Whether a folder or list is one whole; a misspelt split beside others is a mistake instead."""
   if path.endswith(LISTS):
-    return not Listed.has_splits(path)
+    return not ListedImages.has_splits(path)
   return bool(path) and not any(
     (Path(path) / split).is_dir() for split in (*splits, 'train', 'val', 'test')
   )
 
 
 def stratified(
-  labels: Int32[np.ndarray, 'image'],
+  labels: Int32[np.ndarray, ' image'],
   classes: tuple[str, ...],
   *,
   per_class: int = 0,
   share: float = 0.0,
   seed: int,
   leave: int = 1,
-) -> tuple[Int[np.ndarray, 'train'], Int[np.ndarray, 'test']]:
+) -> tuple[Int[np.ndarray, ' train'], Int[np.ndarray, ' test']]:
   """Indices of training images, `per_class` of each class, and of all others, both ascending.
 
   Args:

@@ -6,10 +6,13 @@ pixels untouched. Of one more than 16 times as long as it is wide, tests see the
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
+
+from sjft_jax.runtime.options import choose
 
 AUGMENTATIONS = ('pursuit', 'resnet', 'none')
 VIEWS = ('center', 'ten_crop', 'multi_scale')
@@ -26,6 +29,19 @@ _EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
 _LEVELS = np.arange(256.0)[:, None]
 _MIDDLE = np.array([0.5, 0.5])
 _SMALLEST_CROP = 0.6  # of the short side
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSize:
+  """The size of the images that the network sees: the section `images` of the configuration.
+
+  Attributes:
+    resize: short side before cropping, pixels.
+    crop: side of the square that is cut out, pixels.
+  """
+
+  resize: int
+  crop: int
 
 
 def describe_view(image: Image, *, resize: int, crop: int) -> UInt8[np.ndarray, 'crop crop 3']:
@@ -93,6 +109,27 @@ def multi_scale(
 def scaled_sides(crop: int, sides: Sequence[int] = SIDES) -> list[int]:
   """The sides of `multi_scale`'s squares, in pixels."""
   return [round(side * crop / 224) for side in sides]
+
+
+def evaluation_views(image: Image, *, size: ImageSize, view: str) -> tuple[np.ndarray, ...]:
+  """Return an image's crops for evaluation, one array uint8 [view, side, side, 3] for each side.
+
+  Args:
+    image: any size.
+    size: of the crops; `multi_scale` scales its sides with `size.crop`.
+    view: one of `VIEWS`.
+  """
+  match choose('view', view, VIEWS):
+    case 'center':
+      return (center_crop(image, resize=size.resize, crop=size.crop)[None],)
+    case 'ten_crop':
+      return (ten_crop(image, resize=size.resize, crop=size.crop),)
+  return multi_scale(image, resize=size.resize, crop=size.crop)
+
+
+def evaluation_side(size: ImageSize, view: str) -> int:
+  """Return the short side, in pixels, above which `evaluation_views` gains nothing."""
+  return max(scaled_sides(size.crop)) if view == 'multi_scale' else size.resize
 
 
 def needed_side(kind: str, resize: int) -> int:

@@ -46,7 +46,7 @@ class FilterBank:
       )
 
   @property
-  def weights(self) -> Float[np.ndarray, 'filter']:
+  def weights(self) -> Float[np.ndarray, ' filter']:
     """w_h of Eq. 1 (Ge & Yu 2017), 1 / the filters in the layer of h, times the layer's weight."""
     factors = np.array(self.layer_weights or [1] * len(self.num_filters), np.float32)
     return np.repeat(factors / np.array(self.num_filters, np.float32), self.num_filters)

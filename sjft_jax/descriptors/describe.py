@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
-from sjft_jax import compilation
 from sjft_jax.descriptors import histogram
 from sjft_jax.descriptors.alexnet import Responses
 from sjft_jax.descriptors.bank import FilterBank
+from sjft_jax.runtime import compilation
 
 Batches = Iterable[UInt8[np.ndarray, 'batch height width 3']]
 
@@ -81,7 +81,7 @@ def _describe(bank, edges, images, smoothing):
 
 def _padded(
   batches: Batches, size: int = 0
-) -> Iterator[tuple[UInt8[np.ndarray, 'size height width 3'], Bool[np.ndarray, 'size']]]:
+) -> Iterator[tuple[UInt8[np.ndarray, 'size height width 3'], Bool[np.ndarray, ' size']]]:
   """Fills smaller batches up to `size` or the first one's, lest each size be compiled anew."""
   for images in batches:
     size = max(size, len(images))

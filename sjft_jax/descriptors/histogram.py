@@ -41,7 +41,7 @@ class QuantileSketch:
   def update(
     self,
     responses: tuple[Float32[Array, 'batch _height _width _filter'], ...],
-    valid: Bool[np.ndarray, 'batch'],
+    valid: Bool[np.ndarray, ' batch'],
   ) -> None:
     """Counts the responses, all layers, of the images that are `valid` (the others are padding)."""
     counted = slice(None) if valid.all() else valid  # The former copies nothing.
@@ -106,7 +106,7 @@ def _bucket(x: Float32[Array, '*shape']) -> Int[Array, '*shape']:
   return (key >> 16).astype(jnp.int32)
 
 
-def _lower_bounds(buckets: Int[np.ndarray, 'bucket']) -> Float[np.ndarray, 'bucket']:
+def _lower_bounds(buckets: Int[np.ndarray, ' bucket']) -> Float[np.ndarray, ' bucket']:
   """The smallest float32 in each bucket, as float64."""
   key = buckets.astype(np.uint32) << np.uint32(16)
   bits = np.where(buckets < _NUM_BUCKETS // 2, ~key, key ^ np.uint32(1 << 31))
@@ -116,8 +116,8 @@ def _lower_bounds(buckets: Int[np.ndarray, 'bucket']) -> Float[np.ndarray, 'buck
 
 
 def _equal_mass_edges(
-  counts: Int[np.ndarray, 'bucket'], low: float, high: float, num_bins: int
-) -> Float32[np.ndarray, 'edge']:
+  counts: Int[np.ndarray, ' bucket'], low: float, high: float, num_bins: int
+) -> Float32[np.ndarray, ' edge']:
   buckets = np.flatnonzero(counts)
   mass = counts[buckets]
   lower = np.maximum(_lower_bounds(buckets), low)

@@ -72,7 +72,7 @@ class AlexNet(nn.Module):
     caffe: Caffe's bvlc_alexnet, with grouped convolutions, local response normalisation after
       conv1 and conv2, and pooling windows that may reach over the lower and right border; else
       torchvision's.
-    fully_connected: 4096 features of fc7, averaged over the map; else the average of conv5's 256
+    fully_connected: 4096 features of fc7, ema_params over the map; else the average of conv5's 256
       maps. pool5 is left out there: it only shrinks the map for fc6.
     dtype: of activations and products; parameters are float32.
   """

@@ -18,7 +18,7 @@ class Dropout(nn.Module):
   """
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b *shape'], train: bool) -> Float[Array, 'b *shape']:
+  def __call__(self, x: Float[Array, ' b *shape'], train: bool) -> Float[Array, ' b *shape']:
     if not train or self.is_initializing():
       return x
     batch = x.shape[0]
@@ -29,7 +29,7 @@ class Dropout(nn.Module):
 
 
 class FullyConnected(nn.Module):
-  """The last pooled map → fc6 → fc7, averaged over the positions where fc6's window fits.
+  """The last pooled map → fc6 → fc7, ema_params over the positions where fc6's window fits.
 
   At the size that the network was trained at there is one position, and this is the published
   network. On larger images it is applied densely (Simonyan & Zisserman 2015, Section 3.2).

@@ -18,7 +18,7 @@ class Joint(nn.Module):
   as in the released code, and are float32, as the trunk's features are.
 
   Attributes:
-    trunk: `trunk(images, train, is_source)` → features `[b, f]` (see `trunk.build`).
+    trunk: `trunk(images, train, is_source)` → features `[b, f]` (see `trunk.build_trunk`).
     num_target_classes: outputs of the target head.
     num_source_classes: outputs of the source head.
     normalization: of the images, as the trunk's weights were trained (`preprocess.normalize`).

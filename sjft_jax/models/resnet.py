@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 from sjft_jax.models.batch_norm import MODES, BatchNorm
 from sjft_jax.models.convolution import Conv
 from sjft_jax.models.pooling import max_pool
+from sjft_jax.runtime.options import choose
 
 # Blocks per stage; from 50 layers on, blocks are bottlenecks.
 STAGE_SIZES = {
@@ -193,41 +194,27 @@ class ResNet(nn.Module):
 
 
 def resnet(
-  depth: int,
-  version: int = 2,
-  *,
-  style: str = 'auto',
-  width: float = 1.0,
-  batch_norm: str = 'mixed',
-  batch_norm_momentum: float = 0.999,
-  dtype: Any = jnp.float32,
-  remat: bool = False,
+  depth: int, version: int = 2, *, style: str = 'auto', width: float = 1.0, **attributes: Any
 ) -> ResNet:
-  """The standard network of `depth` layers; `style` is a name in `STYLES[version]` or 'auto'.
+  """Build the standard network of `depth` layers.
+
+  Args:
+    depth: a key of `STAGE_SIZES`.
+    version: 1 or 2.
+    style: a key of `STYLES[version]`, or 'auto', its first.
+    width: multiple of the standard channel counts.
+    attributes: others of `ResNet`.
 
   Raises:
-    ValueError: a depth not in `STAGE_SIZES`, a style not of that version, an unknown batch_norm, or
-      a width that leaves no channel.
+    ValueError: another depth, a style not of that version, an unknown batch_norm, or a width that
+      leaves no channel.
   """
   if depth not in STAGE_SIZES:
-    raise ValueError(f'depth={depth} is no standard ResNet; known: {sorted(STAGE_SIZES)}')
+    raise ValueError(f'depth={depth} is no standard ResNet; use one of {sorted(STAGE_SIZES)}')
   styles = STYLES[version]
-  if style not in ('auto', *styles):
-    raise ValueError(
-      f'style={style!r} is unknown for a v{version} ResNet; known: {", ".join(("auto", *styles))}'
-    )
-  if batch_norm not in MODES:
-    raise ValueError(f'batch_norm={batch_norm!r} is unknown; known: {", ".join(MODES)}')
+  choose('style', style, ('auto', *styles))
+  choose('batch_norm', attributes.get('batch_norm', 'mixed'), MODES)
   if round(64 * width) < 1:
-    raise ValueError(f'width={width} leaves no channel of 64; raise model.width')
-  return ResNet(
-    STAGE_SIZES[depth],
-    depth >= 50,
-    version,
-    next(iter(styles.values())) if style == 'auto' else styles[style],
-    width,
-    batch_norm,
-    batch_norm_momentum,
-    dtype,
-    remat,
-  )
+    raise ValueError(f'width={width} leaves no channel of 64; raise width')
+  chosen = next(iter(styles.values())) if style == 'auto' else styles[style]
+  return ResNet(STAGE_SIZES[depth], depth >= 50, version, chosen, width, **attributes)

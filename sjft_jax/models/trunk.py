@@ -1,4 +1,4 @@
-"""The shared networks by name."""
+"""Trunks, the shared networks, by name."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ from sjft_jax.models.alexnet import AlexNet
 from sjft_jax.models.batch_norm import MODES
 from sjft_jax.models.resnet import STAGE_SIZES, resnet
 from sjft_jax.models.vgg import vgg
+from sjft_jax.runtime.options import choose
 
 RESNETS = {
   f'resnet{depth}v{version}': (depth, version) for version in (1, 2) for depth in STAGE_SIZES
@@ -19,7 +20,7 @@ NAMES = (*RESNETS, *VGGS, *ALEXNETS)
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
-def build(
+def build_trunk(
   *,
   name: str,
   width: float = 1.0,
@@ -30,7 +31,7 @@ def build(
   dtype: str = 'float32',
   remat: bool = False,
 ) -> nn.Module:
-  """The trunk `name`: `trunk(images, train=False, is_source=None)` → features `[b, f]` float32.
+  """Build the trunk `name`: `trunk(images, train=False, is_source=None)` → features `[b, f]` float32.
 
   `images` are normalised, `[b, h, w, 3]`; `is_source` is bool `[b]`, which training with
   batch_norm='per_domain' needs.
@@ -53,44 +54,31 @@ def build(
   Raises:
     ValueError: an unknown name or option, or an option that this network does not have.
   """
-  if name not in NAMES:
-    raise ValueError(f'trunk name={name!r} is unknown; known: {", ".join(NAMES)}')
-  if batch_norm not in MODES:
-    raise ValueError(f'batch_norm={batch_norm!r} is unknown; known: {", ".join(MODES)}')
+  choose('name', name, NAMES)
+  choose('batch_norm', batch_norm, MODES)
+  choose('dtype', dtype, DTYPES)
   if not 0 <= batch_norm_momentum < 1:
     raise ValueError(
       f'batch_norm_momentum={batch_norm_momentum} should be at least 0 and below 1; '
       "batch_norm='frozen' keeps the running statistics"
     )
-  if dtype not in DTYPES:
-    raise ValueError(f'dtype={dtype!r} is unknown; known: {", ".join(DTYPES)}')
+  layer_options = {
+    'batch_norm': batch_norm,
+    'batch_norm_momentum': batch_norm_momentum,
+    'dtype': DTYPES[dtype],
+    'remat': remat,
+  }
   if name in RESNETS:
-    return resnet(
-      *RESNETS[name],
-      style=style,
-      width=width,
-      batch_norm=batch_norm,
-      batch_norm_momentum=batch_norm_momentum,
-      dtype=DTYPES[dtype],
-      remat=remat,
-    )
+    return resnet(*RESNETS[name], style=style, width=width, **layer_options)
   for option, value, only in (('width', width, 1.0), ('style', style, 'auto')):
     if value != only:
       raise ValueError(
-        f'{option}={value!r} with the {name} trunk: only ResNets have a choice; '
-        f'set model.{option}={only!r}'
+        f'{option}={value!r} with the {name} trunk: only ResNets have a choice; set '
+        f'{option}={only!r}'
       )
   if name in VGGS:
     depth, norm = VGGS[name]
-    return vgg(
-      depth,
-      norm=norm,
-      batch_norm=batch_norm,
-      batch_norm_momentum=batch_norm_momentum,
-      fully_connected=fully_connected,
-      dtype=DTYPES[dtype],
-      remat=remat,
-    )
+    return vgg(depth, norm=norm, fully_connected=fully_connected, **layer_options)
   if remat:
     raise ValueError(f'remat=True with the {name} trunk, which is too shallow; set remat=False')
   return AlexNet(caffe=ALEXNETS[name], fully_connected=fully_connected, dtype=DTYPES[dtype])

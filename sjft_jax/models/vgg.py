@@ -101,23 +101,12 @@ class VGG(nn.Module):
     return top(x, train)
 
 
-def vgg(
-  depth: int,
-  *,
-  norm: bool,
-  batch_norm: str = 'mixed',
-  batch_norm_momentum: float = 0.999,
-  fully_connected: bool = True,
-  dtype: Any = jnp.float32,
-  remat: bool = False,
-) -> VGG:
-  """The standard network of `depth` layers.
+def vgg(depth: int, *, norm: bool, **attributes: Any) -> VGG:
+  """Build the standard network of `depth` layers; `attributes` are those of `VGG`.
 
   Raises:
     ValueError: a depth not in `STAGE_SIZES`.
   """
   if depth not in STAGE_SIZES:
-    raise ValueError(f'depth={depth} is no standard VGG; known: {sorted(STAGE_SIZES)}')
-  return VGG(
-    STAGE_SIZES[depth], norm, batch_norm, batch_norm_momentum, fully_connected, dtype, remat
-  )
+    raise ValueError(f'depth={depth} is no standard VGG; use one of {sorted(STAGE_SIZES)}')
+  return VGG(STAGE_SIZES[depth], norm, **attributes)

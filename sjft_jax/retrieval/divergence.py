@@ -10,7 +10,7 @@ so all pairs cost two row sums and one product: the (target, source, bin) cube i
 m the targets' mean, both factors are small, and so is the cancellation in float32.  a(p) = d(p, m).
 
 The error that remains is within `TOLERANCE · (a(p) + a(q))`, whatever the value of d. Where d is so
-small that this would blur it, `settle` adds up the terms of Eq. 1 in float64.
+small that this would blur it, `refine_near_duplicates` adds up the terms of Eq. 1 in float64.
 """
 
 import functools
@@ -30,7 +30,7 @@ NEAR = 2.0**-10
 _TERMS = 2048
 # So many numbers at a time are worked on from the core's cache.
 _IN_CACHE = 2**16
-# Pairs that `settle` works on at once: 35,200 terms in float64 are 0.3 MB a pair.
+# Pairs that `refine_near_duplicates` works on at once: 35,200 terms in float64 are 0.3 MB a pair.
 _CHUNK = 128
 
 
@@ -39,19 +39,19 @@ class Center(NamedTuple):
 
   mean: Float[Array | np.ndarray, 'filter bin']
   log_mean: Float[Array | np.ndarray, 'filter bin']
-  weights: Float[Array | np.ndarray, 'filter']
+  weights: Float[Array | np.ndarray, ' filter']
 
 
 class Factors(NamedTuple):
   """One side of Eq. 1, ready for the product with the other."""
 
-  self_terms: Float[Array | np.ndarray, 'image']
+  self_terms: Float[Array | np.ndarray, ' image']
   # Sources: p′, then w·log p′; targets: the other way around.
   factors: Float[Array | np.ndarray, 'image 2 term']
 
 
 def center(
-  targets: Float[np.ndarray, 'target filter bin'], weights: Float[np.ndarray, 'filter']
+  targets: Float[np.ndarray, 'target filter bin'], weights: Float[np.ndarray, ' filter']
 ) -> Center:
   mean = targets.mean(axis=0)
   return Center(mean, np.log(mean), weights)
@@ -78,7 +78,7 @@ def target_factors(
 
 
 def divergences(targets: Factors, sources: Factors) -> Float[Array | np.ndarray, 'target source']:
-  """Eq. 1 between all pairs in nats, but for those that `settle` has to complete.
+  """Eq. 1 between all pairs in nats, but for those that `refine_near_duplicates` has to complete.
 
   Theirs, too small for the product to tell, have the sign bit set.
   """
@@ -155,12 +155,12 @@ def _divergences_by_xla(targets, sources):
   return jnp.where(d < NEAR * scale, -jnp.maximum(d, 0), d)
 
 
-def settle(
+def refine_near_duplicates(
   divergences: Float[np.ndarray, 'target source'],
   targets: Float[np.ndarray, 'target filter bin'],
   sources: Float[Array | np.ndarray, '_source filter bin'],
-  weights: Float[np.ndarray, 'filter'],
-  wanted: Bool[np.ndarray, 'target'],
+  weights: Float[np.ndarray, ' filter'],
+  wanted: Bool[np.ndarray, ' target'],
 ) -> Float[np.ndarray, 'target source']:
   """The divergences with the pairs too close for the product computed term by term.
 
@@ -174,15 +174,24 @@ def settle(
   for start in range(0, len(pairs), _CHUNK):
     rows, columns = pairs[start : start + _CHUNK].T
     a, b = targets[rows].astype(np.float64), q[columns].astype(np.float64)
-    terms = (a - b) * (np.log(a) - np.log(b))
-    settled[rows, columns] = terms.sum(axis=2) @ weights.astype(np.float64)
+    settled[rows, columns] = symmetric_kl_of_pairs(a, b, weights.astype(np.float64))
   return settled
+
+
+def symmetric_kl_of_pairs(
+  p: Float[np.ndarray, 'pair filter bin'],
+  q: Float[np.ndarray, 'pair filter bin'],
+  weights: Float[np.ndarray, ' filter'],
+) -> Float[np.ndarray, ' pair']:
+  """Compute Eq. 1 between p[i] and q[i], as it is written, in nats and the arrays' precision."""
+  terms = (p - q) * (np.log(p) - np.log(q))
+  return np.asarray(terms.sum(axis=2) @ weights)
 
 
 def symmetric_kl(
   targets: Float[Array | np.ndarray, 'target filter bin'],
   sources: Float[Array | np.ndarray, 'source filter bin'],
-  weights: Float[Array | np.ndarray, 'filter'],
+  weights: Float[Array | np.ndarray, ' filter'],
 ) -> Float[np.ndarray, 'target source']:
   """Symmetric Kullback–Leibler divergence in nats between all pairs (Ge & Yu 2017, Eq. 1).
 
@@ -198,4 +207,4 @@ def symmetric_kl(
   if isinstance(sources, np.ndarray):
     targets = p
   d = divergences(target_factors(targets, around), source_factors(sources, around))
-  return settle(np.asarray(d), p, sources, w, np.ones(len(p), bool))
+  return refine_near_duplicates(np.asarray(d), p, sources, w, np.ones(len(p), bool))

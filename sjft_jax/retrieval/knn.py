@@ -7,13 +7,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt64
+from jaxtyping import Array, Float, Float32, Int32, UInt64
 
-from sjft_jax.retrieval import workers
-from sjft_jax.retrieval.divergence import settle
+from sjft_jax.retrieval import backends
+from sjft_jax.retrieval.divergence import refine_near_duplicates
 
 # Sources go through the product in tiles of this many, whatever the blocks that they arrive in: a
 # matrix product may sum in another order when its shape changes, and the last bit of a divergence,
@@ -24,10 +25,10 @@ TILE = 1024
 # does, so keys sort by divergence and ties by index: the order is total.
 Keys = UInt64[np.ndarray, 'target k']
 # The key of no source at all, behind every other.
-NOBODY = np.iinfo(np.uint64).max
+EMPTY_KEY = np.iinfo(np.uint64).max
 
 
-class Nearest:
+class TopK:
   """The k smallest keys of every target among all that were added."""
 
   def __init__(self, num_targets: int, k: int):
@@ -106,7 +107,7 @@ class Search:
     self,
     targets: Float[np.ndarray, 'target filter bin'],
     *,
-    weights: Float[np.ndarray, 'filter'],
+    weights: Float[np.ndarray, ' filter'],
     k: int,
     position: int = 0,
     keys: Keys | None = None,
@@ -126,13 +127,13 @@ class Search:
       raise ValueError(f'k={k}: ask for at least one neighbour')
     self._targets = np.asarray(targets, np.float32)
     self._weights = np.asarray(weights, np.float32)
-    self._nearest = Nearest(len(targets), k)
+    self._nearest = TopK(len(targets), k)
     if keys is not None:
       self._nearest.add_keys(keys)
     self.position = position
     self._parts: list[np.ndarray | Array] = []
-    self._workers = workers.of_this_process(self._targets, self._weights, TILE, devices)
-    self._pending: deque[tuple[int, list[np.ndarray | Array], workers.ToCome]] = deque()
+    self._workers = backends.make_backend(self._targets, self._weights, TILE, devices)
+    self._pending: deque[tuple[int, list[np.ndarray | Array], backends.PendingTile]] = deque()
 
   def add(self, block: Float[Array | np.ndarray, 'source filter bin']) -> None:
     """Takes the next sources, any number of them, which must not be changed afterwards.
@@ -178,7 +179,7 @@ class Search:
         )
       # Once there are k sources at divergence zero, nothing comes before them any more.
       tile = np.concatenate([np.asarray(part) for part in parts])
-      d = settle(d, self._targets, tile, self._weights, self._nearest.bound > 0)
+      d = refine_near_duplicates(d, self._targets, tile, self._weights, self._nearest.bound > 0)
     self._nearest.add(d, self.position)
     self.position += count
 
@@ -195,26 +196,38 @@ class Search:
     self._workers.close()
 
 
-def neighbors(keys: Keys, k: int) -> tuple[np.ndarray, np.ndarray]:
-  """Indices int32 [target, k] into the stream, divergences float32 [target, k] in nats.
+class Ranking(NamedTuple):
+  """The source images nearest to each target image, nearest first, ties by source index.
+
+  Attributes:
+    indices: of the sources in their stream.
+    divergences: from the target, in nats.
+  """
+
+  indices: Int32[np.ndarray, 'target k']
+  divergences: Float32[np.ndarray, 'target k']
+
+
+def neighbors(keys: Keys, k: int) -> Ranking:
+  """Decode the k smallest keys of every target.
 
   Raises:
     ValueError: there are fewer than k sources.
   """
-  num_sources = int((keys != NOBODY).sum(axis=1).min()) if keys.shape[1] == k else keys.shape[1]
+  num_sources = int((keys != EMPTY_KEY).sum(axis=1).min()) if keys.shape[1] == k else keys.shape[1]
   if num_sources < k:
-    raise ValueError(f'k={k} exceeds the {num_sources} sources; lower selection.num_neighbors')
-  return keys.astype(np.uint32).view(np.int32), _divergences(keys)
+    raise ValueError(f'k={k} exceeds the {num_sources} sources; lower it')
+  return Ranking(keys.astype(np.uint32).view(np.int32), _divergences(keys))
 
 
 def rank(
   targets: Float[np.ndarray, 'target filter bin'],
   source_blocks: Iterable[np.ndarray],
   *,
-  weights: Float[np.ndarray, 'filter'],
+  weights: Float[np.ndarray, ' filter'],
   k: int,
-) -> tuple[np.ndarray, np.ndarray]:
-  """The k nearest sources of every target, nearest first, ties by source index.
+) -> Ranking:
+  """Find the k nearest sources of every target, nearest first, ties by source index.
 
   Args:
     targets: histograms, positive and summing to one, as for `symmetric_kl`.
@@ -222,9 +235,6 @@ def rank(
       answer does not depend on how they are cut into blocks.
     weights: w_h of Eq. 1.
     k: how many neighbours to keep.
-
-  Returns:
-    indices int32 [target, k] into the stream, and divergences float32 [target, k] in nats.
 
   Raises:
     ValueError: the stream holds fewer than k sources, or a divergence is not finite.

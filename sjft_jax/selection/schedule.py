@@ -1,18 +1,56 @@
 """How many neighbours each target image has in each round (Ge & Yu 2017, Eq. 3)."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 
+@dataclass(frozen=True, kw_only=True)
+class SelectionOptions:
+  """The section `selection` of the configuration.
+
+  Attributes:
+    method: where neighbours come from (see `select`).
+    num_neighbors: K0, of each target image in the first round.
+    rounds: how many there are.
+    delta: δ of Eq. 3, nats.
+    sigma0: σ0 of Eq. 3, in multiples of K0.
+    sigma1: σ1 of Eq. 3, in multiples of K0.
+  """
+
+  method: str
+  num_neighbors: int
+  rounds: int
+  delta: float
+  sigma0: float
+  sigma1: float
+
+  @property
+  def increments(self) -> dict[str, int]:
+    """Return σ0 and σ1 of Eq. 3 in neighbours."""
+    return {
+      'sigma0': round(self.sigma0 * self.num_neighbors),
+      'sigma1': round(self.sigma1 * self.num_neighbors),
+    }
+
+  @property
+  def ranking_depth(self) -> int:
+    """Return how deep a ranking the last round can need; 0 if none."""
+    if self.method not in ('nearest', 'random'):  # 'random' has as many images as 'nearest'.
+      return 0
+    return self.num_neighbors + (self.rounds - 1) * max(self.increments.values())
+
+
 def grow(
-  num_neighbors: Int[np.ndarray, 'target'],
-  hardness: Float[np.ndarray, 'target'],
-  is_correct: Bool[np.ndarray, 'target'],
+  num_neighbors: Int[np.ndarray, ' target'],
+  hardness: Float[np.ndarray, ' target'],
+  is_correct: Bool[np.ndarray, ' target'],
   *,
   delta: float,
   sigma0: int,
   sigma1: int,
-) -> Int[np.ndarray, 'target']:
+) -> Int[np.ndarray, ' target']:
   """K_i of the next round: +σ0 where misclassified, +σ1 where correct but unsure, else unchanged.
 
   Args:
@@ -24,8 +62,3 @@ def grow(
     sigma1: neighbours added for a correct but unsure one.
   """
   return num_neighbors + np.where(is_correct, np.where(hardness >= delta, sigma1, 0), sigma0)
-
-
-def deepest(*, num_neighbors: int, rounds: int, sigma0: int, sigma1: int) -> int:
-  """The most neighbours that an image can have in the last round: the depth a ranking needs."""
-  return num_neighbors + (rounds - 1) * max(sigma0, sigma1)

@@ -18,7 +18,7 @@ class Subset:
   """
 
   pools: Int[np.ndarray, 'pool depth']
-  num_neighbors: Int[np.ndarray, 'target']
+  num_neighbors: Int[np.ndarray, ' target']
 
   def __len__(self) -> int:
     """How many distinct source images can be drawn."""
@@ -29,14 +29,14 @@ class Subset:
     """Whether all targets draw from the same pool."""
     return len(self.pools) < len(self.num_neighbors)
 
-  def distinct(self) -> Int[np.ndarray, 'source']:
+  def distinct(self) -> Int[np.ndarray, ' source']:
     """The distinct source images, ascending."""
     depths = self.num_neighbors[: len(self.pools)]
     return np.unique(np.concatenate([pool[:n] for pool, n in zip(self.pools, depths, strict=True)]))
 
   def draw(
-    self, targets: Int[np.ndarray, 'image'], uniform: Float[np.ndarray, 'image']
-  ) -> Int[np.ndarray, 'image']:
+    self, targets: Int[np.ndarray, ' image'], uniform: Float[np.ndarray, ' image']
+  ) -> Int[np.ndarray, ' image']:
     """One neighbour for each target, uniform among its own, from numbers uniform in [0, 1)."""
     place = np.floor(uniform * self.num_neighbors[targets]).astype(np.int64)
     return self.pools[targets % len(self.pools), place]
@@ -46,7 +46,7 @@ def select(
   method: str,
   *,
   ranking: Int[np.ndarray, 'target depth'],
-  num_neighbors: Int[np.ndarray, 'target'],
+  num_neighbors: Int[np.ndarray, ' target'],
   num_source: int,
   seed: int,
 ) -> Subset | None:

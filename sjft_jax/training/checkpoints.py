@@ -10,9 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from sjft_jax import artifacts
-from sjft_jax.door import disk_error
-from sjft_jax.report import terminal
+from sjft_jax.runtime import artifacts, console
+from sjft_jax.runtime.errors import disk_error
 
 
 class OtherRunError(ValueError):
@@ -22,13 +21,13 @@ class OtherRunError(ValueError):
 class Checkpoints:
   """Checkpoints in one directory, numbered by step, written in the background.
 
-  A checkpoint holds a tree of arrays and, beside it, `progress`: a small JSON object, for what is
-  no array (seconds spent so far).
+  A checkpoint holds a tree of arrays and, beside it, `extra`, a small JSON object for what is
+  no array (the seconds spent so far).
   """
 
-  def __init__(self, directory: epath.PathLike, made_from: str):
-    """`made_from`: fingerprint of everything that decides the run."""
-    self._directory, self._made_from = artifacts.absolute(directory), made_from
+  def __init__(self, directory: epath.PathLike, fingerprint: str):
+    """`fingerprint`: fingerprint of everything that decides the run."""
+    self._directory, self._fingerprint = artifacts.absolute_path(directory), fingerprint
     self._damaged: Sequence[int] = ()
     self._manager = ocp.CheckpointManager(
       self._directory,
@@ -45,26 +44,24 @@ class Checkpoints:
   ) -> None:
     self._manager.close()  # Waits for the write that is under way.
 
-  def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
+  def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
     """Saves unless that step is saved already; returns before the write has ended."""
-    artifacts.check(self._directory / str(step))
+    artifacts.check_writable(self._directory / str(step))
     for damaged in self._damaged:
       self._manager.delete(damaged)
     self._damaged = ()
     if step in self.steps():
       return
     content = {
-      'progress': progress,
-      'made_from': self._made_from,
+      'extra': extra,
+      'fingerprint': self._fingerprint,
       'leaves': _leaves(state),
       'sha256': _digest(state),
     }
     sealed = content | {'seal': artifacts.fingerprint(content)}
     self._manager.save(
       step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(sealed)
-      ),
+      args=ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(sealed)),
     )
 
   def steps(self) -> list[int]:
@@ -75,8 +72,8 @@ class Checkpoints:
     """Until everything saved is on the disk."""
     self._manager.wait_until_finished()
 
-  def newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-    """The newest undamaged state and its progress, or None.
+  def load_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
+    """The newest undamaged state and its `extra`, or None.
 
     Damaged ones are named, and deleted as soon as another is saved.
 
@@ -90,10 +87,10 @@ class Checkpoints:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     for step in reversed(self.steps()):
       try:
-        sealed = self._restore(step, progress=ocp.args.JsonRestore())['progress']
+        sealed = self._restore(step, extra=ocp.args.JsonRestore())['extra']
         if sealed.pop('seal') != artifacts.fingerprint(sealed):
           raise ValueError('its JSON has another checksum')
-        if (sealed['made_from'], sealed['leaves']) != (self._made_from, _leaves(like)):
+        if (sealed['fingerprint'], sealed['leaves']) != (self._fingerprint, _leaves(like)):
           raise OtherRunError(
             f'{self._directory} was made from other data or another version of the program; use a '
             'new --workdir, or delete this one'
@@ -101,14 +98,14 @@ class Checkpoints:
         state = self._restore(step, state=ocp.args.StandardRestore(abstract))['state']
         if sealed['sha256'] != _digest(state):
           raise ValueError('its arrays have another checksum')
-        return state, sealed['progress']
+        return state, sealed['extra']
       except OtherRunError:
         raise
       except Exception as error:  # Damage raises nearly anything.
         if disk_error(error):
           raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        terminal.say(
+        console.say(
           f'  warning: checkpoint {self._directory / str(step)} is damaged ({reason}); the one '
           'before is used'
         )

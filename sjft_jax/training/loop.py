@@ -2,103 +2,121 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
-from sjft_jax import interruption
-from sjft_jax.report.journal import Journal
+from sjft_jax.runtime import preemption
 from sjft_jax.training.checkpoints import Checkpoints
-from sjft_jax.training.meter import Meter
+from sjft_jax.training.metric_writer import MetricWriter
 from sjft_jax.training.step import Metrics, TrainState, unreplicate
+from sjft_jax.training.throughput import ThroughputMeter
 
-# The metrics of a step on the host: sum and count by name.
+# The metrics of a step on the host: (sum, count) by name.
 Sums = dict[str, tuple[float, int]]
 
-_LONG = 1.0  # seconds; of a longer step, handing over the next one costs a negligible part
+# Seconds. Handing over a step that takes longer costs a negligible part of its time.
+_LONG_STEP_S = 1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+  """How far a training has come.
+
+  Attributes:
+    state: replicated over the devices.
+    step: how many steps it has taken.
+    seconds: the time that they took.
+    pending_metrics: of the latest steps, which are not in the log yet.
+  """
+
+  state: TrainState
+  step: int
+  seconds: float = 0.0
+  pending_metrics: list[Sums] = field(default_factory=list)
 
 
 def fit(
-  step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
-  state: TrainState,
+  train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
+  progress: Progress,
   batches: Iterator[Any],
   *,
-  start: int,
   stop: int,
-  progress: dict[str, Any],
   checkpoints: Checkpoints,
   checkpoint_every: int,
-  journal: Journal,
-  meter: Meter,
-  examine: Callable[[int, Sums], None],
+  writer: MetricWriter,
+  meter: ThroughputMeter,
+  check_metrics: Callable[[int, Sums], None],
   advance: Callable[[int, str], None],
-) -> tuple[TrainState, dict[str, Any]]:
-  """Takes the steps start..stop-1 and saves the state at the end.
+) -> Progress:
+  """Train from `progress` up to step `stop` and save a checkpoint there.
 
   The devices do not wait for this loop: a short step is handed over before the one before it ends.
-  Asked to stop (see `interruption`), it saves the state after the steps that were handed over by
-  then: the one under way and, if steps are short, one more.
+  When the process is asked to stop (see `preemption`), the state is saved after the steps that were
+  handed over by then: the one under way and, if steps are short, one more.
 
   Args:
-    step: (replicated state, sharded batch) -> (state, metrics); a metric is a (sum, count) pair.
-    state: replicated over the devices; at step `start`.
-    batches: one for each step, already in the shape that `step` takes.
-    start: the first step to take.
+    train_step: (replicated state, sharded batch) -> (state, metrics); a metric is a (sum, count)
+      pair. It consumes the state.
+    progress: where to go on.
+    batches: one for each step, already in the shape that `train_step` takes.
     stop: the step to end before.
-    progress: of a checkpoint at `start`: 'seconds' spent before, and 'untold', the metrics of steps
-      that were not in the journal yet.
     checkpoints: where the state is saved.
     checkpoint_every: steps between saves.
-    journal: told the means of every `journal.every` steps, and how fast they were.
-    meter: watches `step` and `batches`.
-    examine: given a step's number and metrics, before these are saved or told; may raise.
-    advance: told the number of steps taken, and which stage is the slower one.
+    writer: gets the means of every `writer.every` steps, and the throughput.
+    meter: watches `train_step` and `batches`.
+    check_metrics: called with a step's number and metrics before they are saved or logged; may
+      raise.
+    advance: called with the number of steps taken and a note on the slower stage.
 
   Returns:
-    The state, and the progress there.
+    The progress at `stop`.
 
   Raises:
-    Stopped: it was asked to.
+    Stopped: the process was asked to stop.
   """
-  begun = time.monotonic() - progress['seconds']
-  untold: list[Sums] = list(progress['untold'])
-  handed: list[tuple[int, Metrics]] = []
+  start, state = progress.step, progress.state
+  start_time = time.monotonic() - progress.seconds
+  pending_metrics = list(progress.pending_metrics)
+  in_flight: list[tuple[int, Metrics]] = []
 
-  def settle(keep: int = 0) -> None:
-    """Looks at the metrics of all steps but the newest `keep`, as soon as they are there."""
-    while len(handed) > keep:
-      number, metrics = handed.pop(0)
-      fetched = jax.device_get(metrics)
-      sums = {name: (float(total), int(count)) for name, (total, count) in fetched.items()}
-      examine(number, sums)
-      untold.append(sums)
-      if (number + 1) % journal.every == 0 or number + 1 == stop:
-        journal.log(number + 1, _means(untold) | meter.rates())
-        untold.clear()
+  def flush_metrics(keep: int = 0) -> None:
+    """Wait for the metrics of all steps but the newest `keep`; check and log them."""
+    while len(in_flight) > keep:
+      number, metrics = in_flight.pop(0)
+      on_host = jax.device_get(metrics)
+      sums = {name: (float(total), int(count)) for name, (total, count) in on_host.items()}
+      check_metrics(number, sums)
+      pending_metrics.append(sums)
+      if (number + 1) % writer.every == 0 or number + 1 == stop:
+        writer.log(number + 1, _means(pending_metrics) | meter.rates())
+        pending_metrics.clear()
       advance(1, meter.note)
 
-  def save(number: int) -> dict[str, Any]:
-    settle()
-    journal.flush()
-    # A copy: it is written in the background.
-    reached = {'seconds': time.monotonic() - begun, 'untold': [*untold]}
-    checkpoints.save(number, unreplicate(state), reached)
-    return reached
+  def save(number: int) -> Progress:
+    flush_metrics()
+    writer.flush()
+    seconds = time.monotonic() - start_time
+    # A copy: the checkpoint is written in the background.
+    pending = [*pending_metrics]
+    extra = {'seconds': seconds, 'pending_metrics': pending}
+    checkpoints.save(number, unreplicate(state), extra)
+    return Progress(state, number, seconds, pending)
 
-  with interruption.deferred(together=True):
+  with preemption.defer_signals(together=True):
     for number in range(start, stop):
       batch = next(batches)
-      settle(keep=1 if meter.step_seconds < _LONG else 0)
-      if interruption.is_asked():
+      flush_metrics(keep=1 if meter.step_seconds < _LONG_STEP_S else 0)
+      if preemption.should_stop():
         save(number)
         checkpoints.wait()
-        interruption.check()
+        preemption.raise_if_stopping()
       if number > start and number % checkpoint_every == 0:
         save(number)
-      state, metrics = step(state, batch)
-      handed.append((number, metrics))
-    progress = save(stop)
-  return state, progress
+      state, metrics = train_step(state, batch)
+      in_flight.append((number, metrics))
+    return save(stop)
 
 
 def _means(steps: list[Sums]) -> dict[str, float]:

@@ -15,9 +15,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 
-from sjft_jax.compilation import Compiled
-from sjft_jax.training.losses import joint_loss
-from sjft_jax.training.optimizer import averaged
+from sjft_jax.runtime.compilation import CompiledFunction
+from sjft_jax.training.losses import LossOptions, joint_loss
+from sjft_jax.training.optimizer import ema_params
 
 PyTree = Any
 # Sums and counts, to be added over steps: the mean is the sum over the count, if there is any.
@@ -45,13 +45,13 @@ def create_state(
   )
 
 
-def evaluated(state: TrainState) -> TrainState:
+def with_ema_params(state: TrainState) -> TrainState:
   """The state to evaluate: with the parameters' average, if the optimizer keeps one.
 
   Batch statistics stay as they are: running averages already. Replicated or not, nothing is
   computed or copied; the step must not consume `state` while the result is in use.
   """
-  return state.replace(params=averaged(state.opt_state, state.params))
+  return state.replace(params=ema_params(state.opt_state, state.params))
 
 
 def replicate(tree: PyTree, num_devices: int | None = None) -> PyTree:
@@ -67,7 +67,7 @@ def unreplicate(tree: PyTree) -> PyTree:
   return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data).squeeze(0), tree)
 
 
-def places(batch_size: int, accumulation: int) -> np.ndarray:
+def local_pairs(batch_size: int, accumulation: int) -> np.ndarray:
   """Which pairs of a batch this process's devices take, in the order of `shard_batch`."""
   of_processes = np.arange(batch_size).reshape(accumulation, jax.process_count(), -1)
   return of_processes[:, jax.process_index()].ravel()
@@ -98,7 +98,7 @@ def shard_batch(
   }
 
 
-def fold(
+def scan_micro_batches(
   body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
   carry: PyTree,
   micro_batches: dict[str, Array],
@@ -128,17 +128,14 @@ def make_train_step(
   apply: Callable[..., Any],
   optimizer: optax.GradientTransformation,
   seed: int,
-  *,
-  target_weight: float,
-  source_weight: float,
-  label_smoothing: float,
-) -> Compiled:
+  loss_options: LossOptions,
+) -> CompiledFunction:
   """One optimizer update from the joint loss: `step(state, batch) -> state, metrics`.
 
   The returned step takes a replicated state (and consumes it) and a batch with leaves
   `[device, micro_batch, image, ...]`: 'image' uint8, 'label' int32 in the image's own label
-  space, 'is_source' bool, and for a multi-label source 'shown' bool [..., class], the classes in
-  each source image; there, an image counts as classified if its likeliest class is shown.
+  space, 'is_source' bool, and for a multi-label source 'multi_hot' bool [..., class], the classes in
+  each source image; there, an image counts as classified if its likeliest class is among them.
   Gradients are summed over micro-batches and devices of a loss that is a mean over the whole step;
   batch statistics are updated in every micro-batch, as in the released code. Dropout's key is a
   function of seed, state.step and the micro-batch's number, the same on every device. Metrics are
@@ -166,18 +163,16 @@ def make_train_step(
         logits,
         part['label'],
         part['is_source'],
-        part.get('shown'),
+        part.get('multi_hot'),
         num_target=num_target,
         num_source=num_source,
-        target_weight=target_weight,
-        source_weight=source_weight,
-        label_smoothing=label_smoothing,
+        options=loss_options,
       )
       for domain, members in (('target', ~part['is_source']), ('source', part['is_source'])):
         likeliest = jnp.argmax(logits[domain], axis=-1)
         hits = likeliest == part['label']
-        if domain == 'source' and 'shown' in part:
-          hits = jnp.take_along_axis(part['shown'], likeliest[:, None], axis=1)[:, 0]
+        if domain == 'source' and 'multi_hot' in part:
+          hits = jnp.take_along_axis(part['multi_hot'], likeliest[:, None], axis=1)[:, 0]
         sums[f'{domain}_hits'] = jnp.sum(hits & members).astype(jnp.float32)
       return value, (updates.get('batch_stats', {}), sums)
 
@@ -192,7 +187,9 @@ def make_train_step(
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     micro_batches = batch | {'number': jnp.arange(len(batch['image']))}
-    (gradients, batch_stats), sums = fold(accumulate, (zeros, state.batch_stats), micro_batches)
+    (gradients, batch_stats), sums = scan_micro_batches(
+      accumulate, (zeros, state.batch_stats), micro_batches
+    )
     # Each device's loss is its share of one mean, so the shares' gradients add up.
     if jax.lax.axis_size('batch') > 1:  # One device's sum would still be a copy.
       gradients = jax.lax.psum(gradients, 'batch')
@@ -212,12 +209,12 @@ def make_train_step(
     )
     return state, metrics
 
-  return Compiled(jax.pmap(step, axis_name='batch', out_axes=(0, None), donate_argnums=0))
+  return CompiledFunction(jax.pmap(step, axis_name='batch', out_axes=(0, None), donate_argnums=0))
 
 
 def make_predict(
   apply: Callable[..., Any],
-) -> Compiled:
+) -> CompiledFunction:
   """`predict(state, images)`: the target head's softmax probabilities, in evaluation mode.
 
   From a replicated state and uint8 images `[device, image, height, width, 3]`, `[device, image,
@@ -228,4 +225,4 @@ def make_predict(
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
     return jax.nn.softmax(apply(variables, images, train=False)['target'])
 
-  return Compiled(jax.pmap(predict, axis_name='batch'))
+  return CompiledFunction(jax.pmap(predict, axis_name='batch'))

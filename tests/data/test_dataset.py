@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sjft_jax.data.dataset import Dataset, Part, Union
+from sjft_jax.data.dataset import ConcatDataset, Dataset, SubsetDataset
 
 
 class Numbered:
@@ -28,7 +28,7 @@ class Numbered:
 
 def test_a_part_is_the_chosen_images_in_the_given_order():
   whole = Numbered('whole', [0, 1, 2, 1])
-  part = Part(whole, np.array([3, 0, 2]))
+  part = SubsetDataset(whole, np.array([3, 0, 2]))
   assert isinstance(part, Dataset)
   assert len(part) == 3
   assert (part.name, part.classes) == ('whole', ('a', 'b', 'c'))
@@ -37,15 +37,15 @@ def test_a_part_is_the_chosen_images_in_the_given_order():
   assert [part[i][0, 0, 0] for i in range(3)] == [3, 0, 2]
   assert part.at_least(0, 7)[0, 0].tolist() == [3, 7, 5]
   others = [
-    Part(whole, np.array([3, 2, 0])),
-    Part(Numbered('other', [0, 1, 2, 1]), np.array([3, 0, 2])),
+    SubsetDataset(whole, np.array([3, 2, 0])),
+    SubsetDataset(Numbered('other', [0, 1, 2, 1]), np.array([3, 0, 2])),
   ]
   assert len({part.fingerprint, whole.fingerprint, *(o.fingerprint for o in others)}) == 4
-  assert Part(whole, np.array([3, 0, 2])).fingerprint == part.fingerprint
+  assert SubsetDataset(whole, np.array([3, 0, 2])).fingerprint == part.fingerprint
 
 
 def test_a_union_has_the_label_spaces_side_by_side():
-  union = Union([Numbered('one', [0, 2]), Numbered('three', [1, 0, 1], ('x', 'y'))])
+  union = ConcatDataset([Numbered('one', [0, 2]), Numbered('three', [1, 0, 1], ('x', 'y'))])
   assert isinstance(union, Dataset)
   assert union.name == 'one+three'
   assert union.classes == ('one/a', 'one/b', 'one/c', 'three/x', 'three/y')
@@ -65,6 +65,6 @@ def test_a_union_has_the_label_spaces_side_by_side():
 
 def test_what_cannot_be_united_is_named():
   with pytest.raises(ValueError, match='the same data set twice: one, one'):
-    Union([Numbered('one', [0]), Numbered('one', [1])])
+    ConcatDataset([Numbered('one', [0]), Numbered('one', [1])])
   with pytest.raises(ValueError, match='many has several classes an image'):
-    Union([Numbered('one', [0]), Numbered('many', [[True, False, True]])])
+    ConcatDataset([Numbered('one', [0]), Numbered('many', [[True, False, True]])])

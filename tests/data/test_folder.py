@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sjft_jax.data import dataset, folder
 from sjft_jax.data.decode import UnreadableError
-from sjft_jax.data.folder import Folder, Listed, Unlabelled
+from sjft_jax.data.folder import ClassFolder, ListedImages, UnlabelledFolder
 
 
 def write(file, image):
@@ -31,7 +31,7 @@ def test_sorted_classes_files_and_labels(tmp_path, image):
     write(tmp_path / name, image)
   (tmp_path / 'train/a/notes.txt').write_text('not an image')
   (tmp_path / 'train/.hidden').mkdir()
-  data = Folder(str(tmp_path), 'train')
+  data = ClassFolder(str(tmp_path), 'train')
   assert data.classes == ('a', 'b')
   assert [data.key(i) for i in range(len(data))] == ['a/x.png', 'b/10.png', 'b/2.PNG']
   assert data.labels.tolist() == [0, 1, 1]
@@ -46,7 +46,7 @@ def test_pixels_become_upright_rgb(tmp_path, image):
   exif[0x0112] = 6  # the camera was turned: show it rotated by 90° clockwise
   smooth = cv2.resize(image, (90, 60), interpolation=cv2.INTER_CUBIC)
   PIL.Image.fromarray(smooth).save(tmp_path / 'c/turned.jpg', exif=exif, quality=100, subsampling=0)
-  data = Folder(str(tmp_path), '')
+  data = ClassFolder(str(tmp_path), '')
   np.testing.assert_array_equal(data[0], image)
   np.testing.assert_array_equal(data[1], np.repeat(image[..., :1], 3, 2))
   turned = np.rot90(smooth, -1)
@@ -58,7 +58,7 @@ def test_unreadable_files_are_named(tmp_path, image):
   write(tmp_path / 'c/whole.png', image)
   for name, content in (('empty.jpg', b''), ('page.jpg', b'<html>'), ('text.jpg', b'no image')):
     (tmp_path / 'c' / name).write_bytes(content)
-  data = Folder(str(tmp_path), '')
+  data = ClassFolder(str(tmp_path), '')
   (tmp_path / 'c/whole.png').unlink()
   reasons = ('is empty', 'is a web page', 'is no BMP,', 'cannot be opened: No such file')
   for index, reason in enumerate(reasons):
@@ -70,13 +70,13 @@ def test_unreadable_files_are_named(tmp_path, image):
 def test_images_may_be_asked_for_reduced(tmp_path, image):
   (tmp_path / 'c').mkdir()
   PIL.Image.fromarray(cv2.resize(image, (90, 60))).save(tmp_path / 'c/1.jpg')
-  assert Folder(str(tmp_path), '').at_least(0, 15).shape == (15, 23, 3)
+  assert ClassFolder(str(tmp_path), '').at_least(0, 15).shape == (15, 23, 3)
 
 
 def test_an_index_out_of_range(tmp_path, image):
   write(tmp_path / 'c/1.png', image)
   write(tmp_path / 'c/2.png', image)
-  data = Folder(str(tmp_path), '')
+  data = ClassFolder(str(tmp_path), '')
   assert data.key(-1) == 'c/2.png'
   with pytest.raises(IndexError):
     data[2]
@@ -85,7 +85,7 @@ def test_an_index_out_of_range(tmp_path, image):
 def test_a_data_set_goes_to_other_processes(tmp_path, image):
   for name in ('a/1.png', 'b/2.png'):
     write(tmp_path / name, image)
-  data = pickle.loads(pickle.dumps(Folder(str(tmp_path), '')))
+  data = pickle.loads(pickle.dumps(ClassFolder(str(tmp_path), '')))
   assert [data.key(i) for i in range(2)] == ['a/1.png', 'b/2.png']
   np.testing.assert_array_equal(data[1], image)
 
@@ -95,32 +95,32 @@ def test_numbers_are_classes_in_their_own_order(tmp_path, image):
     write(tmp_path / f'all/{name}/x.png', image)
     write(tmp_path / f'some/{name}/x.png', image)
   write(tmp_path / 'some/a/x.png', image)
-  assert Folder(str(tmp_path), 'all').classes == ('02', '2', '9', '10')
-  assert Folder(str(tmp_path), 'some').classes == ('02', '10', '2', '9', 'a')
+  assert ClassFolder(str(tmp_path), 'all').classes == ('02', '2', '9', '10')
+  assert ClassFolder(str(tmp_path), 'some').classes == ('02', '10', '2', '9', 'a')
 
 
 def test_layout_errors(tmp_path):
   with pytest.raises(ValueError, match=r'train is not a folder; images are expected as <path>/'):
-    Folder(str(tmp_path), 'train')
+    ClassFolder(str(tmp_path), 'train')
   with pytest.raises(ValueError, match='is not a folder'):
-    Folder('', '')
+    ClassFolder('', '')
   (tmp_path / 'train').mkdir()
   with pytest.raises(ValueError, match='has no class folders'):
-    Folder(str(tmp_path), 'train')
+    ClassFolder(str(tmp_path), 'train')
   (tmp_path / 'train/empty').mkdir()
   with pytest.raises(ValueError, match='empty has no image'):
-    Folder(str(tmp_path), 'train')
+    ClassFolder(str(tmp_path), 'train')
 
 
 def test_fingerprint_follows_names_and_sizes(tmp_path, image):
   write(tmp_path / 'c/1.png', image)
-  first = Folder(str(tmp_path), '').fingerprint
-  assert Folder(str(tmp_path), '').fingerprint == first
+  first = ClassFolder(str(tmp_path), '').fingerprint
+  assert ClassFolder(str(tmp_path), '').fingerprint == first
   write(tmp_path / 'c/2.png', image)
-  second = Folder(str(tmp_path), '').fingerprint
+  second = ClassFolder(str(tmp_path), '').fingerprint
   with (tmp_path / 'c/2.png').open('ab') as file:
     file.write(b'!')
-  assert len({first, second, Folder(str(tmp_path), '').fingerprint}) == 3
+  assert len({first, second, ClassFolder(str(tmp_path), '').fingerprint}) == 3
 
 
 def test_unlabelled_images_at_any_depth_in_sorted_order(tmp_path, image):
@@ -129,7 +129,7 @@ def test_unlabelled_images_at_any_depth_in_sorted_order(tmp_path, image):
   (tmp_path / 'a/notes.txt').write_text('not an image')
   (tmp_path / 'empty').mkdir()
   (tmp_path / 'folder.png').mkdir()
-  data = Unlabelled(str(tmp_path))
+  data = UnlabelledFolder(str(tmp_path))
   assert isinstance(data, dataset.Dataset)
   assert [data.key(i) for i in range(len(data))] == [
     *('a/10.PNG', 'a/2.png', 'a/z/2.png', 'a.png', 'b.png')
@@ -147,24 +147,24 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path, image):
   (tmp_path / 'data/a/up').symlink_to(tmp_path / 'data')
   (tmp_path / 'elsewhere/self').symlink_to(tmp_path / 'elsewhere')
   (tmp_path / 'data/broken.png').symlink_to(tmp_path / 'nowhere.png')
-  data = Unlabelled(str(tmp_path / 'data'))
+  data = UnlabelledFolder(str(tmp_path / 'data'))
   assert [data.key(i) for i in range(len(data))] == ['a/link/1.png']
 
 
 def test_unlabelled_needs_a_folder_with_images(tmp_path):
   for path in ('', str(tmp_path / 'nowhere')):
     with pytest.raises(ValueError, match=f"'{path}' is not a folder"):
-      Unlabelled(path)
+      UnlabelledFolder(path)
   (tmp_path / 'a').mkdir()
   (tmp_path / 'a/notes.txt').write_text('not an image')
   with pytest.raises(ValueError, match=r'no image \(\.bmp, .*\) below'):
-    Unlabelled(str(tmp_path))
+    UnlabelledFolder(str(tmp_path))
 
 
 def test_a_name_that_no_table_can_hold_is_refused(tmp_path, image):
   for name in (b'a.png', b'caf\xe9.png'):
     write(tmp_path / 'c' / os.fsdecode(name), image)
-  for data in (lambda: Unlabelled(str(tmp_path)), lambda: Folder(str(tmp_path), '')):
+  for data in (lambda: UnlabelledFolder(str(tmp_path)), lambda: ClassFolder(str(tmp_path), '')):
     with pytest.raises(ValueError, match=r'caf\\udce9\.png. has a name that is not UTF-8'):
       data()
 
@@ -182,7 +182,7 @@ def keys(data):
   return [data.key(index) for index in range(len(data))]
 
 
-@pytest.mark.parametrize('opened', [lambda path: Folder(path, ''), Unlabelled])
+@pytest.mark.parametrize('opened', [lambda path: ClassFolder(path, ''), UnlabelledFolder])
 def test_a_cached_listing_is_used_until_a_folder_changes(
   eager, tmp_path, image, opened, monkeypatch
 ):
@@ -211,27 +211,27 @@ def test_a_cached_listing_is_used_until_a_folder_changes(
 
 def test_a_cache_that_is_damaged_or_cannot_be_written_does_no_harm(eager, tmp_path, image):
   write(tmp_path / 'data/a/1.png', image)
-  expected = Folder(str(tmp_path / 'data'), '').fingerprint
+  expected = ClassFolder(str(tmp_path / 'data'), '').fingerprint
   (path,) = eager.rglob('*.npz')
   whole = path.read_bytes()
   for content in (b'', b'junk', whole[:-100], whole.replace(b'1.png', b'2.png')):
     path.write_bytes(content)
-    data = Folder(str(tmp_path / 'data'), '')
+    data = ClassFolder(str(tmp_path / 'data'), '')
     assert (keys(data), data.fingerprint) == (['a/1.png'], expected)
     assert path.read_bytes() == whole
   path.unlink()
   path.parent.rmdir()
   path.parent.write_text('a file where the folder should be')
-  assert Folder(str(tmp_path / 'data'), '').fingerprint == expected
+  assert ClassFolder(str(tmp_path / 'data'), '').fingerprint == expected
 
 
 def test_what_has_just_changed_or_is_small_is_not_cached(eager, tmp_path, image, monkeypatch):
   write(tmp_path / 'data/a/1.png', image)
   monkeypatch.setattr(folder, '_SETTLED', 60)
-  Folder(str(tmp_path / 'data'), '')
+  ClassFolder(str(tmp_path / 'data'), '')
   monkeypatch.setattr(folder, '_SETTLED', -1)
   monkeypatch.setattr(folder, '_CACHED_FROM', 2)
-  Folder(str(tmp_path / 'data'), '')
+  ClassFolder(str(tmp_path / 'data'), '')
   assert not eager.exists()
 
 
@@ -253,7 +253,7 @@ def test_a_list_of_paths_and_labels(tmp_path, image, suffix):
     'split': ['test', 'train', 'train'],
   }
   path = write_list(tmp_path / f'data/list.{suffix}', **columns)
-  data = Listed(path, '')
+  data = ListedImages(path, '')
   assert isinstance(data, dataset.Dataset)
   assert (data.name, data.classes) == ('list', ('ant', 'zebra'))
   assert data.labels.tolist() == [1, 0, 1]
@@ -262,11 +262,11 @@ def test_a_list_of_paths_and_labels(tmp_path, image, suffix):
   assert [data.where(0), data.where(2)] == [str(tmp_path / 'data/x/b, 1.png'), str(elsewhere)]
   for index in range(3):
     np.testing.assert_array_equal(data[index], image)
-  train = Listed(path, 'train')
+  train = ListedImages(path, 'train')
   assert (train.name, keys(train)) == ('list/train', columns['path'][1:])
   assert train.labels.tolist() == [0, 1]
-  assert (Listed.has_splits(path), train.fingerprint != data.fingerprint) == (True, True)
-  assert Listed(path, 'test').classes == ('zebra',)
+  assert (ListedImages.has_splits(path), train.fingerprint != data.fingerprint) == (True, True)
+  assert ListedImages(path, 'test').classes == ('zebra',)
 
 
 @pytest.mark.parametrize('suffix', ['csv', 'parquet'])
@@ -275,19 +275,22 @@ def test_numeric_labels_of_a_list(tmp_path, image, suffix):
     write(tmp_path / f'{number}.png', image)
   names = ['0.png', '1.png', '2.png']
   path = write_list(tmp_path / f'list.{suffix}', path=names, label=[10, 9, 10])
-  assert (Listed(path, '').classes, Listed(path, '').labels.tolist()) == (('9', '10'), [1, 0, 1])
-  assert not Listed.has_splits(path)
+  assert (ListedImages(path, '').classes, ListedImages(path, '').labels.tolist()) == (
+    ('9', '10'),
+    [1, 0, 1],
+  )
+  assert not ListedImages.has_splits(path)
   with pytest.raises(ValueError, match="has no column split; add one, or leave split='x' empty"):
-    Listed(path, 'x')
-  first = Listed(path, '').fingerprint
+    ListedImages(path, 'x')
+  first = ListedImages(path, '').fingerprint
   path = write_list(tmp_path / f'list.{suffix}', path=names, label=[9, 9, 10])
-  assert Listed(path, '').fingerprint != first
+  assert ListedImages(path, '').fingerprint != first
 
 
 def test_text_stays_as_it_is_in_a_list(tmp_path, image):
   PIL.Image.fromarray(image).save(tmp_path / '007', 'PNG')
   (tmp_path / 'list.csv').write_bytes(b'\xef\xbb\xbfpath,label\r\n007,01\r\n')
-  data = Listed(str(tmp_path / 'list.csv'), '')
+  data = ListedImages(str(tmp_path / 'list.csv'), '')
   assert (keys(data), data.classes) == (['007'], ('01',))
 
 
@@ -312,7 +315,7 @@ def test_what_is_wrong_with_a_list_is_said_in_one_line(tmp_path, image, content,
   path = tmp_path / 'list.csv'
   path.write_bytes(content)
   with pytest.raises(ValueError, match=message) as caught:
-    Listed(str(path), 'train' if b'split' in content else '')
+    ListedImages(str(path), 'train' if b'split' in content else '')
   assert len(str(caught.value).splitlines()) == 1
   assert str(path) in str(caught.value)
 
@@ -322,27 +325,27 @@ def test_a_list_that_is_none(tmp_path, name):
   (tmp_path / 'folder.parquet').mkdir()
   (tmp_path / 'text.parquet').write_text('path,label')
   with pytest.raises(ValueError, match=f'{name} cannot be read as a list of path and label'):
-    Listed(str(tmp_path / name), '')
+    ListedImages(str(tmp_path / name), '')
 
 
 def test_nulls_in_a_list(tmp_path, image):
   write(tmp_path / 'a.png', image)
   path = write_list(tmp_path / 'list.parquet', path=['a.png'], label=pa.array([None], pa.string()))
   with pytest.raises(ValueError, match='row 1: label is empty'):
-    Listed(path, '')
+    ListedImages(path, '')
 
 
 def test_sizes_of_a_list_are_cached_until_a_folder_changes(eager, tmp_path, image):
   for name in ('a/1.png', 'a/2.png', 'b/1.png'):
     write(tmp_path / name, image)
   path = write_list(tmp_path / 'list.csv', path=['a/1.png', 'b/1.png'], label=['x', 'y'])
-  assert Listed(path, '').fingerprint == Listed(path, '').fingerprint
+  assert ListedImages(path, '').fingerprint == ListedImages(path, '').fingerprint
   assert len(list(eager.rglob('*.npz'))) == 1
   (tmp_path / 'b/1.png').unlink()
   with pytest.raises(ValueError, match=r'b/1\.png is not there'):
-    Listed(path, '')
+    ListedImages(path, '')
   path = write_list(tmp_path / 'list.csv', path=['a/1.png', 'a/2.png'], label=['x', 'y'])
-  assert keys(Listed(path, '')) == ['a/1.png', 'a/2.png']
+  assert keys(ListedImages(path, '')) == ['a/1.png', 'a/2.png']
 
 
 NAMES = st.text(
@@ -358,13 +361,13 @@ def test_a_folder_and_a_list_of_the_same_files_agree(tmp_path_factory, classes):
     (root / name).mkdir()
     for file in files:
       (root / name / f'{file}.png').write_bytes(file.encode())
-  data = Folder(str(root), '')
+  data = ClassFolder(str(root), '')
   assert sorted(keys(data)) == sorted(f'{c}/{f}.png' for c, files in classes.items() for f in files)
   assert all(
     data.classes[y] == k.partition('/')[0] for y, k in zip(data.labels, keys(data), strict=True)
   )
   labels = [data.classes[label] for label in data.labels]
-  listed = Listed(write_list(root / 'list.parquet', path=keys(data), label=labels), '')
+  listed = ListedImages(write_list(root / 'list.parquet', path=keys(data), label=labels), '')
   assert (listed.classes, keys(listed)) == (data.classes, keys(data))
   np.testing.assert_array_equal(listed.labels, data.labels)
   assert listed.fingerprint == data.fingerprint

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from sjft_jax.data import pairs, transforms
-from sjft_jax.data.order import Order
-from sjft_jax.data.pairs import Pairs, SourceOnly, prefetched, views
+from sjft_jax.data.loader import prefetch, views
+from sjft_jax.data.pairs import Pairs, SourceOnly
+from sjft_jax.data.sampler import Sampler
 from sjft_jax.selection.subset import Subset
 
 
@@ -53,7 +54,7 @@ def make(
     target,
     source or Numbered(1, 10),
     chosen,
-    Order(target.labels, seed, batch_size),
+    Sampler(target.labels, seed, batch_size),
     augment,
     8,
     seed,
@@ -129,7 +130,7 @@ def test_another_round_draws_other_neighbours():
 def test_prefetching_changes_nothing_and_starts_anywhere(monkeypatch, ahead):
   monkeypatch.setattr(pairs, 'AHEAD', ahead)
   batches = make(kind='pursuit')
-  loaded = list(prefetched(batches, 7, 20))
+  loaded = list(prefetch(batches, 7, 20))
   assert len(loaded) == 13
   for step, batch in enumerate(loaded, 7):
     assert same(batch, batches(step))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sjft_jax.data import preview, transforms
 from sjft_jax.data.dataset import class_names
-from sjft_jax.report.neighbors import GAP, LINE, LINES, SIDE
+from sjft_jax.report.image_grid import GAP, LINE, LINES, SIDE
 
 ROOT = Path(__file__).parents[2]
 DESCRIBE, VIEW = {'resize': SIDE, 'crop': SIDE}, {'resize': 160, 'crop': SIDE}

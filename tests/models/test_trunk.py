@@ -35,7 +35,7 @@ def output(model, side, train=False):
 )
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_every_trunk_has_one_interface(options, side, features, dtype):
-  model = trunk.build(**options, dtype=dtype, batch_norm='per_domain')
+  model = trunk.build_trunk(**options, dtype=dtype, batch_norm='per_domain')
   for train in (False, True):
     out, variables = output(model, side, train)
     assert (out.shape, out.dtype) == ((2, features), jnp.float32)
@@ -44,22 +44,22 @@ def test_every_trunk_has_one_interface(options, side, features, dtype):
 
 def test_options_reach_the_networks():
   options = {'batch_norm': 'per_domain', 'batch_norm_momentum': 0.9}
-  model = trunk.build(
+  model = trunk.build_trunk(
     name='resnet50v1', style='caffe', width=0.5, dtype='bfloat16', remat=True, **options
   )
   assert model == ResNet(
     (3, 4, 6, 3), True, 1, STYLES[1]['caffe'], 0.5, 'per_domain', 0.9, jnp.bfloat16, True
   )
-  model = trunk.build(
+  model = trunk.build_trunk(
     name='vgg19_bn', fully_connected=False, dtype='bfloat16', remat=True, **options
   )
   assert model == VGG(
     (2, 2, 4, 4, 4), True, 'per_domain', 0.9, fully_connected=False, dtype=jnp.bfloat16, remat=True
   )
-  assert trunk.build(name='alexnet_caffe', fully_connected=False, dtype='bfloat16') == AlexNet(
-    caffe=True, fully_connected=False, dtype=jnp.bfloat16
-  )
-  assert not trunk.build(name='vgg16').norm
+  assert trunk.build_trunk(
+    name='alexnet_caffe', fully_connected=False, dtype='bfloat16'
+  ) == AlexNet(caffe=True, fully_connected=False, dtype=jnp.bfloat16)
+  assert not trunk.build_trunk(name='vgg16').norm
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_options_reach_the_networks():
 )
 def test_impossible_trunks_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
-    trunk.build(**options)
+    trunk.build_trunk(**options)
 
 
 @pytest.mark.parametrize(

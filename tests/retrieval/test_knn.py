@@ -9,7 +9,7 @@ import threadpoolctl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sjft_jax.retrieval import divergence, knn, workers
+from sjft_jax.retrieval import backends, divergence, knn
 
 WEIGHTS = np.full(3, 1 / 3, np.float32)
 
@@ -132,7 +132,7 @@ def test_indices_do_not_depend_on_blocks_or_devices(seed, sizes, num_sources, nu
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), copies=st.integers(2, 6))
 def test_ties_are_ordered_by_source_index(seed, copies):
-  """Copies of the same images, far apart in the stream, come out in the order of their index."""
+  """DuplicatePairs of the same images, far apart in the stream, come out in the order of their index."""
   rng = np.random.default_rng(seed)
   distinct = histograms(rng, 300)
   sources, n = np.tile(distinct, (copies, 1, 1)), 300
@@ -166,7 +166,7 @@ def test_a_search_goes_on_where_another_was_stopped(small_tiles):
 def test_targets_in_parts(small_tiles, monkeypatch, devices):
   rng = np.random.default_rng(4)
   targets, sources = histograms(rng, 23), histograms(rng, 300)
-  monkeypatch.setattr(workers, 'TARGETS', 7)
+  monkeypatch.setattr(backends, 'TARGETS', 7)
   found = searched(targets, [sources], 50, devices)
   assert_nearest(*found, oracles.symmetric_kl(targets, sources, WEIGHTS), 50)
 
@@ -175,7 +175,7 @@ def test_targets_that_do_not_fit_the_device(small_tiles, monkeypatch):
   rng = np.random.default_rng(4)
   targets, sources = histograms(rng, 23), histograms(rng, 300)
   expected = searched(targets, [sources], 50, jax.devices()[:2])
-  monkeypatch.setattr(workers, '_fits', lambda num_bytes, device: False)
+  monkeypatch.setattr(backends, '_fits', lambda num_bytes, device: False)
   found = searched(targets, [sources], 50, jax.devices()[:2])
   for ours, theirs in zip(found, expected, strict=True):
     np.testing.assert_array_equal(ours, theirs)
@@ -191,12 +191,12 @@ def test_devices_find_what_is_nearest(small_tiles, as_array):
 
 def test_fewer_workers_where_memory_is_short(monkeypatch):
   gigabytes = {'SC_PAGE_SIZE': 2**30, 'SC_PHYS_PAGES': 16}
-  monkeypatch.setattr(workers.os, 'sysconf', gigabytes.get)
-  monkeypatch.setattr(workers.os, 'cpu_count', lambda: 64)
+  monkeypatch.setattr(backends.os, 'sysconf', gigabytes.get)
+  monkeypatch.setattr(backends.os, 'cpu_count', lambda: 64)
   released = np.broadcast_to(np.float32(0.01), (12_000, 352, 100))
   # 144 MB of histograms, 288 MB of factors, 49 MB of divergences.
-  assert workers.num_workers(1024, released) == 8
-  assert workers.num_workers(2**20, released) == 1
+  assert backends.num_workers(1024, released) == 8
+  assert backends.num_workers(2**20, released) == 1
 
 
 def test_one_thread_of_blas_while_cores_search_and_no_longer():
@@ -222,7 +222,7 @@ def test_nearest_keeps_the_smallest_whatever_the_order(seed):
   # Few distinct values, so that ties cross the parts.
   divergences = rng.integers(0, 6, (9, 2000)).astype(np.float32) / 3
   expected = oracles.nearest(divergences, 15)
-  nearest, others = knn.Nearest(9, 15), knn.Nearest(9, 15)
+  nearest, others = knn.TopK(9, 15), knn.TopK(9, 15)
   for number, start in enumerate(rng.permutation(np.arange(0, 2000, 40))):
     part = divergences[:, start : start + 40]
     (others if number % 3 else nearest).add(part, int(start))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sjft_jax.selection.hardness import entropy
-from sjft_jax.selection.schedule import deepest, grow
+from sjft_jax.selection.schedule import grow, max_num_neighbors
 from sjft_jax.selection.subset import select
 
 
@@ -43,7 +43,7 @@ def test_deepest_bounds_every_history_and_is_reached(k0, rounds, sigma0, sigma1,
     grown = grow(k, hardness, correct, delta=0.1, sigma0=sigma0, sigma1=sigma1)
     assert (grown >= k).all()
     k = grown
-  depth = deepest(num_neighbors=k0, rounds=rounds, sigma0=sigma0, sigma1=sigma1)
+  depth = max_num_neighbors(num_neighbors=k0, rounds=rounds, sigma0=sigma0, sigma1=sigma1)
   assert (k <= depth).all()
   worst = np.array([k0])
   for _ in range(rounds - 1):

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sjft_jax import interruption
-from sjft_jax.report.journal import Journal
+from sjft_jax.runtime import preemption
 from sjft_jax.training.checkpoints import Checkpoints
 from sjft_jax.training.loop import fit
-from sjft_jax.training.meter import Meter
+from sjft_jax.training.metric_writer import MetricWriter
 from sjft_jax.training.step import TrainState, replicate
+from sjft_jax.training.throughput import ThroughputMeter
 
 
 @jax.pmap
@@ -35,8 +35,8 @@ def numbers(start, stop):
   return (np.float32(n) for n in range(start, stop))
 
 
-def saved(directory, made_from='numbers'):
-  return Checkpoints(directory / 'checkpoints', made_from)
+def saved(directory, fingerprint='numbers'):
+  return Checkpoints(directory / 'checkpoints', fingerprint)
 
 
 def run(directory: Path, stop=25, feed=numbers, examine=lambda number, sums: None, seconds=0.0):
@@ -45,9 +45,9 @@ def run(directory: Path, stop=25, feed=numbers, examine=lambda number, sums: Non
   with saved(directory) as checkpoints:
     state, known = checkpoints.newest(like=initial()) or (initial(), {'seconds': 0.0, 'untold': []})
     start = int(state.step)
-    meter = Meter(2, 1)
+    meter = ThroughputMeter(2, 1)
     meter.step_seconds = seconds
-    with Journal(directory, 'run', start, tensorboard=False, wandb='', every=10) as journal:
+    with MetricWriter(directory, 'run', start, tensorboard=False, wandb='', every=10) as journal:
       state, known = fit(
         add,
         replicate(state),
@@ -109,17 +109,17 @@ def test_going_on_from_a_checkpoint_ends_in_the_same_state_and_log(tmp_path, dea
 @pytest.mark.parametrize(('seconds', 'reached'), [(0.01, 12), (20.0, 11)])
 def test_asked_to_stop_it_saves_what_was_under_way(tmp_path, monkeypatch, seconds, reached):
   """Of long steps no other has been handed over while one is taken."""
-  monkeypatch.setattr(interruption, '_stopping', None)
-  monkeypatch.setattr(interruption, '_is_asked_here', False)
+  monkeypatch.setattr(preemption, '_stopping', None)
+  monkeypatch.setattr(preemption, '_is_asked_here', False)
 
   def asks_at_10(number, sums):
     if number == 10:
-      interruption._ask(signal.SIGTERM, None)
+      preemption._ask(signal.SIGTERM, None)
 
-  with pytest.raises(interruption.Stopped) as stopped:
+  with pytest.raises(preemption.Stopped) as stopped:
     run(tmp_path, examine=asks_at_10, seconds=seconds)
   assert stopped.value.status == 143
-  monkeypatch.setattr(interruption, '_stopping', None)
+  monkeypatch.setattr(preemption, '_stopping', None)
   with saved(tmp_path) as checkpoints:
     assert checkpoints.steps()[-1] == reached
   state, _, taken = run(tmp_path)
@@ -176,9 +176,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caps
 def test_a_checkpoint_of_another_network_or_of_other_data_is_refused(tmp_path):
   run(tmp_path)
   other = TrainState(jnp.int32(0), {'kernel': jnp.zeros((2, 2))}, {}, {})
-  for made_from, like in (('numbers', other), ('letters', initial())):
+  for fingerprint, like in (('numbers', other), ('letters', initial())):
     with (
-      saved(tmp_path, made_from) as checkpoints,
+      saved(tmp_path, fingerprint) as checkpoints,
       pytest.raises(ValueError, match='was made from other data or another version'),
     ):
       checkpoints.newest(like=like)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sjft_jax.training.checkpoints import Checkpoints
-from sjft_jax.training.optimizer import averaged, restarted, sgd
+from sjft_jax.training.optimizer import ema_params, reset_opt_state, sgd
 
 # The paper's, but for drops soon enough to be seen.
 OPTIONS = {
@@ -100,7 +100,7 @@ def test_by_default_updates_follow_the_papers_recurrence_through_drops(style):
   options = OPTIONS | {'momentum_style': style}
   params, state = train(sgd(STEPS, **options), start, gradients)
   assert_close(params, oracle(start, gradients, options)[0])
-  assert averaged(state, params) is params
+  assert ema_params(state, params) is params
   other = OPTIONS | {'momentum_style': 'torch' if style == 'caffe' else 'caffe'}
   with pytest.raises(AssertionError):  # The drop parts them.
     assert_close(params, oracle(start, gradients, other)[0], atol=1e-2)
@@ -127,7 +127,7 @@ def test_options_combine_as_they_are_defined(seed, changes):
   params, state = train(sgd(STEPS, **options), start, gradients)
   expected, mean = oracle(start, gradients, options)
   assert_close(params, expected)
-  assert_close(averaged(state, params), mean)
+  assert_close(ema_params(state, params), mean)
 
 
 def test_the_pull_alone_brings_the_trunk_back_and_heads_to_zero():
@@ -148,7 +148,7 @@ def test_the_average_is_optaxs_debiased_one(decay):
   optimizer, reference = sgd(STEPS, **OPTIONS | {'ema': decay}), optax.ema(decay, debias=True)
   params = tree(start)
   state, average = optimizer.init(params), reference.init(params)
-  jax.tree.map(np.testing.assert_array_equal, averaged(state, params), params)
+  jax.tree.map(np.testing.assert_array_equal, ema_params(state, params), params)
   for gradient in gradients:
     params, state = update(optimizer, params, state, gradient)
     with jax.numpy_dtype_promotion('standard'):
@@ -156,19 +156,19 @@ def test_the_average_is_optaxs_debiased_one(decay):
     # Where decay is almost 1, it is optax's that is imprecise.
     jax.tree.map(
       functools.partial(np.testing.assert_allclose, rtol=1e-3 if decay > 0.99 else 1e-5, atol=1e-6),
-      averaged(state, params),
+      ema_params(state, params),
       expected,
     )
-  assert_close(averaged(state, params), oracle(start, gradients, OPTIONS | {'ema': decay})[1])
+  assert_close(ema_params(state, params), oracle(start, gradients, OPTIONS | {'ema': decay})[1])
 
 
 def test_a_restart_forgets_all_but_the_start():
   start, gradients = draw(3)
   optimizer = sgd(STEPS, **EVERYTHING)
   params, state = train(optimizer, start, gradients)
-  again = restarted(optimizer, state, params)
+  again = reset_opt_state(optimizer, state, params)
   assert jax.tree.structure(again) == jax.tree.structure(state)
-  jax.tree.map(np.testing.assert_array_equal, averaged(again, params), params)
+  jax.tree.map(np.testing.assert_array_equal, ema_params(again, params), params)
   # As if training had begun with the parameters of now, but for where the trunk is pulled to.
   expected = optax.tree_utils.tree_set(
     optimizer.init(params), start=optax.tree_utils.tree_get(optimizer.init(tree(start)), 'start')
@@ -176,7 +176,9 @@ def test_a_restart_forgets_all_but_the_start():
   jax.tree.map(np.testing.assert_array_equal, again, expected)
   plain = sgd(STEPS, **OPTIONS)
   _, state = train(plain, start, gradients)
-  jax.tree.map(np.testing.assert_array_equal, restarted(plain, state, params), plain.init(params))
+  jax.tree.map(
+    np.testing.assert_array_equal, reset_opt_state(plain, state, params), plain.init(params)
+  )
 
 
 def test_the_start_is_kept_of_the_trunk_alone_and_only_if_asked_for():
@@ -199,7 +201,7 @@ def test_checkpoints_hold_the_average_and_the_start(tmp_path):
   optimizer = sgd(STEPS, **EVERYTHING)
   expected = train(optimizer, start, gradients)
   params, state = train(optimizer, start, gradients[:6])
-  with Checkpoints(tmp_path / 'checkpoints', made_from='a run') as checkpoints:
+  with Checkpoints(tmp_path / 'checkpoints', fingerprint='a run') as checkpoints:
     checkpoints.save(6, (params, state), {})
     like = (tree(gradients[0]), optimizer.init(tree(gradients[0])))
     (params, state), _ = checkpoints.newest(like=like)

@@ -14,12 +14,12 @@ from sjft_jax.training import optimizer
 from sjft_jax.training.losses import joint_loss
 from sjft_jax.training.step import (
   create_state,
-  evaluated,
   make_predict,
   make_train_step,
   replicate,
   shard_batch,
   unreplicate,
+  with_ema_params,
 )
 
 PAIRS, SIDE = 8, 32
@@ -245,7 +245,7 @@ def test_dropouts_key_is_of_seed_step_and_micro_batch():
   drawn = draw()['drawn']
   assert len(set(drawn)) == 4
   assert not set(drawn) & set(draw(seed=1)['drawn'])
-  # The statistics are averaged over the devices: another device's number would show.
+  # The statistics are ema_params over the devices: another device's number would show.
   np.testing.assert_array_equal(draw(devices=4)['drawn'], drawn)
 
 
@@ -344,7 +344,7 @@ EVERY_OPTION = {
 def test_every_option_of_the_solver_works_replicated_and_through_a_restart():
   solver = optimizer.sgd(4, **EVERY_OPTION)
   step = make_train_step(linear_apply, solver, 0, **WEIGHTS)
-  restart = functools.partial(optimizer.restarted, solver)
+  restart = functools.partial(optimizer.reset_opt_state, solver)
   batch, ends = make_batch(), []
   for devices in (1, 2):
     state = replicate(
@@ -360,12 +360,12 @@ def test_every_option_of_the_solver_works_replicated_and_through_a_restart():
     ends.append(unreplicate(state))
     # Since the restart: weights 1/2 and 1.
     mean = jax.tree.map(lambda a, b: (a + 2 * b) / 3, *trained[2:])
-    assert_close(unreplicate(evaluated(state)).params, mean, rtol=1e-5)
+    assert_close(unreplicate(with_ema_params(state)).params, mean, rtol=1e-5)
     start = optax.tree_utils.tree_get(unreplicate(state).opt_state, 'start')
     np.testing.assert_array_equal(start['trunk']['conv1'], linear_params()['trunk']['conv1'])
   assert_close(*ends)
   images = batch['image'][None]
-  p = make_predict(linear_apply)(evaluated(replicate(ends[0], 1)), images)
+  p = make_predict(linear_apply)(with_ema_params(replicate(ends[0], 1)), images)
   average = {'params': mean}
   expected = jax.nn.softmax(linear_apply(average, jnp.asarray(images[0]), train=False)['target'])
   np.testing.assert_allclose(p[0], expected, rtol=1e-4)
@@ -373,7 +373,7 @@ def test_every_option_of_the_solver_works_replicated_and_through_a_restart():
 
 def test_without_an_average_the_state_itself_is_evaluated():
   state = create_state(params=linear_params(), batch_stats={}, optimizer=DESCENT)
-  assert evaluated(state).params is state.params
+  assert with_ema_params(state).params is state.params
 
 
 def test_labels_are_smoothed_as_the_loss_says():

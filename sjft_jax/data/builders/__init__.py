@@ -1,9 +1,10 @@
 """Builders for TFDS that prepare the paper's data sets from their official archives.
 
-They need no TensorFlow. Once this is imported, TFDS finds them by name, also where it has a builder
-of its own: `tfds.builder('stanford_dogs', data_dir=…)`, `tfds.data_source('caltech256', …)`.
+They need no TensorFlow. After `register()`, TFDS finds them by name, also where it has a builder of
+its own: `tfds.builder('stanford_dogs', data_dir=…)`, `tfds.data_source('caltech256', …)`.
 """
 
+import functools
 import importlib
 from typing import Any
 
@@ -25,19 +26,23 @@ BUILDERS = {
 }
 
 
+@functools.cache
+def register() -> None:
+  """Let TFDS find the builders by name, before its own."""
+  registered.add_dataset_builder_provider(_Provider(), index=0)
+
+
 def load(name: str) -> Any:
-  """The builder class of a data set in `BUILDERS`."""
+  """Return the builder class of a data set in `BUILDERS`."""
+  register()
   return importlib.import_module(BUILDERS[name]).Builder
 
 
 class _Provider:
-  """What TFDS asks for a builder, before its own."""
+  """Gives TFDS the builders by name."""
 
   def has_dataset(self, name: str) -> bool:
     return name in BUILDERS
 
   def get_builder_cls(self, name: str) -> Any:
     return load(name)
-
-
-registered.add_dataset_builder_provider(_Provider(), index=0)

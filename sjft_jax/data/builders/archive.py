@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import scipy.io
 
-from sjft_jax.report import terminal
+from sjft_jax.runtime import console
 
 _Label = TypeVar('_Label')
 
@@ -76,9 +76,7 @@ def download(url: str, path: Path) -> None:
       total = done + int(answer.headers.get('Content-Length', 0))
       with (
         part.open('ab' if done else 'wb') as file,
-        terminal.progress(
-          f'downloading {path.name}, MiB', total // 2**20, done // 2**20
-        ) as advance,
+        console.progress(f'downloading {path.name}, MiB', total // 2**20, done // 2**20) as advance,
       ):
         while block := answer.read(2**20):
           file.write(block)
@@ -110,7 +108,7 @@ def check(archives: Collection[Archive], paths: Mapping[str, Path]) -> None:
   if not summed:
     return
   mib = sum(-(-paths[archive.name].stat().st_size // 2**20) for archive in summed)
-  with terminal.progress('checking archives, MiB', mib) as advance:
+  with console.progress('checking archives, MiB', mib) as advance:
     for archive in summed:
       algorithm, expected = archive.checksum.split(':')
       digest = hashlib.new(algorithm)
@@ -149,7 +147,7 @@ def members(file: Path | io.BufferedIOBase, name: str = '') -> Iterator[tuple[st
   """
   if isinstance(file, Path):
     mib = -(-file.stat().st_size // 2**20)
-    with file.open('rb') as stream, terminal.progress(f'{file.name}, MiB', mib) as advance:
+    with file.open('rb') as stream, console.progress(f'{file.name}, MiB', mib) as advance:
       done = 0
       for member in members(stream, name or str(file)):
         yield member

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from sjft_jax.data.builders.archive import Archive
 from sjft_jax.data.builders.base import FromArchives
-from sjft_jax.report import terminal
+from sjft_jax.runtime import console
 
 _URL = 'http://images.cocodataset.org/'
 
@@ -110,7 +110,7 @@ class Builder(FromArchives):
     self.info.features['objects']['label'].names = list(names.values())
     with (
       _opened(images) as archive,
-      terminal.progress(f'{images.name}, images', len(found)) as advance,
+      console.progress(f'{images.name}, images', len(found)) as advance,
     ):
       for image in found:
         yield (

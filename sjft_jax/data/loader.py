@@ -1,0 +1,94 @@
+"""Load batches ahead of their use, in threads or processes, by Grain."""
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import cv2
+import grain
+import numpy as np
+
+from sjft_jax.data.dataset import Dataset
+
+Views = TypeVar('Views', np.ndarray, tuple[np.ndarray, ...])
+Batch = TypeVar('Batch')
+
+# Decoding releases the interpreter lock: threads keep all cores busy. So many batches are loaded at
+# once and ahead; Grain's own default would hold 500, which for batches of images is gigabytes.
+AHEAD = min(max(os.cpu_count() or 1, 4), 16)
+
+
+def num_loaders(workers: int) -> int:
+  """Return how many batches are loaded at once: in threads, or in `workers` processes if not 0."""
+  return workers or min(os.cpu_count() or 1, AHEAD)
+
+
+def prefetch(
+  load: Callable[[int], Batch], start: int, stop: int, *, workers: int = 0
+) -> Iterator[Batch]:
+  """Yield load(start), load(start + 1), …, load(stop - 1), computed ahead.
+
+  Args:
+    load: makes the batch of a step.
+    start: the first step.
+    stop: the step to end before.
+    workers: processes that call `load`; 0: threads of this one.
+  """
+
+  def load_step(step: int) -> Batch:
+    _limit_opencv_threads()
+    return load(int(step))
+
+  return _load_ahead(grain.MapDataset.range(start, stop).map(load_step), workers)
+
+
+def views(
+  dataset: Dataset,
+  view: Callable[[np.ndarray], Views],
+  batch_size: int,
+  *,
+  side: int,
+  start: int = 0,
+  stop: int | None = None,
+  workers: int = 0,
+) -> Iterator[Views]:
+  """Yield batches of the views of images start..stop-1; the last batch may be smaller.
+
+  Args:
+    dataset: of the images.
+    view: makes one array of an image, or a tuple of arrays.
+    batch_size: images in a batch.
+    side: short side in pixels that `view` can make use of: images may be decoded so small.
+    start: the first image.
+    stop: the image to end before; None: the end of the data set.
+    workers: processes that decode; 0: threads of this one.
+  """
+  stop = len(dataset) if stop is None else stop
+
+  def load_view(index: int) -> Views:
+    _limit_opencv_threads()
+    return view(dataset.at_least(int(index), side))
+
+  images = grain.MapDataset.range(start, stop).map(load_view)
+  return _load_ahead(images.batch(batch_size), workers)
+
+
+def _load_ahead(dataset: grain.MapDataset, workers: int) -> Iterator:
+  options = grain.ReadOptions(
+    num_threads=1 if workers else num_loaders(0), prefetch_buffer_size=AHEAD
+  )
+  batches = dataset.to_iter_dataset(options)
+  if workers:
+    batches = batches.mp_prefetch(
+      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
+    )
+  return iter(batches)
+
+
+@functools.cache
+def _limit_opencv_threads() -> None:
+  # Each of the loader's threads works on an image of its own; OpenCV's would compete with them.
+  # Here rather than at import: each worker process needs it, and a library changes no global
+  # setting before it is used.
+  cv2.setNumThreads(1)

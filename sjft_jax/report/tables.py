@@ -1,0 +1,68 @@
+"""Write tables as .csv or .parquet files."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from etils import epath
+
+from sjft_jax.runtime import artifacts
+
+_WRITERS = {'.csv': pa.csv.CSVWriter, '.parquet': pa.parquet.ParquetWriter}
+
+# Who is a neighbour of whom: rank 1 is the nearest, divergences are in nats.
+NEIGHBOR_COLUMNS = {
+  'target': pa.string(),
+  'source': pa.string(),
+  'rank': pa.int32(),
+  'divergence': pa.float32(),
+}
+
+
+def check_output(path: Path) -> None:
+  """Check that a table can be written to `path`, the value of a command's --output.
+
+  Raises:
+    ValueError: another suffix, no such folder, or a place that cannot be written to.
+  """
+  if path.suffix not in _WRITERS:
+    raise ValueError(f'--output={path}: the name must end in {" or ".join(_WRITERS)}')
+  if not path.parent.is_dir():
+    raise ValueError(f'--output={path}: there is no folder {path.parent}; create it')
+  if path.is_dir() or not os.access(path.parent, os.W_OK):
+    raise ValueError(f'--output={path}: a file cannot be written there')
+
+
+def write_table(
+  path: os.PathLike[str] | str,
+  columns: Mapping[str, pa.DataType],
+  parts: Iterable[Sequence[Any]],
+) -> None:
+  """Write a table whose suffix decides on the format; it appears once it is complete.
+
+  Args:
+    path: ends in .csv or .parquet; a disk or an object store.
+    columns: the type of each column by name.
+    parts: for each part of the rows, the values of all columns (arrays or lists). Parts are written
+      one below another, so that a large table never stands in memory as a whole.
+  """
+  schema = pa.schema(list(columns.items()))
+  with (
+    artifacts.atomic_write(epath.Path(path)) as file,
+    _WRITERS[epath.Path(path).suffix](file, schema) as writer,
+  ):
+    for part in parts:
+      arrays = [pa.array(values, type=t) for values, t in zip(part, schema.types, strict=True)]
+      writer.write_batch(pa.record_batch(arrays, schema=schema))
+
+
+def write_rows(
+  path: os.PathLike[str], columns: Mapping[str, pa.DataType], rows: Iterable[Sequence[Any]]
+) -> None:
+  """Write a small table from its rows; None is an empty cell."""
+  listed = list(rows)
+  write_table(path, columns, [list(zip(*listed, strict=True))] if listed else [])

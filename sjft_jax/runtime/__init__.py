@@ -1,0 +1,1 @@
+"""Machinery that the method does not know: commands, processes, signals, artifacts, memory."""

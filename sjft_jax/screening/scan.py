@@ -1,0 +1,113 @@
+"""Decode every image of a data set once, small: is it readable, and what is its perceptual hash?
+
+The result is kept in the user's cache, so that the next run with the same data set starts at once;
+a scan that was stopped resumes.
+"""
+
+import contextlib
+import functools
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt32
+
+from sjft_jax.data.dataset import ConcatDataset, Dataset, SubsetDataset
+from sjft_jax.data.decode import UnreadableError
+from sjft_jax.runtime import artifacts, console
+from sjft_jax.screening import perceptual_hash
+
+# Increase it with every change of the scan's results: older caches are then ignored.
+CACHE_VERSION = 1
+# Enough for hashes; JPEGs are decoded at a reduced size, which misses no truncation.
+SIDE = 64  # pixels
+_CHUNK = 1024  # images
+_PARTIAL_EVERY = 180.0  # seconds
+
+
+class ScanResult(NamedTuple):
+  """What a look at every image of a data set has found.
+
+  Attributes:
+    hashes: perceptual hashes, 0 where there is none.
+    bad: index and reason of each image that cannot be read, in order.
+  """
+
+  hashes: UInt32[np.ndarray, 'image word']
+  bad: dict[int, str]
+
+
+def scan(dataset: Dataset) -> ScanResult:
+  """A look at every image, or what is known from an earlier one.
+
+  A part is known once the whole is, several data sets joined once each of them is. A file that was
+  replaced is looked at again if the data set's fingerprint shows it.
+  """
+  if isinstance(dataset, SubsetDataset):
+    whole = scan(dataset.whole)
+    reasons = ((i, whole.bad.get(old)) for i, old in enumerate(dataset.indices.tolist()))
+    bad = {i: reason for i, reason in reasons if reason is not None}
+    return ScanResult(whole.hashes[dataset.indices], bad)
+  if isinstance(dataset, ConcatDataset):
+    parts, bad, start = [scan(part) for part in dataset.parts], {}, 0
+    for part in parts:
+      bad |= {start + i: reason for i, reason in part.bad.items()}
+      start += len(part.hashes)
+    return ScanResult(np.concatenate([part.hashes for part in parts]), bad)
+  made_from = artifacts.fingerprint(CACHE_VERSION, dataset.fingerprint)
+  partial = artifacts.cache_dir() / 'screened' / f'{made_from}.partial.npz'
+  look = functools.partial(_scan, dataset, partial, made_from)
+  found = artifacts.load_or_make('screened', made_from, look)
+  with contextlib.suppress(OSError):
+    partial.unlink()
+  bad = dict(zip(found['bad'].tolist(), found['reasons'].tolist(), strict=True))
+  return ScanResult(found['hashes'], bad)
+
+
+def _scan(dataset: Dataset, partial: Path, made_from: str) -> dict[str, np.ndarray]:
+  """Every image's hash, and reasons of those that have none; goes on where `partial` ends."""
+
+  def look(index):
+    try:
+      return perceptual_hash.phash(dataset.at_least(index, SIDE))
+    except UnreadableError as error:
+      # The data set put the image's name before the decoder's reason.
+      cause = error.__cause__
+      return str(cause if isinstance(cause, UnreadableError) else error)
+
+  hashes = np.zeros((len(dataset), perceptual_hash.WORDS), np.uint32)
+  bad: dict[int, str] = {}
+  position = 0
+  with contextlib.suppress(ValueError, OSError):
+    left = artifacts.load(partial, made_from)
+    if left is not None:
+      hashes, position = left['hashes'], int(left['position'])
+      bad = dict(zip(left['bad'].tolist(), left['reasons'].tolist(), strict=True))
+      console.say(f'  goes on from image {position:,} of {dataset.name}')
+
+  def findings():
+    indices, reasons = np.array(list(bad), np.int64), np.array(list(bad.values()), str)
+    return {'hashes': hashes, 'bad': indices, 'reasons': reasons}
+
+  saved = time.monotonic()
+  with (
+    console.progress(f'screening {dataset.name}', len(dataset), position) as advance,
+    ThreadPoolExecutor(os.cpu_count()) as pool,
+  ):
+    while position < len(dataset):
+      chunk = range(position, min(position + _CHUNK, len(dataset)))
+      for index, seen in zip(chunk, pool.map(look, chunk), strict=True):
+        if isinstance(seen, str):
+          bad[index] = seen
+        else:
+          hashes[index] = seen
+      position = chunk.stop
+      advance(len(chunk), f'{len(bad):,} cannot be read' if bad else '')
+      if time.monotonic() - saved >= _PARTIAL_EVERY:
+        with contextlib.suppress(OSError):
+          artifacts.save(partial, made_from, position=position, **findings())
+        saved = time.monotonic()
+  return findings()

@@ -1,0 +1,102 @@
+import jax
+import numpy as np
+import pytest
+
+from sjft_jax.models import joint, trunk
+from sjft_jax.training.schedules import depth_groups, learning_rate_schedule
+
+OPTIONS = {
+  'learning_rate': 0.01,
+  'schedule': 'step',
+  'warmup_steps': 0,
+  'drop_every': 3,
+  'drop_factor': 0.5,
+}
+
+
+def rates(steps, **changes):
+  schedule = learning_rate_schedule(steps, **OPTIONS | changes)
+  return np.array([float(schedule(t)) for t in range(steps + 1)])
+
+
+def test_drops_come_after_every_so_many_steps():
+  expected = [0.01] * 3 + [0.005] * 3 + [0.0025] * 3 + [0.00125]
+  np.testing.assert_allclose(rates(9), expected, rtol=1e-6)
+
+
+def test_warm_up_rises_linearly_and_leaves_the_drops_where_they_are():
+  warm = rates(12, warmup_steps=4)
+  np.testing.assert_allclose(warm[:3], 0.01 * np.array([0.2, 0.4, 0.6]), rtol=1e-6)
+  np.testing.assert_allclose(warm[3], 0.005 * 0.8, rtol=1e-6)
+  np.testing.assert_allclose(warm[4:], rates(12)[4:], rtol=1e-6)
+
+
+def test_the_cosine_falls_from_the_full_rate_to_nothing():
+  warm = rates(20, schedule='cosine', warmup_steps=5)
+  np.testing.assert_allclose(warm[:5], 0.01 * np.arange(1, 6) / 6, rtol=1e-6)
+  expected = 0.005 * (1 + np.cos(np.pi * np.arange(16) / 15))
+  np.testing.assert_allclose(warm[5:], expected, rtol=1e-5, atol=1e-9)
+  assert warm[20] == 0
+  assert (warm[:20] > 0).all()
+  assert rates(20, schedule='cosine')[0] == pytest.approx(0.01)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize('warmup_steps', [0, 7])
+@pytest.mark.parametrize('schedule', ['step', 'cosine'])
+def test_rates_are_torchs(schedule, warmup_steps):
+  import torch
+  from torch.optim import lr_scheduler as torchs
+
+  optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.01)
+  warmup = torchs.LinearLR(optimizer, 1 / (warmup_steps + 1), total_iters=warmup_steps)
+  if schedule == 'step':
+    scheduler = torchs.ChainedScheduler([warmup, torchs.StepLR(optimizer, 3, 0.5)])
+  else:
+    cosine = torchs.CosineAnnealingLR(optimizer, 30 - warmup_steps)
+    scheduler = torchs.SequentialLR(optimizer, [warmup, cosine], [warmup_steps])
+  expected = []
+  for _ in range(30):
+    expected += scheduler.get_last_lr()
+    optimizer.step()
+    scheduler.step()
+  ours = rates(30, schedule=schedule, warmup_steps=warmup_steps)[:30]
+  np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+  ('name', 'groups'),
+  [
+    ('alexnet', 'conv1|conv2|conv3|conv4|conv5|fc6|fc7'),
+    (
+      'vgg16_bn',
+      '|'.join(
+        f'conv{i}_{j} norm{i}_{j}'
+        for i, n in enumerate((2, 2, 3, 3, 3), 1)
+        for j in range(1, n + 1)
+      )
+      + '|fc6|fc7',
+    ),
+    (
+      'resnet18v1',
+      'stem stem_norm|' + '|'.join(f'stage{i}_block{j}' for i in range(1, 5) for j in (1, 2)),
+    ),
+    (
+      'resnet18v2',
+      'stem stem_norm|'
+      + '|'.join(f'stage{i}_block{j}' for i in range(1, 5) for j in (1, 2))
+      + ' norm',
+    ),
+  ],
+)
+def test_depth_grows_from_the_image_to_the_heads(name, groups):
+  network = joint.Joint(trunk.build_trunk(name=name), 2, 2)
+  params = jax.eval_shape(lambda: joint.init(network, jax.random.key(0), 224))['params']
+  assert set(params) == {'trunk', 'target', 'source'}
+  expected = {layer: i for i, group in enumerate(groups.split('|')) for layer in group.split()}
+  assert depth_groups(params['trunk']) == expected
+
+
+def test_the_tenth_block_comes_after_the_ninth():
+  names = [f'stage3_block{j}' for j in range(1, 37)] + ['stage4_block1', 'stem']
+  assert depth_groups(names) == dict(zip(names, [*range(1, 38), 0], strict=True))
