@@ -1,8 +1,5 @@
 """python -m sjft_jax.main --config=configs/demo.py --workdir=runs/demo"""
 
-import sys
-from pathlib import Path
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -38,10 +35,8 @@ def define_flags() -> None:
 def main() -> None:
   """Train what the command line asks for."""
   options = flags.FLAGS
-  file = Path(config_flags.get_config_filename(options['config']))
-  if not file.is_file():
-    sys.exit(f'error: --config={file}: no such file; see configs/')
-  workdir = options.workdir or f'runs/{file.stem}'
+  config_file = cli.config_file()
+  workdir = options.workdir or f'runs/{config_file.stem}'
   # After the flags: --help and a misspelt option should not wait for JAX.
   from sjft_jax import pipeline
   from sjft_jax.runtime import compilation

@@ -6,9 +6,7 @@ A row shows an image's view for retrieval, its evaluation views and some random 
 with its class and key; classes are spread over the rows. The same command draws the same sheet.
 """
 
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -120,9 +118,7 @@ def draw() -> None:
 
 def main() -> None:
   """Draw what the command line asks for."""
-  file = Path(config_flags.get_config_filename(flags.FLAGS['config']))
-  if not file.is_file():
-    sys.exit(f'error: --config={file}: no such file; see configs/')
+  cli.config_file()
   cli.run_command(draw, 'Stopped; nothing was written.')
 
 

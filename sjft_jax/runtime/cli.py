@@ -1,12 +1,15 @@
 """What all commands share: flags, and how mistakes, a full disk and Ctrl-C end them."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from sjft_jax.runtime import launch, preemption
 from sjft_jax.runtime.errors import disk_error
@@ -84,6 +87,18 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     form = '--config.a.b=value' if 'config' in flags.FLAGS else '--name=value'
     sys.exit(f'error: unexpected {remaining[1]!r}; options are written {form}')
   return remaining
+
+
+def config_file() -> Path:
+  """Return the file that --config names, without the argument in `configs/indoor.py:places`.
+
+  A file that is not there ends the program with one line.
+  """
+  value = config_flags.get_config_filename(flags.FLAGS['config'])
+  path = Path(re.sub(r'(?<=\.py):.*', '', value, flags=re.DOTALL))
+  if not path.is_file():
+    sys.exit(f'error: --config={value}: no such file; see configs/')
+  return path
 
 
 def _ignore_closed_event_loops(unraisable: Any) -> None:
