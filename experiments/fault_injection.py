@@ -72,7 +72,7 @@ PROGRAM = """
 import runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # Where this runs in the background too.
 from sjft_jax.models.weights import published
-published.PUBLISHED['local/net'] = published.Published(*sys.argv[1:3])
+published.PUBLISHED['local/net'] = published.PublishedWeights(*sys.argv[1:3])
 del sys.argv[1:3]
 runpy.run_module('sjft_jax.main', run_name='__main__', alter_sys=True)
 """

@@ -1,4 +1,4 @@
-"""AlexNet, of two makes: a trunk, and a filter bank."""
+"""AlexNet in torchvision's and in Caffe's variant, as a trunk and as a filter bank."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,13 +12,23 @@ from jaxtyping import Array, Bool, Float
 from sjft_jax.models.convolution import Conv
 from sjft_jax.models.fully_connected import FullyConnected
 from sjft_jax.models.pooling import max_pool
+from sjft_jax.models.preprocess import check_image_size
 
 TAPS = ('linear', 'relu')
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """One convolution, and the smallest image side that leaves it one response."""
+  """One convolution.
+
+  Attributes:
+    features: output channels.
+    size: pixels a side of the kernel.
+    stride: of both axes.
+    padding: pixels of zeros on each side.
+    groups: runs of channels that are convolved separately.
+    min_side: the smallest image side in pixels that leaves the layer one response.
+  """
 
   features: int
   size: int
@@ -45,35 +55,34 @@ CAFFE = {
   'conv5': Layer(256, 3, 1, 1, 2, min_side=23),
 }
 LAYERS = tuple(TORCHVISION)
-NUM_FILTERS = {name: layer.features for name, layer in TORCHVISION.items()}
-# The smallest image side that leaves fc6 its 6×6 window.
+# By whether the variant is Caffe's: the smallest image side that leaves fc6 its 6×6 window.
 MIN_SIDE_FULLY_CONNECTED = {False: 223, True: 199}
 
 
 def local_response_norm(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
-  """Each value over (1 + 1e-4 · the mean square of the five channels around it)^0.75.
+  """Divide each value by (1 + 1e-4 · the mean square of the five channels around it)^0.75.
 
-  Krizhevsky et al. 2012, Section 3.3, with Caffe's constants: alpha is divided by the size, k is
-  1. Channels beyond the ends count as zeros.
+  Krizhevsky et al. 2012, Section 3.3, with Caffe's constants: alpha is divided by the size, and k
+  is 1. Channels beyond the ends count as zeros.
   """
   dtype, x = x.dtype, x.astype(jnp.float32)
   sums = jax.lax.reduce_window(
     jnp.square(x), 0.0, jax.lax.add, (1, 1, 1, 5), (1, 1, 1, 1), [(0, 0)] * 3 + [(2, 2)]
   )
-  # The power −0.75 as roots, which take a third of the time.
+  # The power −0.75 is written with roots, which take a third of the time.
   root = jax.lax.rsqrt(1 + 1e-4 / 5 * sums)
   return (x * root * jnp.sqrt(root)).astype(dtype)
 
 
 class AlexNet(nn.Module):
-  """conv1–conv5, then (or not) fc6 and fc7.
+  """The layers conv1–conv5 and, unless they are left out, fc6 and fc7.
 
   Attributes:
-    caffe: Caffe's bvlc_alexnet, with grouped convolutions, local response normalisation after
-      conv1 and conv2, and pooling windows that may reach over the lower and right border; else
-      torchvision's.
-    fully_connected: 4096 features of fc7, ema_params over the map; else the average of conv5's 256
-      maps. pool5 is left out there: it only shrinks the map for fc6.
+    caffe: whether it is Caffe's bvlc_alexnet, with grouped convolutions, local response
+      normalisation after conv1 and conv2, and pooling windows that may reach over the lower and
+      right border; else it is torchvision's.
+    fully_connected: whether the features are the 4096 of fc7, averaged over the map; else they are
+      the average of conv5's 256 maps. pool5 is left out there: it only shrinks the map for fc6.
     dtype: of activations and products; parameters are float32.
   """
 
@@ -83,9 +92,11 @@ class AlexNet(nn.Module):
 
   @property
   def layers(self) -> dict[str, Layer]:
+    """The convolutions of this variant by name, in their order."""
     return CAFFE if self.caffe else TORCHVISION
 
   def setup(self) -> None:
+    """Create the layers."""
     for name, layer in self.layers.items():
       conv = Conv(
         layer.features,
@@ -108,21 +119,21 @@ class AlexNet(nn.Module):
     train: bool = False,
     is_source: Bool[Array, ' b'] | None = None,
   ) -> Float[Array, 'b features']:
-    """Features of normalised images (`preprocess.normalize`).
+    """Compute the features of normalised images (`preprocess.normalize`).
 
     Training with `fully_connected` needs a mapped axis 'batch' and a 'dropout' key. `is_source` is
-    the trunks' common argument, which nothing here reads.
+    an argument of every trunk, and without effect here.
 
     Raises:
       ValueError: the images are too small.
     """
     del is_source
-    height, width = images.shape[1:3]
-    need = MIN_SIDE_FULLY_CONNECTED[self.caffe]
-    if self.fully_connected and min(height, width) < need:
-      raise ValueError(
-        f'{height}×{width} images are too small for AlexNet with fc6, which needs {need} pixels a '
-        'side; use larger images or fully_connected=False'
+    if self.fully_connected:
+      check_image_size(
+        images,
+        MIN_SIDE_FULLY_CONNECTED[self.caffe],
+        network='AlexNet with fc6',
+        remedy='use larger images or fully_connected=False',
       )
     (x,) = self.responses(images, layers=('conv5',), tap='relu')
     if self.fully_connected:
@@ -133,21 +144,26 @@ class AlexNet(nn.Module):
   def responses(
     self, images: Float[Array, 'b h w 3'], *, layers: Sequence[str], tap: str
   ) -> tuple[Float[Array, 'b _height _width _filter'], ...]:
-    """One map per layer in `layers`, before (tap 'linear') or after ('relu') the nonlinearity.
+    """Compute the responses of some layers, and of none deeper than the last of them.
 
-    Computes no deeper than the last of `layers`.
+    Args:
+      images: normalised, as for `__call__`.
+      layers: names of `LAYERS`.
+      tap: 'linear' takes the responses before the nonlinearity, 'relu' after it.
+
+    Returns:
+      One map per layer.
 
     Raises:
-      ValueError: the images are too small to reach it.
+      ValueError: the images are too small to reach the last of the layers.
     """
     depth = max(LAYERS.index(layer) for layer in layers)
-    height, width = images.shape[1:3]
-    need = self.layers[LAYERS[depth]].min_side
-    if min(height, width) < need:
-      raise ValueError(
-        f'{height}×{width} images are too small for AlexNet {LAYERS[depth]}, which needs '
-        f'{need} pixels a side; use larger images or fewer layers'
-      )
+    check_image_size(
+      images,
+      self.layers[LAYERS[depth]].min_side,
+      network=f'AlexNet {LAYERS[depth]}',
+      remedy='use larger images or fewer layers',
+    )
     x = images
     maps = {}
     for name in LAYERS[: depth + 1]:

@@ -7,6 +7,7 @@ import jax
 
 from sjft_jax.models import joint, trunk
 from sjft_jax.models.weights import convert, run_checkpoint
+from sjft_jax.models.weights.convert import Weights
 from sjft_jax.runtime import artifacts
 
 
@@ -17,9 +18,10 @@ class ModelOptions:
   Attributes:
     name, width, style, fully_connected, batch_norm, batch_norm_momentum, dtype, remat: the trunk,
       see `trunk.build_trunk`.
-    pretrained: where the trunk's weights come from: a file, a published name (see `convert.load`),
+    pretrained: the origin of the trunk's weights: a file or a published name (see `convert.load`),
       the directory of an earlier run (see `run_checkpoint.load_trunk`), or '' for random ones.
-    normalization: of the images (see `preprocess.normalize`); 'auto': as the weights expect.
+    normalization: of the images (see `preprocess.normalize`); 'auto': as the weights expect, or
+      'imagenet' for random ones.
   """
 
   name: str
@@ -40,7 +42,7 @@ class Network(NamedTuple):
   Attributes:
     model: the module.
     variables: 'params' and 'batch_stats' to start from.
-    description: what it takes to build the model again around a checkpoint's variables.
+    description: what `run_checkpoint.save_description` takes, except for the classes.
   """
 
   model: joint.Joint
@@ -56,33 +58,27 @@ def build_network(
   image_size: int,
   seed: int,
 ) -> Network:
-  """Build the joint network: heads at random, the trunk at random or pretrained.
+  """Build the joint network, with random heads and a random or pretrained trunk.
 
   Args:
-    options: which trunk, and where its weights come from.
+    options: the trunk, and the origin of its weights.
     num_target_classes, num_source_classes: outputs of the two heads.
     image_size: side of the images in pixels.
-    seed: of what is random.
+    seed: of the random variables.
 
   Raises:
+    ModuleNotFoundError: see `convert.load`.
     ValueError: an impossible option, or weights that do not fit.
   """
-  kind: dict[str, Any] = {
-    'name': options.name,
-    'width': options.width,
-    'fully_connected': options.fully_connected,
-  }
-  style, normalization = options.style, options.normalization
-  weights = None
-  if options.pretrained:
-    load = run_checkpoint.load_trunk if _is_directory(options.pretrained) else convert.load
-    weights = load(options.pretrained, style=style, **kind)
-    style = weights.style
+  spec = trunk.TrunkSpec(options.name, options.width, options.fully_connected, options.style)
+  weights = _load_weights(options.pretrained, spec) if options.pretrained else None
+  normalization = options.normalization
+  if weights is not None:
+    spec = spec._replace(style=weights.style)
   if normalization == 'auto':
     normalization = weights.normalization if weights is not None else 'imagenet'
   shared = trunk.build_trunk(
-    **kind,
-    style=style,
+    **spec._asdict(),
     batch_norm=options.batch_norm,
     batch_norm_momentum=options.batch_norm_momentum,
     dtype=options.dtype,
@@ -91,9 +87,11 @@ def build_network(
   model = joint.Joint(shared, num_target_classes, num_source_classes, normalization)
   variables = joint.init(model, jax.random.key(seed), image_size)
   if weights is not None:
-    variables = joint.with_trunk(variables, weights.params, weights.batch_stats)
-  return Network(model, variables, kind | {'style': style, 'normalization': normalization})
+    variables = joint.replace_trunk(variables, weights.params, weights.batch_stats)
+  return Network(model, variables, spec._asdict() | {'normalization': normalization})
 
 
-def _is_directory(path: str) -> bool:
-  return artifacts.absolute_path(path).is_dir()
+def _load_weights(pretrained: str, spec: trunk.TrunkSpec) -> Weights:
+  is_run = artifacts.absolute_path(pretrained).is_dir()
+  load = run_checkpoint.load_trunk if is_run else convert.load
+  return load(pretrained, **spec._asdict())

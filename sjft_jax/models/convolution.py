@@ -1,4 +1,4 @@
-"""The one convolution of all trunks."""
+"""The convolution layer of all trunks."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ class Conv(nn.Module):
     size: pixels a side of the kernel.
     stride: of both axes.
     padding: pixels of zeros on each of the four sides, whatever the stride.
-    groups: runs of channels that do not see each other; must divide channels and features.
+    groups: runs of channels that are convolved separately; must divide channels and features.
     use_bias: whether a bias is added.
     dtype: of the products and the output.
     kernel_init: initialiser of the kernel.
@@ -39,18 +39,19 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 d']:
+    """Convolve maps of any float type; the output has `dtype`."""
     shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
     kernel = self.param('kernel', self.kernel_init, shape, jnp.float32).astype(self.dtype)
-    # Separate convolutions: XLA's CPU gradients of grouped ones take twice the time.
-    y = [
-      self._convolve(part, part_kernel)
-      for part, part_kernel in zip(
+    # Groups are separate convolutions: XLA's CPU gradients of grouped ones take twice the time.
+    outputs = [
+      self._convolve(group, group_kernel)
+      for group, group_kernel in zip(
         jnp.split(x.astype(self.dtype), self.groups, axis=-1),
         jnp.split(kernel, self.groups, axis=-1),
         strict=True,
       )
     ]
-    out = y[0] if self.groups == 1 else jnp.concatenate(y, axis=-1)
+    out = outputs[0] if self.groups == 1 else jnp.concatenate(outputs, axis=-1)
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
       out += bias.astype(self.dtype).reshape(1, 1, 1, -1)
@@ -59,10 +60,11 @@ class Conv(nn.Module):
   def _convolve(
     self, x: Float[Array, 'b h w c'], kernel: Float[Array, 'k k c d']
   ) -> Float[Array, 'b h2 w2 d']:
-    # What is a matrix product is written so: XLA's CPU gradients take a third of the time or less.
+    # Convolutions that are matrix products are written as such: XLA's CPU gradients take a third of
+    # the time or less.
     if self.padding == 0 and self.size == 1:
       x = x[:, :: self.stride, :: self.stride]
-      # Of pixels in one axis: on CPU, products of four axes take a quarter longer.
+      # The pixels lie in one axis: on CPU, products of four axes take a quarter longer.
       return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:3], -1)
     if self.padding == 0 and x.shape[1:3] == (self.size, self.size):
       return jnp.tensordot(x, kernel, axes=3)[:, None, None]

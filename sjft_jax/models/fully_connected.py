@@ -11,31 +11,32 @@ from sjft_jax.models.convolution import Conv
 
 
 class Dropout(nn.Module):
-  """Zeroes half of the values at random in training and doubles the rest (Srivastava et al. 2014).
+  """Zero half of the values at random in training and double the rest (Srivastava et al. 2014).
 
   Every image has a key of its own, counted over the devices of the mapped axis 'batch' (which
-  must exist in training): the same images meet the same masks on any number of devices.
+  must exist in training): the same images get the same masks on any number of devices.
   """
 
   @nn.compact
   def __call__(self, x: Float[Array, ' b *shape'], train: bool) -> Float[Array, ' b *shape']:
+    """Drop values of `x` if `train`, with the random stream 'dropout'."""
     if not train or self.is_initializing():
       return x
     batch = x.shape[0]
-    rows = jax.lax.axis_index('batch') * batch + jnp.arange(batch)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng('dropout'), rows)
-    kept = jax.vmap(lambda key: jax.random.bernoulli(key, shape=x.shape[1:]))(keys)
-    return jnp.where(kept, 2 * x, 0)
+    positions = jax.lax.axis_index('batch') * batch + jnp.arange(batch)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(self.make_rng('dropout'), positions)
+    masks = jax.vmap(lambda key: jax.random.bernoulli(key, shape=x.shape[1:]))(keys)
+    return jnp.where(masks, 2 * x, 0)
 
 
 class FullyConnected(nn.Module):
-  """The last pooled map → fc6 → fc7, ema_params over the positions where fc6's window fits.
+  """The last pooled map → fc6 → fc7, averaged over the positions where fc6's window fits.
 
-  At the size that the network was trained at there is one position, and this is the published
+  At the image size of the original training there is one position, and this is the published
   network. On larger images it is applied densely (Simonyan & Zisserman 2015, Section 3.2).
 
   Attributes:
-    size: side of fc6's window, which is that of the pooled map in training.
+    size: side of fc6's window, which is that of the pooled map in the original training.
     dtype: of activations and products.
   """
 
@@ -44,6 +45,7 @@ class FullyConnected(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c'], train: bool) -> Float[Array, 'b 4096']:
+    """Compute fc7's features, with dropout if `train`."""
     for name, size in (('fc6', self.size), ('fc7', 1)):
       x = Conv(
         4096,

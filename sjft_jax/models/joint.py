@@ -36,6 +36,16 @@ class Joint(nn.Module):
     train: bool = False,
     is_source: Bool[Array, ' b'] | None = None,
   ) -> dict[str, Float[Array, 'b classes']]:
+    """Compute the logits of both heads.
+
+    Args:
+      images: RGB 0–255.
+      train: whether this is a training pass.
+      is_source: the domain of each image, for the trunk's batch norm.
+
+    Returns:
+      {'target': logits, 'source': logits}.
+    """
     features = self.trunk(normalize(images, self.normalization), train=train, is_source=is_source)
     heads = {'target': self.num_target_classes, 'source': self.num_source_classes}
     kernel_init = nn.initializers.normal(0.01)
@@ -46,18 +56,32 @@ class Joint(nn.Module):
 
 
 def init(model: Joint, key: PRNGKeyArray, image_size: int) -> dict[str, Any]:
-  """Random 'params' and 'batch_stats' (empty without batch norm) for square images of that size.
+  """Draw random variables.
 
-  Only the initialisers run, not the network: seconds saved in a deep one.
+  Only the initialisers run, not the network, which saves seconds in a deep one.
+
+  Args:
+    model: the network.
+    key: of the random numbers.
+    image_size: side of the square images in pixels.
+
+  Returns:
+    'params' and 'batch_stats' (empty without batch norm).
   """
   images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
   return {'batch_stats': {}, **model.lazy_init(key, images)}
 
 
-def with_trunk(
+def replace_trunk(
   variables: dict[str, Any], params: dict[str, Any], batch_stats: dict[str, Any]
 ) -> dict[str, Any]:
-  """The variables with a trunk's parameters and running statistics, those for both domains."""
+  """Return variables of a joint network with another trunk's parameters and running statistics.
+
+  Args:
+    variables: 'params' and 'batch_stats' of the joint network.
+    params: the trunk's.
+    batch_stats: the trunk's, of one domain; with per-domain batch norm both domains get them.
+  """
   stats = {
     path: flatten_dict(batch_stats)[(*path[1:-1], path[-1].removeprefix('source_'))]
     for path in flatten_dict(variables['batch_stats'])

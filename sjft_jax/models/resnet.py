@@ -1,5 +1,7 @@
-"""Residual networks: v1 (He et al. 2016a, "Deep residual learning") and v2 (He et al. 2016b,
-"Identity mappings in deep residual networks", pre-activation), as their publishers lay them out.
+"""Residual networks in their publishers' variants.
+
+Version 1 is that of He et al. 2016a, "Deep residual learning for image recognition"; version 2 that
+of He et al. 2016b, "Identity mappings in deep residual networks" (pre-activation).
 """
 
 import dataclasses
@@ -11,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from sjft_jax.models.batch_norm import MODES, BatchNorm
+from sjft_jax.models.batch_norm import BatchNorm
 from sjft_jax.models.convolution import Conv
 from sjft_jax.models.pooling import max_pool
 from sjft_jax.runtime.options import choose
@@ -29,18 +31,18 @@ STAGE_SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-  """What publishers of the same network do differently.
+  """The choices in which publishers of the same network differ.
 
   Attributes:
     stride_on: the convolution of a bottleneck block that strides, '1x1' (the first) or '3x3';
       basic blocks stride on their first.
-    strided_block: where a stage strides. 'first': in the first block of each stage but the first
-      stage. 'last': in the last block of each stage but the last stage.
-    pool: what the stem's 3×3/2 max-pool does at the border. 'padded': a pixel of −∞ on each side.
-      'zeros': a pixel of zeros on each side. 'ceil': no padding, and a last window that overhangs.
-    epsilon: the batch norms'.
-    stem_norm: whether version 2 norms and activates before the max-pool, and not again in the first
-      block.
+    strided_block: the block of a stage that strides. 'first': the first block of each stage but the
+      first stage. 'last': the last block of each stage but the last stage.
+    pool: the border of the stem's 3×3/2 max-pool. 'padded': a pixel of −∞ on each side. 'zeros': a
+      pixel of zeros on each side. 'ceil': no padding, and a last window that overhangs.
+    epsilon: of the batch norms.
+    stem_norm: whether version 2 normalises and activates before the max-pool, and not again in the
+      first block.
     bias: whether the stem, projections and the last convolution of each block have biases.
   """
 
@@ -51,9 +53,15 @@ class Style:
   stem_norm: bool = False
   bias: bool = False
 
+  def strided_block_index(self, stage: int, stage_sizes: tuple[int, ...]) -> int | None:
+    """Return the index of the block that strides in a stage, both from 0; None if none does."""
+    if self.strided_block == 'first':
+      return 0 if stage > 0 else None
+    return stage_sizes[stage] - 1 if stage < len(stage_sizes) - 1 else None
 
-# By version; the first of each is the default. 'released': the paper's (Ge & Yu 2017) own code.
-# 'torch': torchvision's ("v1.5") and timm's resnetv2. 'caffe': He's models.
+
+# Styles by version; the first of each is the default. 'released': the paper's (Ge & Yu 2017) own
+# code. 'torch': torchvision's ("v1.5") and timm's resnetv2. 'caffe': He's models.
 STYLES = {
   1: {
     'torch': Style(),
@@ -71,10 +79,19 @@ STYLES = {
 class Block(nn.Module):
   """One residual block: two 3×3 convolutions (basic), or 1×1, 3×3, 1×1 (bottleneck).
 
-  Version 1 norms after each convolution and activates the sum; version 2 norms and activates
-  before each, unless `is_activated` says that the first has been, and its projection reads the
-  first of these. A block that strides without changing its channels keeps every stride-th pixel as
-  its shortcut.
+  Version 1 normalises after each convolution and activates the sum. Version 2 normalises and
+  activates before each convolution, and its projection reads the first of these activations. A
+  block that strides without changing its channels keeps every stride-th pixel as its shortcut.
+
+  Attributes:
+    version: 1 or 2.
+    features: output channels; a bottleneck has four times as many.
+    stride: of the block.
+    bottleneck: whether it has three convolutions.
+    style: whose variant it is.
+    is_activated: whether the input is normalised and activated already (version 2).
+    conv: makes a convolution.
+    norm: makes a batch norm.
   """
 
   version: int
@@ -90,6 +107,8 @@ class Block(nn.Module):
   def __call__(
     self, x: Float[Array, 'b h w c'], is_source: Bool[Array, ' b'] | None
   ) -> Float[Array, 'b h2 w2 d']:
+    """Compute the block's output; `is_source` is for the batch norms."""
+
     def norm(x: Array, name: str) -> Array:
       return self.norm(name=name)(x, is_source)
 
@@ -97,21 +116,22 @@ class Block(nn.Module):
     last = len(sizes) - 1
     strided = 1 if self.bottleneck and self.style.stride_on == '3x3' else 0
     features_out = 4 * self.features if self.bottleneck else self.features
-    pre = self.version == 2
+    pre_activation = self.version == 2
 
-    # What follows reads x twice, and the gradients of both add up in the shape that products take.
-    # In any other, XLA's CPU compiler adds those of all later blocks up again in every block.
+    # Both uses of x reshape it, so that XLA's CPU compiler fuses the sum of the residual gradients:
+    # they add up in the shape that matrix products take. In any other shape, the compiler adds the
+    # gradients of all later blocks up again in every block.
     flat = x.reshape(-1, x.shape[-1])
     x, y = flat.reshape(x.shape), flat.reshape(x.shape)
-    if pre and not self.is_activated:
+    if pre_activation and not self.is_activated:
       y = nn.relu(norm(y, 'norm1'))
     if x.shape[-1] != features_out:
       project = self.conv(features_out, 1, self.stride, use_bias=self.style.bias, name='projection')
-      shortcut = project(y) if pre else norm(project(x), 'projection_norm')
+      shortcut = project(y) if pre_activation else norm(project(x), 'projection_norm')
     else:
       shortcut = x[:, :: self.stride, :: self.stride]
     for i, size in enumerate(sizes):
-      if pre and i > 0:
+      if pre_activation and i > 0:
         y = nn.relu(norm(y, f'norm{i + 1}'))
       y = self.conv(
         features_out if i == last else self.features,
@@ -121,10 +141,10 @@ class Block(nn.Module):
         use_bias=self.style.bias and i == last,
         name=f'conv{i + 1}',
       )(y)
-      if not pre:
+      if not pre_activation:
         y = norm(y, f'norm{i + 1}')
         y = nn.relu(y) if i < last else y
-    return shortcut + y if pre else nn.relu(shortcut + y)
+    return shortcut + y if pre_activation else nn.relu(shortcut + y)
 
 
 class ResNet(nn.Module):
@@ -134,12 +154,13 @@ class ResNet(nn.Module):
 
   Attributes:
     stage_sizes: blocks per stage.
-    bottleneck: three-layer blocks (1×1, 3×3, 1×1 with four times the channels) or two 3×3.
+    bottleneck: whether blocks have three layers (1×1, 3×3, 1×1 with four times the channels) or
+      two 3×3.
     version: 1 or 2.
-    style: whose variant of it.
+    style: whose variant it is.
     width: multiple of the standard channel counts (64, 128, 256, 512).
     batch_norm: whose statistics normalise (see `BatchNorm`): 'mixed', 'per_domain' or 'frozen'.
-    batch_norm_momentum: share of the running statistics that a micro-batch leaves.
+    batch_norm_momentum: share of the running statistics that remains after a micro-batch.
     dtype: of activations and products; parameters, statistics and features are float32.
     remat: keep only the blocks' inputs for the backward pass and compute the rest again, which
       takes about a third more time and a fraction of the memory.
@@ -162,6 +183,10 @@ class ResNet(nn.Module):
     train: bool = False,
     is_source: Bool[Array, ' b'] | None = None,
   ) -> Float[Array, 'b features']:
+    """Compute the features of normalised images (`preprocess.normalize`).
+
+    Training needs a mapped axis 'batch', and `is_source` with `batch_norm` 'per_domain'.
+    """
     base = round(64 * self.width)
     conv = partial(Conv, dtype=self.dtype)
     norm = partial(BatchNorm, train, self.batch_norm, self.batch_norm_momentum, self.style.epsilon)
@@ -172,10 +197,7 @@ class ResNet(nn.Module):
       x = nn.relu(norm(name='stem_norm')(x, is_source))
     x = max_pool(x, 3, self.style.pool)
     for i, num_blocks in enumerate(self.stage_sizes):
-      if self.style.strided_block == 'first':
-        strided = 0 if i > 0 else None
-      else:
-        strided = num_blocks - 1 if i < len(self.stage_sizes) - 1 else None
+      strided = self.style.strided_block_index(i, self.stage_sizes)
       for j in range(num_blocks):
         x = block(
           self.version,
@@ -203,18 +225,17 @@ def resnet(
     version: 1 or 2.
     style: a key of `STYLES[version]`, or 'auto', its first.
     width: multiple of the standard channel counts.
-    attributes: others of `ResNet`.
+    attributes: other attributes of `ResNet`.
 
   Raises:
-    ValueError: another depth, a style not of that version, an unknown batch_norm, or a width that
-      leaves no channel.
+    ValueError: a depth not in `STAGE_SIZES`, a style not of that version, or a width that leaves no
+      channel.
   """
   if depth not in STAGE_SIZES:
     raise ValueError(f'depth={depth} is no standard ResNet; use one of {sorted(STAGE_SIZES)}')
   styles = STYLES[version]
   choose('style', style, ('auto', *styles))
-  choose('batch_norm', attributes.get('batch_norm', 'mixed'), MODES)
   if round(64 * width) < 1:
     raise ValueError(f'width={width} leaves no channel of 64; raise width')
-  chosen = next(iter(styles.values())) if style == 'auto' else styles[style]
-  return ResNet(STAGE_SIZES[depth], depth >= 50, version, chosen, width, **attributes)
+  variant = next(iter(styles.values())) if style == 'auto' else styles[style]
+  return ResNet(STAGE_SIZES[depth], depth >= 50, version, variant, width, **attributes)

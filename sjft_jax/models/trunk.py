@@ -1,4 +1,6 @@
-"""Trunks, the shared networks, by name."""
+"""Trunks, the networks that both domains share, by name."""
+
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,6 +22,19 @@ NAMES = (*RESNETS, *VGGS, *ALEXNETS)
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
+class TrunkSpec(NamedTuple):
+  """The options of `build_trunk` that decide a trunk's variables and what they compute.
+
+  Attributes:
+    name, width, style, fully_connected: see `build_trunk`.
+  """
+
+  name: str
+  width: float = 1.0
+  fully_connected: bool = True
+  style: str = 'auto'
+
+
 def build_trunk(
   *,
   name: str,
@@ -31,25 +46,28 @@ def build_trunk(
   dtype: str = 'float32',
   remat: bool = False,
 ) -> nn.Module:
-  """Build the trunk `name`: `trunk(images, train=False, is_source=None)` → features `[b, f]` float32.
-
-  `images` are normalised, `[b, h, w, 3]`; `is_source` is bool `[b]`, which training with
-  batch_norm='per_domain' needs.
+  """Build the trunk `name`.
 
   Args:
     name: one of `NAMES`. ResNets end in v1 or v2 (pre-activation); 'alexnet' is torchvision's,
-      'alexnet_caffe' Krizhevsky's of two groups with local response norm.
+      'alexnet_caffe' Krizhevsky's with two groups and local response norm.
     width: multiple of the standard channel counts (ResNets only).
     style: whose variant of a ResNet, a key of `resnet.STYLES` at its version; 'auto' is the
       version's first: the paper's released code for v2, torchvision's for v1.
     batch_norm: 'mixed', 'per_domain' or 'frozen' (see `BatchNorm`); without effect in networks that
       have no batch norm.
-    batch_norm_momentum: share of the running statistics that a micro-batch leaves, 0 to below 1.
-    fully_connected: whether VGG and AlexNet keep fc6 and fc7 (4,096 features); ResNets have none.
+    batch_norm_momentum: share of the running statistics that remains after a micro-batch, at least
+      0 and below 1.
+    fully_connected: whether VGG and AlexNet have fc6 and fc7 (4,096 features); ResNets have none.
     dtype: 'float32' or 'bfloat16', of activations and products; parameters, statistics and
       features are float32 always.
     remat: compute a ResNet's blocks or VGG's stages again in the backward pass, to save memory
       (not AlexNet).
+
+  Returns:
+    A module `trunk(images, train=False, is_source=None)` → features `[b, f]`, float32. `images` are
+    normalised, `[b, h, w, 3]`; `is_source` is bool `[b]`, which training with
+    batch_norm='per_domain' needs.
 
   Raises:
     ValueError: an unknown name or option, or an option that this network does not have.
@@ -70,11 +88,11 @@ def build_trunk(
   }
   if name in RESNETS:
     return resnet(*RESNETS[name], style=style, width=width, **layer_options)
-  for option, value, only in (('width', width, 1.0), ('style', style, 'auto')):
-    if value != only:
+  for option, value, default in (('width', width, 1.0), ('style', style, 'auto')):
+    if value != default:
       raise ValueError(
         f'{option}={value!r} with the {name} trunk: only ResNets have a choice; set '
-        f'{option}={only!r}'
+        f'{option}={default!r}'
       )
   if name in VGGS:
     depth, norm = VGGS[name]

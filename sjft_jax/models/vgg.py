@@ -10,27 +10,28 @@ from sjft_jax.models.batch_norm import BatchNorm
 from sjft_jax.models.convolution import Conv
 from sjft_jax.models.fully_connected import FullyConnected
 from sjft_jax.models.pooling import max_pool
+from sjft_jax.models.preprocess import check_image_size
 
 # Convolutions per stage; the channels of each stage.
 STAGE_SIZES = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
 
-# Five halvings leave fc6 its 7×7 window.
-MIN_SIDE = 7 * 32
-# Four halvings leave conv5 one position.
+# The smallest image sides: five halvings leave fc6 its 7×7 window, four leave conv5 one position.
+MIN_SIDE_FULLY_CONNECTED = 7 * 32
 MIN_SIDE_CONVOLUTIONS = 16
 
 
 class VGG(nn.Module):
-  """Stages of 3×3 convolutions, halved by max-pooling, then (or not) fc6 and fc7.
+  """Stages of 3×3 convolutions with max-pooling between, and, unless left out, fc6 and fc7.
 
   Attributes:
     stage_sizes: convolutions per stage.
-    norm: batch norm (epsilon 1e-5) after each convolution, as in torchvision's `vgg16_bn`.
-    batch_norm: see `BatchNorm`; of no effect without `norm`.
-    batch_norm_momentum: what a running statistic keeps of itself per step.
-    fully_connected: 4096 features of fc7, averaged over the map; else the average of the last
-      convolution's 512 maps, after the nonlinearity and before pool5.
+    norm: whether batch norm (epsilon 1e-5) follows each convolution, as in torchvision's
+      `vgg16_bn`.
+    batch_norm: whose statistics normalise (see `BatchNorm`); of no effect without `norm`.
+    batch_norm_momentum: share of the running statistics that remains after a micro-batch.
+    fully_connected: whether the features are the 4096 of fc7, averaged over the map; else they are
+      the average of the last convolution's 512 maps, after the nonlinearity and before pool5.
     dtype: of activations and products; parameters and statistics are float32.
     remat: recompute each stage in the backward pass instead of keeping its activations.
   """
@@ -50,39 +51,40 @@ class VGG(nn.Module):
     train: bool = False,
     is_source: Bool[Array, ' b'] | None = None,
   ) -> Float[Array, 'b features']:
-    """Features of normalised images (`preprocess.normalize`).
+    """Compute the features of normalised images (`preprocess.normalize`).
 
     Training needs a mapped axis 'batch' and, if `fully_connected`, a 'dropout' key.
 
     Raises:
       ValueError: the images are too small.
     """
-    height, width = images.shape[1:3]
-    if self.fully_connected and min(height, width) < MIN_SIDE:
-      raise ValueError(
-        f'{height}×{width} images are too small for VGG with fc6, which needs {MIN_SIDE} pixels a '
-        'side; use larger images or fully_connected=False'
+    if self.fully_connected:
+      check_image_size(
+        images,
+        MIN_SIDE_FULLY_CONNECTED,
+        network='VGG with fc6',
+        remedy='use larger images or fully_connected=False',
       )
-    if min(height, width) < MIN_SIDE_CONVOLUTIONS:
-      raise ValueError(
-        f'{height}×{width} images are too small for VGG, which needs {MIN_SIDE_CONVOLUTIONS} '
-        'pixels a side; use larger images'
-      )
+    check_image_size(images, MIN_SIDE_CONVOLUTIONS, network='VGG', remedy='use larger images')
 
-    def stage(self: VGG, x: Array, i: int) -> Array:
-      for j in range(1, self.stage_sizes[i - 1] + 1):
+    def stage(module: VGG, x: Array, i: int) -> Array:
+      for j in range(1, module.stage_sizes[i - 1] + 1):
         x = Conv(
           CHANNELS[i - 1],
           3,
           padding=1,
           use_bias=True,
-          dtype=self.dtype,
+          dtype=module.dtype,
           kernel_init=nn.initializers.he_normal(),
           name=f'conv{i}_{j}',
         )(x)
-        if self.norm:
+        if module.norm:
           x = BatchNorm(
-            train, self.batch_norm, self.batch_norm_momentum, epsilon=1e-5, name=f'norm{i}_{j}'
+            train,
+            module.batch_norm,
+            module.batch_norm_momentum,
+            epsilon=1e-5,
+            name=f'norm{i}_{j}',
           )(x, is_source)
         x = nn.relu(x)
       return x
@@ -102,7 +104,12 @@ class VGG(nn.Module):
 
 
 def vgg(depth: int, *, norm: bool, **attributes: Any) -> VGG:
-  """Build the standard network of `depth` layers; `attributes` are those of `VGG`.
+  """Build the standard network of `depth` layers.
+
+  Args:
+    depth: a key of `STAGE_SIZES`.
+    norm: whether batch norm follows each convolution.
+    attributes: other attributes of `VGG`.
 
   Raises:
     ValueError: a depth not in `STAGE_SIZES`.

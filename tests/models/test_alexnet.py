@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sjft_jax.models import preprocess
 from sjft_jax.models.alexnet import LAYERS, MIN_SIDE_FULLY_CONNECTED, AlexNet, local_response_norm
 
 
@@ -71,7 +70,7 @@ def test_the_smallest_side_leaves_a_layer_one_response(caffe, layer):
 
 
 @pytest.mark.parametrize('caffe', [False, True])
-def test_the_smallest_side_for_fc6(caffe):
+def test_fc6_needs_the_smallest_side(caffe):
   model = AlexNet(caffe=caffe)
   side = MIN_SIDE_FULLY_CONNECTED[caffe]
 
@@ -109,7 +108,7 @@ def test_fully_connected_layers_drop_out_in_training_only(caffe):
     run(train=True)
 
 
-def test_local_response_norm_is_its_definition():
+def test_local_response_norm_follows_its_definition():
   x = random_images(2, 4, 5, scale=100).reshape(2, 4, 5, 3)
   x = np.concatenate([x, -2 * x, x + 30], axis=-1)
   expected = np.empty_like(x)
@@ -120,13 +119,13 @@ def test_local_response_norm_is_its_definition():
   assert np.abs(expected / x).min() < 0.9
 
 
-def test_the_groups_of_conv2_do_not_see_each_other():
+def test_the_groups_of_conv2_are_separate():
   model = AlexNet(caffe=True, fully_connected=False)
   params = random_params(model)
   options = {'layers': ('conv2',), 'tap': 'linear', 'method': 'responses'}
   images = random_images(1, 63, 63)
   (before,) = model.apply({'params': params}, images, **options)
-  params['conv1']['kernel'][..., :40] = 0  # Two more channels are in reach of their norm.
+  params['conv1']['kernel'][..., :40] = 0  # The norm changes two more channels.
   (after,) = model.apply({'params': params}, images, **options)
   changed = np.abs(after - before).max((0, 1, 2)) > 1e-6
   assert changed[:128].all()
@@ -134,7 +133,7 @@ def test_the_groups_of_conv2_do_not_see_each_other():
 
 
 @pytest.mark.slow
-def test_bfloat16_stays_inside():
+def test_bfloat16_is_of_activations_only():
   model = AlexNet(caffe=True, fully_connected=False, dtype=jnp.bfloat16)
   params = random_params(model)
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes(model))} == {jnp.dtype(jnp.float32)}
@@ -144,14 +143,6 @@ def test_bfloat16_stays_inside():
   exact = model.clone(dtype=jnp.float32).apply({'params': params}, images)
   error = np.abs(features - exact).max() / np.abs(exact).max()
   assert 1e-4 < error < 0.05
-
-
-def test_normalize_is_imagenet():
-  colors = np.uint8([[[[124, 116, 104], [0, 0, 0], [255, 255, 255]]]])
-  expected = (colors / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-  normalized = preprocess.normalize(jnp.asarray(colors))
-  assert normalized.dtype == jnp.float32
-  np.testing.assert_allclose(normalized, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.reference
@@ -178,13 +169,13 @@ def test_local_response_norm_agrees_with_pytorch():
   ],
 )
 def test_network_agrees_with_pytorch(caffe, fully_connected, size):
-  """Written layer by layer in PyTorch, with the same random weights."""
+  """The reference is written layer by layer in PyTorch, with the same random weights."""
   import torch
   from torch.nn import functional
 
   model = AlexNet(caffe=caffe, fully_connected=fully_connected)
   params = random_params(model)
-  # Of Caffe's range, so that its normalisation matters.
+  # Images in Caffe's range let its normalisation matter.
   images = random_images(2, *size, scale=60 if caffe else 1)
 
   def conv(x, layer, stride=1, padding=0, groups=1):

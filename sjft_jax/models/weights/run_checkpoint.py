@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 import orbax.checkpoint as ocp
@@ -11,18 +11,18 @@ from etils import epath
 from sjft_jax.models.weights.convert import Weights
 from sjft_jax.runtime import artifacts
 
-# In a work directory: which network its checkpoints are of.
+# The file of a work directory that describes the network of its checkpoints.
 DESCRIPTION = 'network.json'
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedNetwork:
-  """The newest network of a run.
+  """The newest network of a training.
 
   Attributes:
     directory: of the training: 'pretrain' or 'arms/<arm>' of `workdir`.
     workdir: the work directory.
-    step: how many steps it has taken.
+    step: number of steps that the network has taken.
     description: see `save_description`.
     params, batch_stats: of the joint network, as they are evaluated.
   """
@@ -33,6 +33,14 @@ class TrainedNetwork:
   description: dict[str, Any]
   params: dict[str, Any]
   batch_stats: dict[str, Any]
+
+
+class _Training(NamedTuple):
+  """A directory with checkpoints, its work directory, and the description of its network."""
+
+  directory: epath.Path
+  workdir: epath.Path
+  description: dict[str, Any]
 
 
 def save_description(workdir: epath.Path, description: dict[str, Any]) -> None:
@@ -46,75 +54,57 @@ def save_description(workdir: epath.Path, description: dict[str, Any]) -> None:
   artifacts.write_json(workdir / DESCRIPTION, description)
 
 
-def load_trunk(path: str, *, style: str, **expected: Any) -> Weights:
-  """Load the trunk in the newest checkpoint of a run.
+def load_trunk(path: str, *, name: str, width: float, style: str, fully_connected: bool) -> Weights:
+  """Load the trunk of the newest checkpoint of a training.
 
   Args:
     path: see `load_newest`.
+    name: of the trunk that gets the weights, as in `trunk.build_trunk`.
+    width: of that trunk.
     style: 'auto' is the checkpoint's own; any other overrules it.
-    expected: the name, width and fully_connected of the network that will take it.
+    fully_connected: of that trunk.
 
   Raises:
-    ValueError: no checkpoint, several, or one of another network.
+    ValueError: no checkpoint, several, or one that is damaged or of another trunk.
   """
-  trained = load_newest(path, **expected)
+  training = _find_training(path)
+  options = {'name': name, 'width': width, 'fully_connected': fully_connected}
+  for option, value in options.items():
+    trained_value = training.description[option]
+    if trained_value != value:
+      raise ValueError(
+        f'{training.directory} holds a network with {option}={trained_value!r}, not {value!r}; '
+        f'set {option}={trained_value!r}'
+      )
+  trained = _load(training)
   return Weights(
     trained.params['trunk'],
-    _without_source_stats(trained.batch_stats.get('trunk', {})),
+    _drop_source_statistics(trained.batch_stats.get('trunk', {})),
     trained.description['style'] if style == 'auto' else style,
     trained.description['normalization'],
     None,
   )
 
 
-def load_newest(path: str, **expected: Any) -> TrainedNetwork:
-  """Load the network of the newest checkpoint of a run.
+def load_newest(path: str) -> TrainedNetwork:
+  """Load the network of the newest checkpoint of a training.
 
   Args:
     path: an arm of a work directory ('runs/dogs/arms/rounds'), its 'pretrain', or a work directory
       with one of these only.
-    expected: what its description has to say.
 
   Raises:
-    ValueError: no checkpoint, several, or one that is damaged or of another network.
+    ValueError: no checkpoint, several, or one that is damaged.
   """
-  root = artifacts.absolute_path(path)
-  # At most as deep as an arm of a work directory; stores know no '**'.
-  directories = sorted(
-    {
-      step.parent.parent
-      for depth in ('', '*/', '*/*/')
-      for step in root.glob(f'{depth}checkpoints/[0-9]*')
-    }
-  )
-  if len(directories) != 1:
-    names = ', '.join(str(p) for p in directories) or 'none'
-    raise ValueError(f'{path}: give the folder of one training; with checkpoints there: {names}')
-  directory = directories[0]
-  workdir = next((p for p in (directory, *directory.parents) if (p / DESCRIPTION).is_file()), None)
-  if workdir is None:
-    raise ValueError(f'{directory} lies in no work directory: {DESCRIPTION} is missing above it')
-  description = json.loads((workdir / DESCRIPTION).read_text())
-  for option, value in expected.items():
-    if description[option] != value:
-      raise ValueError(
-        f'{directory} holds a network with {option}={description[option]!r}, not {value!r}; '
-        f'set model.{option}={description[option]}'
-      )
-  step, state = _restore_newest(directory / 'checkpoints')
-  return TrainedNetwork(
-    directory,
-    workdir,
-    step,
-    description,
-    # What is evaluated is the parameters' moving average (`training.optimizer.EmaState`), if any.
-    optax.tree_utils.tree_get(state['opt_state'], 'average', default=state['params']),
-    state['batch_stats'],
-  )
+  return _load(_find_training(path))
 
 
 def load_network(directory: epath.Path, trained: TrainedNetwork) -> TrainedNetwork:
-  """Load the network that a round of `trained` ended with (`training.keep_rounds`).
+  """Load the network that a round of `trained` ended with.
+
+  Args:
+    directory: of the round's network, which is kept with the option `keep_rounds`.
+    trained: the newest network of the same training.
 
   Raises:
     ValueError: the checkpoint is damaged.
@@ -123,7 +113,41 @@ def load_network(directory: epath.Path, trained: TrainedNetwork) -> TrainedNetwo
   return dataclasses.replace(trained, step=step, **network)
 
 
+def _find_training(path: str) -> _Training:
+  root = artifacts.absolute_path(path)
+  # At most as deep as an arm of a work directory; object stores have no '**'.
+  directories = sorted(
+    {
+      step.parent.parent
+      for depth in ('', '*/', '*/*/')
+      for step in root.glob(f'{depth}checkpoints/[0-9]*')
+    }
+  )
+  if len(directories) != 1:
+    names = ', '.join(str(directory) for directory in directories) or 'none'
+    raise ValueError(f'{path}: give the folder of one training; with checkpoints there: {names}')
+  (directory,) = directories
+  workdir = next((p for p in (directory, *directory.parents) if (p / DESCRIPTION).is_file()), None)
+  if workdir is None:
+    raise ValueError(f'{directory} lies in no work directory: {DESCRIPTION} is missing above it')
+  return _Training(directory, workdir, json.loads((workdir / DESCRIPTION).read_text()))
+
+
+def _load(training: _Training) -> TrainedNetwork:
+  step, state = _restore_newest(training.directory / 'checkpoints')
+  return TrainedNetwork(
+    training.directory,
+    training.workdir,
+    step,
+    training.description,
+    # The evaluated parameters are their moving average (`training.optimizer.EmaState`), if any.
+    optax.tree_utils.tree_get(state['opt_state'], 'average', default=state['params']),
+    state['batch_stats'],
+  )
+
+
 def _restore_newest(directory: epath.Path) -> tuple[int, dict[str, Any]]:
+  """Return the step of the newest checkpoint in a directory and its state."""
   with ocp.CheckpointManager(directory) as manager:
     step = manager.latest_step()
     args = ocp.args.Composite(state=ocp.args.StandardRestore())
@@ -137,10 +161,10 @@ def _restore_newest(directory: epath.Path) -> tuple[int, dict[str, Any]]:
       ) from error
 
 
-def _without_source_stats(batch_stats: dict[str, Any]) -> dict[str, Any]:
-  """Drop what per-domain batch norm keeps of the source beside the target's statistics."""
+def _drop_source_statistics(batch_stats: dict[str, Any]) -> dict[str, Any]:
+  """Return the statistics of the target alone, where per-domain batch norm has the source's too."""
   return {
-    name: _without_source_stats(value) if isinstance(value, dict) else value
+    name: _drop_source_statistics(value) if isinstance(value, dict) else value
     for name, value in batch_stats.items()
     if not name.startswith('source_')
   }

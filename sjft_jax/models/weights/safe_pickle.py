@@ -1,7 +1,7 @@
-"""Pickles of tensors and arrays, torch's two formats among them, read without running code.
+"""Read pickles of tensors and arrays, torch's two formats among them, without running their code.
 
-Nothing that a pickle names is imported: a short list of names stands for the functions here, which
-only note what a tensor is made of; any other name is refused.
+Nothing that a pickle names is imported. A short list of names stands for functions of this file,
+which only record what a tensor is made of; any other name is refused.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import ml_dtypes
 import numpy as np
 
-# The number that the files before torch 1.6 start with, as pickled.
+# The pickled number at the start of files before torch 1.6.
 LEGACY_MAGIC = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
 
 _STORAGE_DTYPES = {
@@ -50,10 +50,13 @@ class _Tensor:
   strides: tuple[int, ...]
 
   def view(self, buffers: dict[str, np.ndarray]) -> np.ndarray:
-    """The elements in their buffer.
+    """Return the elements, in their buffer.
+
+    Args:
+      buffers: the storages' contents, by key.
 
     Raises:
-      ValueError: they lie outside the storage, or are more than it holds.
+      ValueError: the elements lie outside the storage, or are more than it holds.
     """
     start, size = self.storage.start, self.storage.size
     if any(
@@ -61,20 +64,25 @@ class _Tensor:
     ):
       raise ValueError(f'a tensor {self} is not measured in natural numbers')
     buffer = buffers[self.storage.key][start : start + size][self.offset :]
-    reach = 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+    reach = 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
     count = math.prod(self.shape)
     if count > len(buffer) or (count and reach > len(buffer)):
       raise ValueError(f'a tensor {self.shape} reaches outside its storage')
-    strides = [step * buffer.itemsize if count else 0 for step in self.strides]
+    strides = [stride * buffer.itemsize if count else 0 for stride in self.strides]
     return np.lib.stride_tricks.as_strided(buffer, self.shape, strides, writeable=False)
 
 
 class _Array:
-  """A numpy array, whose content a pickle gives after its making."""
+  """A numpy array; a pickle creates it and gives its content afterwards.
+
+  Attributes:
+    value: the array, once it is filled.
+  """
 
   value: np.ndarray
 
   def fill(self, state: tuple) -> None:
+    """Set the value from numpy's pickled state."""
     _, shape, dtype, is_fortran, content = state
     if isinstance(content, str):  # Python 2 wrote bytes as text.
       content = content.encode('latin1')
@@ -83,7 +91,11 @@ class _Array:
 
 
 class _Dtype:
-  """A plain numeric dtype, whose byte order a pickle gives after its making."""
+  """A plain numeric dtype; a pickle creates it and gives its byte order afterwards.
+
+  Attributes:
+    value: the dtype.
+  """
 
   def __init__(self, name: str, *_: Any):
     self.value = np.dtype(name)
@@ -91,12 +103,13 @@ class _Dtype:
       raise pickle.UnpicklingError(f'dtype {name} is not numeric')
 
   def fill(self, state: tuple) -> None:
+    """Set the byte order from numpy's pickled state."""
     if state[1] in ('<', '>'):
       self.value = self.value.newbyteorder(state[1])
 
 
 class _Ignored:
-  """What a training script keeps beside the weights: its arguments, its best score."""
+  """A value that a training script saves beside the weights: its arguments, its best score."""
 
   def __init__(self, *_: Any):
     pass
@@ -128,10 +141,14 @@ _ALLOWED: dict[str, Any] = {
 } | {f'torch.{name}': np.dtype(dtype) for name, dtype in _STORAGE_DTYPES.items()}
 
 
-# The C unpickler would hand the work to the objects themselves (BUILD), and reserves as much memory
-# as a damaged file asks for.
+# The unpickler in Python: the one in C would leave BUILD to the objects themselves, and reserves as
+# much memory as a damaged file asks for.
 class _Unpickler(pickle._Unpickler):
-  """Reads containers of tensors and arrays; refuses every other global."""
+  """An unpickler of containers of tensors and arrays that refuses every other global.
+
+  Attributes:
+    dtypes: of the storages that the pickle refers to, by key.
+  """
 
   dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
   stack: list[Any]
@@ -141,6 +158,7 @@ class _Unpickler(pickle._Unpickler):
     self.dtypes: dict[str, np.dtype] = {}
 
   def find_class(self, module: str, name: str) -> Any:
+    """Return what stands for a global."""
     # numpy 2 renamed the module that older pickles name.
     name = f'{module}.{name}'.replace('numpy.core.', 'numpy._core.')
     if name not in _ALLOWED:
@@ -150,7 +168,7 @@ class _Unpickler(pickle._Unpickler):
     return _ALLOWED[name]
 
   def load_build(self) -> None:
-    """Fills arrays; drops the attributes of anything else, such as a state_dict's _metadata."""
+    """Fill arrays; drop the attributes of anything else, such as a state_dict's _metadata."""
     state = self.stack.pop()
     if isinstance(self.stack[-1], _Array | _Dtype):
       self.stack[-1].fill(state)
@@ -158,6 +176,7 @@ class _Unpickler(pickle._Unpickler):
   dispatch[pickle.BUILD[0]] = load_build
 
   def persistent_load(self, pid: tuple) -> _Storage:
+    """Return the storage that torch's pickles refer to by `pid`."""
     kind, dtype, key, _, size, *view = pid
     if kind != 'storage' or self.dtypes.setdefault(key, dtype) is not dtype:
       raise pickle.UnpicklingError(f'it refers to {kind} {key}, which is no storage of one type')
@@ -168,11 +187,16 @@ class _Unpickler(pickle._Unpickler):
 
 
 def read_arrays(content: bytes) -> dict[str, np.ndarray]:
-  """A pickle of nested dicts of numpy arrays, as one dict with names joined by '/'."""
-  return _flat(_Unpickler(io.BytesIO(content)).load(), depth=8)
+  """Read a pickle of nested dicts of numpy arrays as one dict, with names joined by '/'.
+
+  Raises:
+    ValueError: the pickle holds something else. The unpickler raises errors of its own, in the
+      other functions too.
+  """
+  return _flatten(_Unpickler(io.BytesIO(content)).load(), depth=8)
 
 
-def _flat(tree: Any, depth: int) -> dict[str, np.ndarray]:
+def _flatten(tree: Any, depth: int) -> dict[str, np.ndarray]:
   if not isinstance(tree, dict) or not depth:
     raise ValueError('the pickle is not nested dicts of numpy arrays')
   tensors = {}
@@ -180,18 +204,23 @@ def _flat(tree: Any, depth: int) -> dict[str, np.ndarray]:
     if isinstance(value, _Array):
       tensors[str(name)] = value.value
     else:
-      tensors |= {f'{name}/{rest}': array for rest, array in _flat(value, depth - 1).items()}
+      tensors |= {f'{name}/{below}': array for below, array in _flatten(value, depth - 1).items()}
   return tensors
 
 
 def read_torch_zip(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
-  """The tensors that torch.save wrote, since 1.6."""
+  """Read the tensors that torch.save has written since 1.6.
+
+  Raises:
+    ValueError: the file is of a big-endian machine or compressed, or holds no state_dict or tensors
+      outside their storages.
+  """
   names = archive.namelist()
   folder = next(name for name in names if name.endswith('/data.pkl')).removesuffix('data.pkl')
   if f'{folder}byteorder' in names and read_member(archive, f'{folder}byteorder') != b'little':
     raise ValueError('it was saved on a big-endian machine')
   unpickler = _Unpickler(io.BytesIO(read_member(archive, f'{folder}data.pkl')))
-  tensors = _state_dict(unpickler.load())
+  tensors = _find_state_dict(unpickler.load())
   buffers = {
     key: np.frombuffer(read_member(archive, f'{folder}data/{key}'), unpickler.dtypes[key])
     for key in {tensor.storage.key for tensor in tensors.values()}
@@ -200,7 +229,7 @@ def read_torch_zip(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-  """A file of an archive that torch or Keras wrote.
+  """Read a member of an archive that torch or Keras wrote.
 
   Raises:
     ValueError: it is compressed, as theirs never are: a small one could unpack to terabytes.
@@ -211,14 +240,18 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def read_torch_legacy(content: bytes) -> dict[str, np.ndarray]:
-  """The tensors that torch.save wrote before 1.6, or writes in its old format."""
+  """Read the tensors that torch.save wrote before 1.6, or writes in its old format.
+
+  Raises:
+    ValueError: the file holds no state_dict, or tensors outside their storages.
+  """
   file = io.BytesIO(content)
-  # The magic number, the format's version, and the machine, although storages are little-endian
-  # whatever it was.
+  # These are the magic number, the format's version, and the machine, which does not matter:
+  # storages are little-endian on any.
   for _ in range(3):
     _Unpickler(file).load()
   unpickler = _Unpickler(file)
-  tensors = _state_dict(unpickler.load())
+  tensors = _find_state_dict(unpickler.load())
   buffers = {}
   for key in _Unpickler(file).load():
     dtype = unpickler.dtypes[key]
@@ -228,16 +261,17 @@ def read_torch_legacy(content: bytes) -> dict[str, np.ndarray]:
   return {name: tensor.view(buffers) for name, tensor in tensors.items()}
 
 
-def _state_dict(tree: Any) -> dict[str, _Tensor]:
+def _find_state_dict(tree: Any) -> dict[str, _Tensor]:
+  """Return the tensors by name, of the averaged network if there is one."""
   if not isinstance(tree, dict):
     raise ValueError('it is no state_dict')
-  parts = {name: _tensors(part) for name, part in tree.items() if isinstance(part, dict)}
+  parts = {name: _named_tensors(part) for name, part in tree.items() if isinstance(part, dict)}
   for name in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):
     if parts.get(name):
       return parts[name]
-  # Some scripts have names of their own for it.
-  return max([_tensors(tree), *parts.values()], key=len)
+  # Some scripts have names of their own for the state_dict.
+  return max([_named_tensors(tree), *parts.values()], key=len)
 
 
-def _tensors(part: dict[Any, Any]) -> dict[str, _Tensor]:
+def _named_tensors(part: dict[Any, Any]) -> dict[str, _Tensor]:
   return {str(name): value for name, value in part.items() if isinstance(value, _Tensor)}

@@ -1,10 +1,10 @@
-"""Writes .caffemodel files, from the format's description alone."""
+"""Encode .caffemodel files, from the format's description alone."""
 
 import numpy as np
 
 
 def encode(layers, version=2, kind='shape'):
-  """A NetParameter message with arrays as blobs: {'conv1': [kernel, bias], ...}.
+  """Encode a NetParameter message with arrays as blobs: {'conv1': [kernel, bias], ...}.
 
   `version` is that of the layers' messages; `kind` is one of `blob`.
   """
@@ -19,7 +19,7 @@ def encode(layers, version=2, kind='shape'):
 
 
 def blob(array, kind='shape'):
-  """A BlobProto; 'legacy' gives the four dimensions of Caffe before 2014, 'double' float64."""
+  """Encode a BlobProto: 'legacy' has the four dimensions of Caffe before 2014, 'double' float64."""
   array = np.asarray(array)
   packed = field(8, array.astype('<f8').tobytes()) if kind == 'double' else b''
   data = packed or field(5, array.astype('<f4').tobytes())
@@ -30,13 +30,14 @@ def blob(array, kind='shape'):
 
 
 def field(number, value):
-  """A field of a protocol buffer: a number, or bytes."""
+  """Encode a field of a protocol buffer: a number, or bytes."""
   if isinstance(value, int):
     return varint(number << 3) + varint(value)
   return varint(number << 3 | 2) + varint(len(value)) + value
 
 
 def varint(number):
+  """Encode a number in as many bytes as it needs."""
   out = b''
   while number > 127:
     out, number = out + bytes([number & 127 | 128]), number >> 7

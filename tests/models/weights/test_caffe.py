@@ -10,7 +10,7 @@ from sjft_jax.models.weights import formats
 
 @pytest.mark.parametrize('kind', ['shape', 'legacy', 'double'])
 @pytest.mark.parametrize('version', [1, 2])
-def test_caffemodels(tmp_path, version, kind):
+def test_caffemodels_are_read(tmp_path, version, kind):
   layers = {
     'data': [],
     'conv1': [normal(4, 3, 5, 5), normal(4)],
@@ -18,17 +18,17 @@ def test_caffemodels(tmp_path, version, kind):
   }
   path = tmp_path / 'net.caffemodel'
   path.write_bytes(caffemodel.encode(layers, version, kind))
-  found = formats.read(path)
-  assert found.origin == 'caffe'
+  checkpoint = formats.read(path)
+  assert checkpoint.origin == 'caffe'
   expected = {f'{name}/{i}': a for name, arrays in layers.items() for i, a in enumerate(arrays)}
   if kind == 'legacy':
     expected = {
       name: array.reshape((1,) * (4 - array.ndim) + array.shape) for name, array in expected.items()
     }
-  assert_same(found.tensors, expected)
+  assert_same(checkpoint.tensors, expected)
 
 
-def test_damaged_caffemodels(tmp_path):
+def test_damaged_caffemodels_are_refused(tmp_path):
   field, blob = caffemodel.field, caffemodel.blob
   path = tmp_path / 'net.caffemodel'
   short = field(100, field(1, b'conv') + field(7, blob(normal(3)) + field(5, b'\0' * 4)))

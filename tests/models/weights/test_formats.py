@@ -11,32 +11,32 @@ from hypothesis import strategies as st
 from models.weights import caffemodel
 from models.weights.weight_files import (
   assert_same,
-  dumped,
-  keras_3,
-  keras_older,
+  dump,
   normal,
-  plain,
-  torch_legacy,
-  torch_zip,
-  view,
+  tensor,
+  write_keras_3,
+  write_keras_older,
+  write_pickle,
+  write_torch_legacy,
+  write_torch_zip,
 )
 
 from sjft_jax.models.weights import formats
 
 
-def test_safetensors(tmp_path):
+def test_safetensors_are_read(tmp_path):
   tensors = {'w': normal(3, 2), 'half': normal(2).astype(np.float16), 'count': np.array(3)}
   brain = np.array([1.5, -2], ml_dtypes.bfloat16)
   header = {'brain': {'dtype': 'BF16', 'shape': [2], 'data_offsets': [0, 4]}}
   safetensors.numpy.save_file(tensors, tmp_path / 'net.bin', metadata={'format': 'pt'})
-  found = formats.read(tmp_path / 'net.bin')
-  assert found.origin == 'torch'
-  assert_same(found.tensors, tensors | {'half': tensors['half'].astype(np.float32)})
-  assert list(found.tensors) == ['count', 'half', 'w']
+  checkpoint = formats.read(tmp_path / 'net.bin')
+  assert checkpoint.origin == 'torch'
+  assert_same(checkpoint.tensors, tensors | {'half': tensors['half'].astype(np.float32)})
+  assert list(checkpoint.tensors) == ['count', 'half', 'w']
   text = json.dumps(header).encode()
   (tmp_path / 'brain').write_bytes(struct.pack('<Q', len(text)) + text + brain.tobytes())
-  found = formats.read(tmp_path / 'brain')
-  assert_same(found.tensors, {'brain': np.array([1.5, -2], np.float32)})
+  checkpoint = formats.read(tmp_path / 'brain')
+  assert_same(checkpoint.tensors, {'brain': np.array([1.5, -2], np.float32)})
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_other_files_are_refused_in_one_line(tmp_path, content):
   assert '\n' not in str(error.value)
 
 
-def test_missing_files(tmp_path):
+def test_missing_files_are_refused(tmp_path):
   for path in (tmp_path / 'nowhere', tmp_path):
     with pytest.raises(ValueError, match='no such weight file'):
       formats.read(path)
@@ -76,16 +76,18 @@ def test_missing_files(tmp_path):
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
   folder = tmp_path_factory.mktemp('files')
-  data = dumped({'a': view('0', 24, 0, (6, 4), (1, 6)), 'b': view('1', 1, 0, (), (), 'Long')})
+  data = dump({'a': tensor('0', 24, 0, (6, 4), (1, 6)), 'b': tensor('1', 1, 0, (), (), 'Long')})
   storages = {'0': normal(24), '1': np.array([7])}
-  torch_zip(folder / 'zip.pth', data, storages)
-  torch_legacy(folder / 'legacy.pth', data, storages)
+  write_torch_zip(folder / 'zip.pth', data, storages)
+  write_torch_legacy(folder / 'legacy.pth', data, storages)
   safetensors.numpy.save_file({'a': normal(3, 2)}, folder / 'net.safetensors')
-  plain(folder / 'net.ckpt', pickle.dumps({'Net_0': {'kernel': normal(2, 3)}}), {})
+  write_pickle(folder / 'net.ckpt', pickle.dumps({'Net_0': {'kernel': normal(2, 3)}}), {})
   content = caffemodel.encode({'conv': [normal(4, 3, 2, 2), normal(4)]})
   (folder / 'net.caffemodel').write_bytes(content)
-  keras_older(folder / 'net.h5', {'conv': {'conv/kernel:0': normal(3, 2)}})
-  keras_3(folder / 'net.weights.h5', {'layers/conv2d': ('conv', [normal(3, 3, 3, 4), normal(4)])})
+  write_keras_older(folder / 'net.h5', {'conv': {'conv/kernel:0': normal(3, 2)}})
+  write_keras_3(
+    folder / 'net.weights.h5', {'layers/conv2d': ('conv', [normal(3, 3, 3, 4), normal(4)])}
+  )
   return sorted(path.read_bytes() for path in folder.iterdir())
 
 
@@ -98,7 +100,7 @@ def test_damage_gives_an_error_or_tensors(tmp_path, files, data):
   content = bytearray(data.draw(st.sampled_from(files)))
   if data.draw(st.booleans()):
     del content[data.draw(st.integers(0, len(content) - 1)) :]
-  # Most of the structure lies at the start.
+  # Most of the structure is at the start.
   start = min(len(content), data.draw(st.sampled_from([32, 300, 10**9])))
   if start:
     positions = st.lists(st.tuples(st.integers(0, start - 1), st.integers(0, 255)), max_size=4)

