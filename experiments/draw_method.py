@@ -1,14 +1,15 @@
-"""Draw the method in one picture, docs/method.png, with the demo's images and their real neighbours.
+"""Draw the method in one picture, docs/method.png, with the demo's images and true neighbours.
 
   python -m experiments.draw_method --output=docs/method.png
 
-The package ranks the demo's 13,451 source images for its 105 target images (see configs/demo.py),
-and four target images are shown with their nearest neighbours. Which of them count as hard is only
-an example; everything else in the picture is measured. It needs the extra `demo`.
+The package ranks the demo's 13,451 source images for its 105 target images (see configs/demo.py).
+Four target images are shown with their true nearest neighbours; which of them are hard, and what
+the heads predict, is an example. It takes about two minutes and needs the extra `demo`.
 """
 
 import io
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import PIL.Image
 from absl import app, flags
 from matplotlib import patches
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 import sjft_jax
 from sjft_jax.data import demo
@@ -28,7 +30,7 @@ OUTPUT = flags.DEFINE_string('output', 'docs/method.png', 'Where the picture goe
 # Indices of the target images, how many neighbours each has in the first round, and how many more
 # it gets later.
 ROWS = ((70, 3, 0), (96, 3, 0), (1, 3, 2), (60, 3, 4))
-WIDTH, HEIGHT = 830, 404  # Points of the picture, and pixels at a README's width; saved at twice.
+WIDTH, HEIGHT = 830, 404  # Pixels at a README's width; the file has twice as many.
 INK, FAINT, PAPER = '#24272e', '#6b7280', '#fbfaf7'
 TARGET, SOURCE, TRUNK, HARD = '#2a6f97', '#b8652a', '#59616e', '#b3384b'
 SIDE, SMALL, PITCH, TOP = 56, 42, 65, 72  # Pixels: target, neighbour, from row to row, first row.
@@ -38,7 +40,7 @@ NEIGHBORS_LEFT = 166  # Where the neighbours begin.
 def nearest_neighbors(k: int) -> np.ndarray:
   """Return the indices of the k source images nearest to every target image of the demo."""
 
-  def write(data, folder: Path) -> None:
+  def write(data: demo.DemoTextures | demo.DemoDiverse, folder: Path) -> None:
     folder.mkdir()
     with ThreadPoolExecutor() as pool:
       # Names in the order of the images, which is the order of the ranking.
@@ -59,18 +61,25 @@ def response_histograms(images: list[np.ndarray], num_bins: int = 9) -> list[np.
   return [np.histogram(values, edges)[0] / len(values) for values in responses]
 
 
-def draw_picture(ax, x, y, side, image, color, *, dashed=False):
+def draw_picture(
+  ax: Axes, x: float, y: float, side: float, image: np.ndarray, color: str, *, dashed: bool = False
+) -> None:
+  """Draw an image as a square in a frame, which is dashed for a neighbour of a later round."""
   ax.imshow(image, extent=(x, x + side, y + side, y), interpolation='lanczos', zorder=2)
   style = {'linestyle': (0, (2.2, 1.6)), 'linewidth': 1.5} if dashed else {'linewidth': 1.1}
-  ax.add_patch(patches.Rectangle((x, y), side, side, fill=False, edgecolor=color, zorder=3, **style))
+  ax.add_patch(
+    patches.Rectangle((x, y), side, side, fill=False, edgecolor=color, zorder=3, **style)
+  )
 
 
-def draw_arrow(ax, start, end, color, *, bend=0.0, width=1.6):
+def draw_arrow(
+  ax: Axes, start: tuple[float, float], end: tuple[float, float], color: str, *, width: float = 1.6
+) -> None:
+  """Draw a straight arrow."""
   ax.add_patch(
     patches.FancyArrowPatch(
       start,
       end,
-      connectionstyle=f'arc3,rad={bend}',
       arrowstyle='-|>,head_length=5,head_width=2.8',
       color=color,
       linewidth=width,
@@ -81,21 +90,36 @@ def draw_arrow(ax, start, end, color, *, bend=0.0, width=1.6):
   )
 
 
-def draw_histogram(ax, x, y, width, height, shares, color):
+def draw_histogram(
+  ax: Axes,
+  x: float,
+  y: float,
+  width: float,
+  height: float,
+  shares: Sequence[float] | np.ndarray,
+  color: str,
+) -> None:
+  """Draw bars; the tallest one fills the height."""
   bar = width / len(shares)
   for number, share in enumerate(shares):
     tall = height * share / max(shares)
     ax.add_patch(
-      patches.Rectangle((x + number * bar, y + height - tall), bar - 1, tall, color=color, linewidth=0)
+      patches.Rectangle(
+        (x + number * bar, y + height - tall), bar - 1, tall, color=color, linewidth=0
+      )
     )
 
 
-def draw_heading(ax, x, title, subtitle, color):
+def draw_heading(ax: Axes, x: float, title: str, subtitle: str, color: str) -> None:
+  """Write a title and a line below it along the top."""
   ax.text(x, 31, title, color=color, fontsize=10.5, fontweight='bold', va='center')
   ax.text(x, 50, subtitle, color=FAINT, fontsize=8.2, va='center')
 
 
-def draw_head(ax, y, title, subtitle, shares, color):
+def draw_head(
+  ax: Axes, y: float, title: str, subtitle: str, shares: Sequence[float], color: str
+) -> None:
+  """Draw a head of the network as a box with the probabilities of its classes."""
   ax.add_patch(
     patches.FancyBboxPatch(
       (672, y),
@@ -109,7 +133,7 @@ def draw_head(ax, y, title, subtitle, shares, color):
   )
   ax.text(683, y + 21, title, color=color, fontsize=9.2, fontweight='bold', va='center')
   ax.text(683, y + 43, subtitle, color=FAINT, fontsize=8.2, va='center')
-  draw_histogram(ax, 760, y + 30, 36, 20, shares, color)
+  draw_histogram(ax, 762, y + 33, 36, 17, shares, color)
 
 
 def draw(neighbors: np.ndarray) -> plt.Figure:
@@ -133,7 +157,7 @@ def draw(neighbors: np.ndarray) -> plt.Figure:
   )
   draw_heading(ax, 22, 'Target', 'few labelled images', TARGET)
   draw_heading(ax, NEIGHBORS_LEFT, 'Source', 'nearest by histograms of filter responses', SOURCE)
-  draw_heading(ax, 517, 'Joint fine-tuning', 'one trunk learns from both', TRUNK)
+  draw_heading(ax, 526, 'Joint fine-tuning', 'one trunk learns from both', TRUNK)
 
   histograms = response_histograms([target[index] for index, _, _ in ROWS])
   for row, ((index, first, more), shares) in enumerate(zip(ROWS, histograms, strict=True)):
@@ -146,16 +170,14 @@ def draw(neighbors: np.ndarray) -> plt.Figure:
       x = NEIGHBORS_LEFT + rank * (SMALL + 4)
       image = source[int(neighbors[index, rank])]
       is_added = rank >= first
-      draw_picture(
-        ax, x, y + 7, SMALL, image, HARD if is_added else SOURCE, dashed=is_added
-      )
+      draw_picture(ax, x, y + 7, SMALL, image, HARD if is_added else SOURCE, dashed=is_added)
 
   middle = TOP + (3 * PITCH + SIDE) / 2
   # The trunk: maps that become smaller from layer to layer.
   for number, tall in enumerate((112, 92, 74, 58, 44)):
     ax.add_patch(
       patches.FancyBboxPatch(
-        (521 + number * 23, middle - tall / 2),
+        (527 + number * 23, middle - tall / 2),
         15,
         tall,
         boxstyle='round,pad=0,rounding_size=3',
@@ -164,16 +186,16 @@ def draw(neighbors: np.ndarray) -> plt.Figure:
         linewidth=1.2,
       )
     )
-  ax.text(574, middle + 74, 'trunk', color=TRUNK, fontsize=9.2, ha='center', va='center')
+  ax.text(580, middle + 74, 'trunk', color=TRUNK, fontsize=9.2, ha='center', va='center')
   # A bracket around all rows: a step takes target images, each with one of its neighbours.
-  right, tip = NEIGHBORS_LEFT + 7 * (SMALL + 4) + 4, (513, middle)
+  right, tip = NEIGHBORS_LEFT + 7 * (SMALL + 4) + 4, (520, middle)
   top, low = TOP, TOP + 3 * PITCH + SIDE
   ax.plot(
     [right, right + 6, right + 6, right], [top, top, low, low], color='#b9bec6', linewidth=1.4
   )
   draw_arrow(ax, (right + 7, middle), tip, TRUNK)
-  draw_arrow(ax, (634, middle - 9), (666, middle - 58), TARGET)
-  draw_arrow(ax, (634, middle + 9), (666, middle + 58), SOURCE)
+  draw_arrow(ax, (640, middle - 9), (666, middle - 58), TARGET)
+  draw_arrow(ax, (640, middle + 9), (666, middle + 58), SOURCE)
   draw_head(ax, middle - 93, 'target head', 'its classes', (0.2, 0.3, 1.0, 0.25, 0.12), TARGET)
   draw_head(ax, middle + 29, 'source head', 'its classes', (0.1, 0.5, 0.16, 0.9, 0.2), SOURCE)
 
@@ -204,14 +226,15 @@ def draw(neighbors: np.ndarray) -> plt.Figure:
 
 
 def save(figure: plt.Figure, path: str) -> None:
-  """Write a PNG file with a palette, a third of the size that all colours would take."""
+  """Write a PNG file with a palette of 256 colours, 122 KiB; with all colours it has 465."""
   with io.BytesIO() as file:
     figure.savefig(file, transparent=True)
     image = PIL.Image.open(file)
     image.quantize(256, method=PIL.Image.Quantize.FASTOCTREE).save(path, optimize=True)
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+  """Draw the picture."""
   del argv
   figure = draw(nearest_neighbors(max(first + more for _, first, more in ROWS)))
   save(figure, OUTPUT.value)

@@ -3,8 +3,9 @@
 `test_documents` puts them on the path, so that the shell runs a block of a document as it is. The
 placeholders of the documents are real there: `DIR` is a folder with images and archives.
 
-- `python -m sjft_jax.…` is the real command. To a training come options that make it small
-  (`SMALL`); archives of data sets are miniatures. What needs other machines has its flags parsed.
+- `python -m sjft_jax.…` is the real command. Options that make a training small are appended
+  (`SMALL` and others), and archives of data sets are miniatures. Of a command that needs other
+  machines only the flags are parsed.
 - `python -m experiments.…` takes hours: its flags are compared with those that the module defines.
 - `pip install` is compared with the extras in setup.cfg.
 - `NOT_RUN` are the others, with the reason.
@@ -34,13 +35,19 @@ SMALL = {
   'training.accumulation': 1,
   'evaluation.batch_size': 64,
   'evaluation.views': ('center',),
+  'arms': ('rounds',),
 }
 # For every training, whatever its command says: weights would be downloaded, steps take hours.
 ALWAYS = {'model.pretrained': '', 'training.steps': 2}
-# The demo draws its 13,451 source images one by one, which takes too long here.
-DEMO = {'source.dataset': 'demo_textures'}
+# For the trainings of one configuration: drawing the demo's 13,451 source images takes too long,
+# and the miniature of Caltech 256 has three images of each class.
+OF_CONFIG = {
+  'configs/demo.py': {'source.dataset': 'demo_textures'},
+  'configs/caltech256.py': {'target.train_per_class': 2},
+}
+# What '...' in a docstring stands for: the flags of the command above.
+ELLIPSIS = ('--target=DIR', '--source=DIR', '--output=neighbors.csv')
 NOT_RUN = {
-  '.ci/run': 'runs these tests',
   'git': 'needs the network',
   'lint-imports': 'part of .ci/run',
   'mypy': 'part of .ci/run',
@@ -53,6 +60,7 @@ NOT_RUN = {
 LAUNCHERS = ('srun', 'mpirun')
 NAMES = ('python', 'pip', *NOT_RUN, *LAUNCHERS)
 HISTORY = Path('commands.jsonl')
+ROOT = Path(__file__).parents[1]
 
 
 def main(name: str, *arguments: str) -> None:
@@ -68,6 +76,9 @@ def main(name: str, *arguments: str) -> None:
   elif name == 'pip':
     check_install(*arguments)
   else:
+    for argument in arguments:
+      if argument.endswith('.py') and not (ROOT / argument).exists():
+        sys.exit(f'{argument} does not exist')
     print(f'{name} is not run: {NOT_RUN[name]}')
   with HISTORY.open('a') as file:
     file.write(f'{line}\n')
@@ -85,8 +96,7 @@ def run_python(*arguments: str) -> None:
     return
   if '--distributed' in flags or any(flag.startswith('--coordinator') for flag in flags):
     parse_only()
-    # In a docstring '...' stands for the flags of the command above it.
-    flags = [flag for flag in flags if flag != '...']
+    flags = [flag for shown in flags for flag in (ELLIPSIS if shown == '...' else (shown,))]
   elif module == 'sjft_jax.main':
     flags += small_options(flags)
   elif module == 'sjft_jax.data.prepare':
@@ -104,8 +114,9 @@ def small_options(flags: list[str]) -> list[str]:
   options = {name: v for name, v in SMALL.items() if not has_option(flags, name)} | ALWAYS
   if has_option(flags, 'pretrain.steps'):
     options['pretrain.steps'] = 2
-  if '--config=configs/demo.py' in flags:
-    options |= DEMO
+  for file, more in OF_CONFIG.items():
+    if any(flag.startswith(f'--config={file}') for flag in flags):
+      options |= more
   return [f'--config.{name}={value}' for name, value in options.items()]
 
 
@@ -122,7 +133,7 @@ def run_file(path: str) -> None:
   def small_run(config, workdir, **options):
     for name, value in (SMALL | ALWAYS).items():
       section, _, option = name.rpartition('.')
-      config[section][option] = value
+      (config[section] if section else config)[option] = value
     return run(config, workdir, **options)
 
   pipeline.run = small_run
@@ -157,9 +168,10 @@ def expect_miniatures(flags: list[str]) -> None:
 
 def check_flags(module: str, flags: list[str]) -> None:
   """Check that a module of experiments/ defines these flags; it is not imported."""
-  tree = ast.parse(Path(f'{module.replace(".", "/")}.py').read_text())
+  tree = ast.parse((ROOT / f'{module.replace(".", "/")}.py').read_text())
+  # The first string in `flags.DEFINE_…(…)` is the flag's name.
   defined = {
-    call.args[0].value
+    next(node.value for node in ast.walk(call) if isinstance(getattr(node, 'value', None), str))
     for call in ast.walk(tree)
     if isinstance(call, ast.Call)
     if isinstance(call.func, ast.Attribute) and call.func.attr.startswith('DEFINE_')
