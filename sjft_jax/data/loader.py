@@ -8,6 +8,7 @@ from typing import TypeVar
 import cv2
 import grain
 import numpy as np
+from absl import flags
 
 from sjft_jax.data.dataset import Dataset
 
@@ -81,6 +82,9 @@ def _load_ahead(dataset: grain.MapDataset, workers: int) -> Iterator:
   )
   batches = dataset.to_iter_dataset(options)
   if workers:
+    if not flags.FLAGS.is_parsed():
+      # Grain's processes read flags of its own, which nobody has parsed where Python calls us.
+      flags.FLAGS.mark_as_parsed()
     batches = batches.mp_prefetch(
       grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
     )

@@ -21,7 +21,7 @@ _URL = 'http://images.cocodataset.org/'
 
 
 class Builder(ArchiveBuilder):
-  """Features, splits and class names are those of TFDS. Test images, without labels, are left out.
+  """Features, splits and class names are those of TFDS; the unlabelled test images are left out.
 
   Images without objects, about one in a hundred, are kept. Reading the annotations takes 1.5 GB of
   memory.

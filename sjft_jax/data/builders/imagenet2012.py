@@ -17,7 +17,7 @@ _LISTS = 'datasets/imagenet2012'
 
 
 class Builder(ArchiveBuilder):
-  """Features, splits and class names are those of TFDS. Test images, without labels, are left out.
+  """Features, splits and class names are those of TFDS; the unlabelled test images are left out.
 
   The archives' checksums are verified before anything is written, which takes some minutes. Some
   images are in CMYK and one is a PNG; unlike TFDS this keeps them as they are.

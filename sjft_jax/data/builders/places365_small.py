@@ -16,7 +16,7 @@ _URL = 'http://data.csail.mit.edu/places/places365/'
 
 
 class Builder(ArchiveBuilder):
-  """Features, splits and class names are those of TFDS. Test images, without labels, are left out."""
+  """Features, splits and class names are those of TFDS; the unlabelled test images are left out."""
 
   VERSION = tfds.core.Version('2.1.0')
   ARCHIVES = (
