@@ -387,7 +387,8 @@ def test_the_warning_filter_is_set_once_at_the_first_use_pillow_filters(tmp_path
   program = (
     'import pathlib, sys, warnings\n'
     'from sjft_jax.data.decode import decode_image\n'
-    'def pillow_filters(): return [f for f in warnings.filters if "PIL" in getattr(f[3], "pattern", "")]\n'
+    'def pillow_filters():\n'
+    '  return [f for f in warnings.filters if "PIL" in getattr(f[3], "pattern", "")]\n'
     'assert not pillow_filters()\n'
     'for _ in range(2):\n'
     '  decode_image(pathlib.Path(sys.argv[1]).read_bytes())\n'
