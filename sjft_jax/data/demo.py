@@ -129,7 +129,7 @@ class DemoTextures:
   Training images come from the left half of a texture, each from a cell of its own; test images
   from the right half (where they may overlap each other). A patch is cut out of its region's own
   pixels, so interpolation cannot carry a pixel across. Textures are read as grey and every patch
-  is brought to a random tint and contrast, so colour tells nothing about the class.
+  is brought to a random tint and contrast, so colour does not predict the class.
 
   Args:
     split: 'train' or 'test'.

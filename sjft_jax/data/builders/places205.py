@@ -50,7 +50,9 @@ class Builder(ArchiveBuilder):
     start = len(_IMAGES) + len('/a/')
     scenes = {label: name[start : name.rfind('/')] for name, label in labels.items()}
     if sorted(scenes) != list(range(205)):
-      raise ValueError(f'{lists}: train_places205.csv has not the labels 0 to 204; get it again')
+      raise ValueError(
+        f'{lists}: train_places205.csv does not have the labels 0 to 204; get it again'
+      )
     self.info.features['label'].names = [scenes[label] for label in range(205)]
     validation = read_labels(lists, 'val_places205.csv', _IMAGES)
     validation_path = self.data_path / 'validation.pickle'

@@ -99,7 +99,7 @@ def test_places205_refuses_other_labels(tmp_path, places205_folder):
     'val_places205.csv': b'',
   }
   archives.tar(folder / LISTS, lists, 'w:gz')
-  with pytest.raises(ValueError, match='has not the labels 0 to 204'):
+  with pytest.raises(ValueError, match='does not have the labels 0 to 204'):
     prepare('places205', str(tmp_path / 'data'), str(folder))
 
 
