@@ -32,8 +32,9 @@ import tensorflow_datasets as tfds
 from absl import app, flags
 from PIL import Image
 
-from sjft_jax.data import decode, transforms
+from sjft_jax.data import transforms
 from sjft_jax.data.dataset import SubsetDataset
+from sjft_jax.data.decode import decode_image
 from sjft_jax.data.folder import ClassFolder
 from sjft_jax.data.loader import views
 
@@ -101,7 +102,7 @@ our_view = functools.partial(transforms.center_crop, resize=RESIZE, crop=CROP)
 
 def ours(file):
   with open(file, 'rb') as stream:
-    return our_view(decode.rgb(stream.read(), at_least=RESIZE))
+    return our_view(decode_image(stream.read(), min_side=RESIZE))
 
 
 def pillow(file, *, draft=False):
@@ -251,7 +252,7 @@ def bench(size):
     alone = rows(seconds, 1, ours='ours')
 
     endless = SubsetDataset(ClassFolder(str(folder / 'files'), ''), np.arange(2**20) % len(files))
-    load = functools.partial(views, endless, batch_size=BATCH, side=RESIZE)
+    load = functools.partial(views, endless, batch_size=BATCH, min_side=RESIZE)
     loaders = {
       'ours, threads': functools.partial(load, view=our_view),
       'ours, processes': functools.partial(load, view=our_view, workers=CORES),

@@ -13,6 +13,7 @@ import numpy as np
 from absl import app, logging
 
 from sjft_jax.data import demo, transforms
+from sjft_jax.data.demo_pictures import package_folder
 from sjft_jax.screening import screen
 
 
@@ -65,7 +66,7 @@ class Images:
   def __getitem__(self, index):
     return self.images[index]
 
-  def at_least(self, index, side):
+  def read_image(self, index, *, min_side):
     return self.images[index]
 
   def key(self, index):
@@ -74,8 +75,8 @@ class Images:
 
 def pictures():
   """Photographs and paintings, at most 500 pixels on the short side."""
-  files = sorted((demo._package('skimage', 'scikit-image') / 'data').glob('*.[jp][pn]g'))
-  files += sorted((demo._package('miniworld') / 'textures' / 'portraits').glob('*.png'))
+  files = sorted((package_folder('skimage', 'scikit-image') / 'data').glob('*.[jp][pn]g'))
+  files += sorted((package_folder('miniworld') / 'textures' / 'portraits').glob('*.png'))
   images = [cv2.imdecode(np.fromfile(f, np.uint8), cv2.IMREAD_COLOR_RGB) for f in files]
   images = [image for image in images if min(image.shape[:2]) >= 96]
   return [transforms._resize_short(i, 500) if min(i.shape[:2]) > 500 else i for i in images]

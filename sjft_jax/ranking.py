@@ -247,7 +247,7 @@ def rank_sources(
     views,
     view=view,
     batch_size=options.batch_size,
-    side=options.resize,
+    min_side=options.resize,
     workers=options.workers,
   )
   # In whole tiles, so that the products are the same ones as in a single process.

@@ -33,7 +33,7 @@ FEW = SMALL | {
 
 
 def picture(seed):
-  return archives.encoded(seed, size=(44, 40))
+  return archives.encode_image(seed, size=(44, 40))
 
 
 @pytest.fixture(scope='module')
@@ -53,7 +53,7 @@ def data_dir(tmp_path_factory, monkeymodule):
       official = tmp_path_factory.mktemp(name.replace('/', '_'))
       write(official)
       monkeymodule.setattr(imagenet2012, 'validation_labels', lambda: VALIDATION)
-      archives.official(monkeymodule, builders.load(name.partition('/')[0]), official)
+      archives.declare_official(monkeymodule, builders.load(name.partition('/')[0]), official)
       prepare(name, str(path), str(official))
       done.add(name)
     return path
@@ -69,20 +69,20 @@ def write_imagenet(path):
     for i in range(40)
   }
   images[f'{imagenet.CLASSES[0]}_7.JPEG'] = picture(7)[:150]
-  imagenet.nested(path / imagenet.TRAIN, images)
+  imagenet.write_nested_tar(path / imagenet.TRAIN, images)
   archives.tar(path / imagenet.VALIDATION, {name: picture(0) for name in VALIDATION})
 
 
 def write_places(path):
   splits = {
-    split: {places.named(scene, i): label for label, scene in enumerate(places.SCENES)}
+    split: {places.image_name(scene, i): label for label, scene in enumerate(places.SCENES)}
     for i, split in enumerate(('train', 'val'))
   }
   names = splits['train'] | splits['val']
   images = {places.ROOT + name: picture(20_000 + i) for i, name in enumerate(names)}
   archives.tar(path / places.IMAGES, images, 'w:gz')
   lists = {
-    f'trainvalsplit_places205/{split}_places205.csv': places.list_of(labels)
+    f'trainvalsplit_places205/{split}_places205.csv': places.format_list(labels)
     for split, labels in splits.items()
   }
   archives.tar(path / places.LISTS, lists, 'w:gz')
@@ -95,10 +95,10 @@ def write_dogs(path):
   }
   names = sorted(splits['train'] + splits['test'])
   archives.tar(path / 'images.tar', {f'Images/{n}': picture(i) for i, n in enumerate(names)})
-  box = stanford.annotation([(0, 0, 9, 9)])
+  box = stanford.format_annotation([(0, 0, 9, 9)])
   archives.tar(path / 'annotation.tar', {f'Annotation/{n[:-4]}': box for n in names})
-  lists = {f'{split}_list.mat': stanford.mat(chosen) for split, chosen in splits.items()}
-  archives.tar(path / 'lists.tar', lists | {'file_list.mat': stanford.mat(names)})
+  lists = {f'{split}_list.mat': stanford.encode_list(chosen) for split, chosen in splits.items()}
+  archives.tar(path / 'lists.tar', lists | {'file_list.mat': stanford.encode_list(names)})
 
 
 def write_flowers(path):
@@ -141,10 +141,10 @@ def write_coco(path):
         for j, thing in enumerate((1, 2 * (i % 2)))
       ]
       images = {f'{part}{year}/{name}': picture(30_000 + i) for i, name in names.items()}
-      coco.pack(path / f'{part}{year}.zip', images)
-      written = coco.annotations(year, names, objects)
+      coco.write_zip(path / f'{part}{year}.zip', images)
+      written = coco.format_annotations(year, names, objects)
       lists[f'annotations/instances_{part}{year}.json'] = written
-    coco.pack(path / f'annotations_trainval{year}.zip', lists)
+    coco.write_zip(path / f'annotations_trainval{year}.zip', lists)
 
 
 def caltech_with_few():

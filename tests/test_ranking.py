@@ -39,9 +39,9 @@ class Images:
     return len(self.labels)
 
   def __getitem__(self, index):
-    return self.at_least(index, 0)
+    return self.read_image(index, min_side=0)
 
-  def at_least(self, index, side):
+  def read_image(self, index, *, min_side):
     self.read.append(index)
     if index == self._stop_at:
       raise KeyboardInterrupt

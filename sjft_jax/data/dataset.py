@@ -1,4 +1,4 @@
-"""What every data set offers, and data sets made out of others."""
+"""What every data set offers, and data sets made from arrays or from other data sets."""
 
 import abc
 import hashlib
@@ -8,10 +8,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
-from sjft_jax.data import decode
+from sjft_jax.data.decode import UnreadableError, decode_image
 
 Image = UInt8[np.ndarray, 'height width 3']
-# The class of each image; or which classes it shows, where there may be several.
+# The class of each image; in a multi-label data set, whether it shows each class.
 Labels = Int32[np.ndarray, ' image'] | Bool[np.ndarray, 'image category']
 
 
@@ -25,8 +25,9 @@ class Dataset(Protocol):
   Attributes:
     name: what reports call the data set.
     classes: readable class names; a label is a position in this tuple.
-    labels: the class of every image; in a multi-label data set, which ones it shows.
-    fingerprint: sha256 (hex) of whatever decides the content; artifacts carry it.
+    labels: [image], the class of each; in a multi-label data set [image, class], whether the image
+      shows the class.
+    fingerprint: sha256 (hexadecimal) of whatever decides the content; artifacts carry it.
   """
 
   name: str
@@ -37,21 +38,33 @@ class Dataset(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Image:
-    """The image as RGB, 0–255. Safe to call from several threads.
+    """Read an image in full size as RGB, 0–255. This is safe to call from several threads.
 
     Raises:
-      decode.UnreadableError: it cannot be decoded; the message names it.
+      UnreadableError: the image cannot be decoded; the message names it.
     """
 
-  def at_least(self, index: int, side: int) -> Image:
-    """The image, possibly smaller, where that saves time; both sides keep `side` pixels or more."""
+  def read_image(self, index: int, *, min_side: int) -> Image:
+    """Read an image, smaller where that saves time: both sides keep `min_side` pixels or more.
+
+    An image with a side below `min_side` comes in full size; so does every image for 0.
+
+    Raises:
+      UnreadableError: the image cannot be decoded; the message names it.
+    """
 
   def key(self, index: int) -> str:
-    """A readable id of the image, the same in every session."""
+    """Return a readable id of the image, the same in every session."""
 
 
 class Domains(NamedTuple):
-  """The data sets of a run: training and test images of the target, and the source."""
+  """The data sets of a run.
+
+  Attributes:
+    target: training images of the target.
+    test: test images of the target.
+    source: the source.
+  """
 
   target: Dataset
   test: Dataset
@@ -59,13 +72,17 @@ class Domains(NamedTuple):
 
 
 def class_names(data: Dataset, index: int) -> str:
-  """The name of an image's class, or the names of all that it shows."""
+  """Return the name of an image's class, or the names of all classes that it shows."""
   label = data.labels[index]
   return ', '.join(data.classes[c] for c in (np.flatnonzero(label) if np.ndim(label) else [label]))
 
 
 class EncodedDataset(abc.ABC):
-  """A data set of encoded images: files, or records of their bytes."""
+  """A data set of encoded images: files, or records that hold their bytes.
+
+  Args:
+    name, classes, labels, fingerprint: as for every `Dataset`.
+  """
 
   def __init__(self, name: str, classes: Sequence[str], labels: Labels, fingerprint: str):
     self.name, self.classes, self.labels = name, tuple(classes), labels
@@ -75,35 +92,35 @@ class EncodedDataset(abc.ABC):
     return len(self.labels)
 
   @abc.abstractmethod
-  def encoded(self, index: int) -> bytes:
-    """An image as it is stored."""
+  def read_encoded(self, index: int) -> bytes:
+    """Read the bytes of an image as they are stored."""
 
   @abc.abstractmethod
   def key(self, index: int) -> str:
-    """As of every data set."""
+    """Return a readable id of the image, the same in every session."""
 
-  def where(self, index: int) -> str:
-    """What an error calls the image."""
+  def location(self, index: int) -> str:
+    """Return the place of an image, for error messages."""
     return f'{self.name}: {self.key(index)}'
 
   def __getitem__(self, index: int) -> Image:
-    return self.at_least(index, 0)
+    return self.read_image(index, min_side=0)
 
-  def at_least(self, index: int, side: int) -> Image:
+  def read_image(self, index: int, *, min_side: int) -> Image:
     try:
-      return decode.rgb(self.encoded(index), at_least=side)
-    except decode.UnreadableError as error:
-      raise decode.UnreadableError(f'{self.where(index)} {error}; replace or remove it') from error
+      return decode_image(self.read_encoded(index), min_side=min_side)
+    except UnreadableError as error:
+      raise UnreadableError(f'{self.location(index)} {error}; replace or remove it') from error
 
 
 class ImageArrays:
-  """Images in memory, without labels.
+  """Images in memory, without labels: all are of one class.
 
   Args:
     images: uint8 RGB arrays [height, width, 3], or one array of all.
 
   Raises:
-    ValueError: no images, or one of another type or shape.
+    ValueError: there are no images, or one has another type or shape.
   """
 
   def __init__(self, images: Sequence[np.ndarray] | np.ndarray):
@@ -129,8 +146,8 @@ class ImageArrays:
   def __getitem__(self, index: int) -> Image:
     return self._images[index]
 
-  def at_least(self, index: int, side: int) -> Image:
-    del side
+  def read_image(self, index: int, *, min_side: int) -> Image:
+    del min_side  # There is nothing to decode, so a smaller image would save no time.
     return self._images[index]
 
   def key(self, index: int) -> str:
@@ -138,14 +155,19 @@ class ImageArrays:
 
 
 class SubsetDataset:
-  """Some images of a data set, in the order of `indices`; the same classes."""
+  """Some images of a data set, in the order of `indices`; the classes stay the same.
+
+  Args:
+    whole: the data set to take images from.
+    indices: [image], their indices there.
+  """
 
   def __init__(self, whole: Dataset, indices: np.ndarray):
     self.whole, self.indices = whole, np.asarray(indices)
     self.name, self.classes = whole.name, whole.classes
     self.labels = whole.labels[self.indices]
-    chosen = self.indices.astype('<i8').tobytes()
-    self.fingerprint = hashlib.sha256(whole.fingerprint.encode() + chosen).hexdigest()
+    content = whole.fingerprint.encode() + self.indices.astype('<i8').tobytes()
+    self.fingerprint = hashlib.sha256(content).hexdigest()
 
   def __len__(self) -> int:
     return len(self.indices)
@@ -153,17 +175,20 @@ class SubsetDataset:
   def __getitem__(self, index: int) -> Image:
     return self.whole[int(self.indices[index])]
 
-  def at_least(self, index: int, side: int) -> Image:
-    return self.whole.at_least(int(self.indices[index]), side)
+  def read_image(self, index: int, *, min_side: int) -> Image:
+    return self.whole.read_image(int(self.indices[index]), min_side=min_side)
 
   def key(self, index: int) -> str:
     return self.whole.key(int(self.indices[index]))
 
 
 class ConcatDataset:
-  """Several data sets one after another, their label spaces side by side.
+  """Several data sets one after another, with their label spaces side by side.
 
-  Classes and keys have the name of their data set in front.
+  The name of its data set stands in front of each class and key.
+
+  Args:
+    parts: the data sets.
 
   Raises:
     ValueError: one of them is multi-label, or two have the same name.
@@ -173,35 +198,39 @@ class ConcatDataset:
     self.parts = tuple(parts)
     names = [part.name for part in parts]
     if len(set(names)) < len(names):
-      raise ValueError(f'the same data set twice: {", ".join(names)}')
+      raise ValueError(f'the same data set is given twice: {", ".join(names)}')
     for part in parts:
       if part.labels.ndim > 1:
-        raise ValueError(f'{part.name} has several classes an image and cannot join another source')
+        raise ValueError(
+          f'{part.name} has several classes per image and cannot be joined with another data set'
+        )
     self.name = '+'.join(names)
     self.classes = tuple(f'{part.name}/{name}' for part in parts for name in part.classes)
     self._starts = np.cumsum([0, *map(len, parts)])
-    first = np.cumsum([0, *(len(part.classes) for part in parts)])
-    offset = [part.labels + np.int32(start) for part, start in zip(parts, first, strict=False)]
-    self.labels = np.concatenate(offset).astype(np.int32)
-    together = ' '.join(f'{part.name} {part.fingerprint}' for part in parts)
-    self.fingerprint = hashlib.sha256(together.encode()).hexdigest()
+    first_labels = np.cumsum([0, *(len(part.classes) for part in parts)])
+    self.labels = np.concatenate(
+      [part.labels + np.int32(first) for part, first in zip(parts, first_labels, strict=False)]
+    ).astype(np.int32)
+    content = ' '.join(f'{part.name} {part.fingerprint}' for part in parts)
+    self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
   def __len__(self) -> int:
     return len(self.labels)
 
-  def _find(self, index: int) -> tuple[Dataset, int]:
+  def __getitem__(self, index: int) -> Image:
+    part, index_in_part = self._locate(index)
+    return part[index_in_part]
+
+  def read_image(self, index: int, *, min_side: int) -> Image:
+    part, index_in_part = self._locate(index)
+    return part.read_image(index_in_part, min_side=min_side)
+
+  def key(self, index: int) -> str:
+    part, index_in_part = self._locate(index)
+    return f'{part.name}/{part.key(index_in_part)}'
+
+  def _locate(self, index: int) -> tuple[Dataset, int]:
+    """Return the data set that an image is in, and its index there."""
     index = range(len(self))[index]
     part = int(np.searchsorted(self._starts, index, side='right')) - 1
     return self.parts[part], index - int(self._starts[part])
-
-  def __getitem__(self, index: int) -> Image:
-    part, place = self._find(index)
-    return part[place]
-
-  def at_least(self, index: int, side: int) -> Image:
-    part, place = self._find(index)
-    return part.at_least(place, side)
-
-  def key(self, index: int) -> str:
-    part, place = self._find(index)
-    return f'{part.name}/{part.key(place)}'

@@ -8,20 +8,22 @@ from typing import TypeVar
 import cv2
 import grain
 import numpy as np
+from absl import flags
 
 from sjft_jax.data.dataset import Dataset
 
 Views = TypeVar('Views', np.ndarray, tuple[np.ndarray, ...])
 Batch = TypeVar('Batch')
 
-# Decoding releases the interpreter lock: threads keep all cores busy. So many batches are loaded at
-# once and ahead; Grain's own default would hold 500, which for batches of images is gigabytes.
-AHEAD = min(max(os.cpu_count() or 1, 4), 16)
+# So many batches are loaded at once and ahead. Decoding releases the interpreter lock, so as many
+# threads keep all cores busy. Grain's own default would hold 500, which for batches of images is
+# gigabytes.
+BUFFER_SIZE = min(max(os.cpu_count() or 1, 4), 16)
 
 
 def num_loaders(workers: int) -> int:
   """Return how many batches are loaded at once: in threads, or in `workers` processes if not 0."""
-  return workers or min(os.cpu_count() or 1, AHEAD)
+  return workers or min(os.cpu_count() or 1, BUFFER_SIZE)
 
 
 def prefetch(
@@ -48,7 +50,7 @@ def views(
   view: Callable[[np.ndarray], Views],
   batch_size: int,
   *,
-  side: int,
+  min_side: int,
   start: int = 0,
   stop: int | None = None,
   workers: int = 0,
@@ -56,10 +58,10 @@ def views(
   """Yield batches of the views of images start..stop-1; the last batch may be smaller.
 
   Args:
-    dataset: of the images.
+    dataset: the images.
     view: makes one array of an image, or a tuple of arrays.
     batch_size: images in a batch.
-    side: short side in pixels that `view` can make use of: images may be decoded so small.
+    min_side: short side in pixels above which `view` gains nothing: images may be decoded so small.
     start: the first image.
     stop: the image to end before; None: the end of the data set.
     workers: processes that decode; 0: threads of this one.
@@ -68,7 +70,7 @@ def views(
 
   def load_view(index: int) -> Views:
     _limit_opencv_threads()
-    return view(dataset.at_least(int(index), side))
+    return view(dataset.read_image(int(index), min_side=min_side))
 
   images = grain.MapDataset.range(start, stop).map(load_view)
   return _load_ahead(images.batch(batch_size), workers)
@@ -76,10 +78,13 @@ def views(
 
 def _load_ahead(dataset: grain.MapDataset, workers: int) -> Iterator:
   options = grain.ReadOptions(
-    num_threads=1 if workers else num_loaders(0), prefetch_buffer_size=AHEAD
+    num_threads=1 if workers else num_loaders(0), prefetch_buffer_size=BUFFER_SIZE
   )
   batches = dataset.to_iter_dataset(options)
   if workers:
+    if not flags.FLAGS.is_parsed():
+      # Grain's processes read flags of its own, which nobody has parsed where Python calls us.
+      flags.FLAGS.mark_as_parsed()
     batches = batches.mp_prefetch(
       grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
     )

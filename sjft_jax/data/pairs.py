@@ -1,4 +1,4 @@
-"""Joint batches: each target image beside one of its current neighbours (Ge & Yu 2017, Section 3)."""
+"""Joint batches: each target image beside one of its neighbours (Ge & Yu 2017, Section 3)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,8 @@ class Pairs:
     subset: the source images that may be drawn; None: target images alone.
     sampler: the order of the target images.
     augment: makes the training view of an image.
-    side: short side in pixels that `augment` can make use of: images may be decoded so small.
+    min_side: short side in pixels above which `augment` gains nothing: images may be decoded so
+      small.
     seed: of neighbours and augmentation.
     round_: the round's number, from 0.
     batch_size: target images in a batch, of all processes.
@@ -42,7 +43,7 @@ class Pairs:
   subset: Subset | None
   sampler: Sampler
   augment: Augment
-  side: int
+  min_side: int
   seed: int
   round_: int
   batch_size: int
@@ -50,22 +51,22 @@ class Pairs:
 
   def __call__(self, step: int) -> Batch:
     """Load the batch of a step, from 0."""
-    drawn = self._draw(step)
+    draws = self._draw(step)
     is_multi_label = self.source.labels.ndim > 1
     images: list[np.ndarray] = []
     labels, is_source = [], []
-    multi_hot = np.zeros((len(drawn) * len(self.local_pairs), len(self.source.classes)), bool)
+    multi_hot = np.zeros((len(draws) * len(self.local_pairs), len(self.source.classes)), bool)
     for pair in self.local_pairs:
-      for part, (dataset, indices) in enumerate(drawn):
+      for place, (dataset, indices) in enumerate(draws):
         index = int(indices[pair])
-        rng = keyed_rng(AUGMENT, self.seed, self.round_, step, int(pair) * len(drawn) + part)
+        rng = keyed_rng(AUGMENT, self.seed, self.round_, step, int(pair) * len(draws) + place)
         is_source.append(dataset is self.source)
         if is_multi_label and is_source[-1]:
           multi_hot[len(images)] = dataset.labels[index]
           labels.append(0)
         else:
           labels.append(dataset.labels[index])
-        images.append(self.augment(dataset.at_least(index, self.side), rng))
+        images.append(self.augment(dataset.read_image(index, min_side=self.min_side), rng))
     batch = {
       'image': np.stack(images),
       'label': np.array(labels, np.int32),
@@ -80,11 +81,11 @@ class Pairs:
 
   def names(self, step: int) -> list[str]:
     """Return the names of the images of the whole batch, in its order."""
-    drawn = self._draw(step)
+    draws = self._draw(step)
     return [
       f'{dataset.name}/{dataset.key(int(indices[pair]))}'
       for pair in range(self.batch_size)
-      for dataset, indices in drawn
+      for dataset, indices in draws
     ]
 
   def _draw(self, step: int) -> list[tuple[Dataset, np.ndarray]]:
@@ -102,6 +103,7 @@ class SourcePairs(Pairs):
 
   @property
   def images_per_batch(self) -> int:
+    """Return how many images of a batch this process loads."""
     return 2 * len(self.local_pairs)
 
   def _draw(self, step: int) -> list[tuple[Dataset, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Prepares a data set of the paper from its official archives.
+"""Prepare a data set of the paper from its official archives.
 
   python -m sjft_jax.data.prepare --dataset=stanford_dogs --archives=DIR
 
@@ -9,12 +9,12 @@ checksums. The images are kept as they are, in TFDS's folders and as ArrayRecord
 but the archives it has downloaded.
 """
 
-import difflib
 from pathlib import Path
 
 from absl import flags
 
 from sjft_jax.runtime import cli, console
+from sjft_jax.runtime.options import choose
 
 
 def define_flags() -> None:
@@ -47,32 +47,28 @@ def main() -> None:
 
 
 def prepare(dataset: str, data_dir: str, archives: str | None = None) -> None:
-  """Writes `data_dir/dataset/[config/]version`, unless it is there.
+  """Write `data_dir/dataset/[config/]version`, unless it is there.
 
   Args:
     dataset: a name in `builders.BUILDERS`, with '/config' where there are several.
+    data_dir: where to write; '': TFDS's own directory.
     archives: folder of the official archives; `data_dir/downloads/manual` by default.
 
   Raises:
     ValueError: the data set is unknown, or an archive is missing, damaged or not the official one.
   """
-  # After the flags: --help and a misspelt option should not wait for TFDS.
+  # Here, after the flags: --help and a misspelt option should not wait for TFDS.
   import tensorflow_datasets as tfds
 
   from sjft_jax.data import builders
 
   name, _, config = dataset.partition('/')
-  if name not in builders.BUILDERS:
-    close = difflib.get_close_matches(name, builders.BUILDERS, 1)
-    hint = f'did you mean {close[0]}? ' if close else ''
-    raise ValueError(f'--dataset={name}: unknown; {hint}known: {", ".join(builders.BUILDERS)}')
-  cls = builders.load(name)
-  if config not in (cls.builder_configs or {''}):
-    choice = ', '.join(f'{name}/{config}' for config in cls.builder_configs) or name
-    raise ValueError(f'--dataset={dataset}: there is no such configuration; known: {choice}')
+  builder_cls = builders.load(choose('dataset', name, builders.BUILDERS))
+  full_names = [f'{name}/{config}' for config in builder_cls.builder_configs] or [name]
+  choose('dataset', f'{name}/{config}' if config else name, full_names)
   if archives and not Path(archives).is_dir():
-    raise ValueError(f'--archives={archives} is not a folder; create it')
-  builder = cls(data_dir=data_dir or None, config=config or None)
+    raise ValueError(f'archives={archives} is not a folder; create it')
+  builder = builder_cls(data_dir=data_dir or None, config=config or None)
   folder = builder.data_path
   for leftover in folder.parent.glob(f'incomplete.*_{folder.name}'):
     console.say(f'  unless another run is at work, {leftover} is left of a killed one: remove it')

@@ -11,27 +11,27 @@ from sjft_jax.data.builders import BUILDERS, register
 from sjft_jax.data.dataset import EncodedDataset
 from sjft_jax.runtime import artifacts, console
 
-# What TFDS and our builders call the name of an image, best first.
-_NAMES = ('file_name', 'image/filename', 'filename', 'image/id')
+# The features that TFDS and our builders keep the name of an image in, the best one first.
+_NAME_FEATURES = ('file_name', 'image/filename', 'filename', 'image/id')
 
 
 class Records(EncodedDataset):
-  """A split of a prepared data set: images, and one class each or, for 'objects', any number.
+  """A split of a prepared data set: images with one class each or, for 'objects', any number.
 
   Args:
     dataset: TFDS's name, with '/config' where there are several.
-    data_dir: where it was prepared: `data_dir/dataset/[config/]version`; the newest version counts.
-      '': TFDS's own, $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    data_dir: where it was prepared: `data_dir/dataset/[config/]version`; the newest version is
+      read. '': TFDS's own directory, $TFDS_DATA_DIR or ~/tensorflow_datasets.
     split: 'train', 'train+validation', 'train[:80%]' …
 
   Raises:
-    ValueError: it is not there, is stored as something else than ArrayRecord, has no such split, or
-      no classes.
+    ValueError: the data set is not there, is stored as something else than ArrayRecord, has no such
+      split, or no classes.
   """
 
   def __init__(self, dataset: str, data_dir: str, split: str):
     register()  # TFDS reads a prepared data set by the builder that prepared it.
-    folder = _version(dataset, data_dir)
+    folder = _newest_version(dataset, data_dir)
     builder = tfds.builder_from_directory(folder)
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
       raise ValueError(
@@ -48,7 +48,7 @@ class Records(EncodedDataset):
       )
     try:
       files = builder.info.splits[split].file_instructions
-      # Images stay encoded: how they are decoded is our own affair.
+      # Images stay encoded, because `decode_image` decodes those of all data sets alike.
       decoders = {'image': tfds.decode.SkipDecoding()}
       self._records = builder.as_data_source(split, decoders=decoders)
     except (ValueError, KeyError) as error:
@@ -60,57 +60,57 @@ class Records(EncodedDataset):
     ]
     fingerprint = hashlib.sha256('\n'.join(content).encode()).hexdigest()
     index = artifacts.load_or_make(
-      'records', fingerprint, lambda: self._index(dataset, len(label.names))
+      'records', fingerprint, lambda: self._make_index(dataset, len(label.names))
     )
     self._keys = index['keys']
     super().__init__(dataset, label.names, index['labels'], fingerprint)
 
-  def _index(self, name: str, num_classes: int) -> dict[str, np.ndarray]:
-    """Labels and names of all images, for which every record has to be read once."""
+  def _make_index(self, name: str, num_classes: int) -> dict[str, np.ndarray]:
+    """Return labels and names of all images, for which every record has to be read once."""
     labels: list[Any] = []
     keys: list[str] = []
     with console.progress(f'index of {name}', len(self._records)) as advance:
-      for place in range(len(self._records)):
-        record = self._records[place]
+      for position in range(len(self._records)):
+        record = self._records[position]
         labels.append(record['label'] if 'label' in record else record['objects']['label'])
-        found = next((record[key] for key in _NAMES if key in record), place)
-        keys.append(found.decode() if isinstance(found, bytes) else str(found))
+        key = next((record[feature] for feature in _NAME_FEATURES if feature in record), position)
+        keys.append(key.decode() if isinstance(key, bytes) else str(key))
         advance(1)
     if labels and np.ndim(labels[0]):
-      shown = np.zeros((len(labels), num_classes), bool)
-      for row, classes in zip(shown, labels, strict=True):
+      multi_hot = np.zeros((len(labels), num_classes), bool)
+      for row, classes in zip(multi_hot, labels, strict=True):
         row[classes] = True
-      return {'labels': shown, 'keys': np.array(keys)}
+      return {'labels': multi_hot, 'keys': np.array(keys)}
     return {'labels': np.array(labels, np.int32), 'keys': np.array(keys)}
 
-  def encoded(self, index: int) -> bytes:
+  def read_encoded(self, index: int) -> bytes:
     return self._records[index]['image']
 
   def key(self, index: int) -> str:
-    """The image's name in the archive it came from; without one, its place."""
+    """Return the image's name in the archive it came from; its position where it has none."""
     return str(self._keys[index])
 
 
-def directory(data_dir: str) -> epath.Path:
-  """TFDS's data directory, if it is not named."""
+def resolve_data_dir(data_dir: str) -> epath.Path:
+  """Return the data directory; for '' TFDS's own."""
   return epath.Path(data_dir or tfds.core.constants.DATA_DIR)
 
 
 def _objects_label(objects: Any) -> Any:
-  """The label in a sequence of objects, if there is one."""
+  """Return the label in a sequence of objects, or None."""
   return dict(getattr(objects, 'feature', None) or {}).get('label')
 
 
-def _version(dataset: str, data_dir: str) -> epath.Path:
-  """The folder of the newest version.
+def _newest_version(dataset: str, data_dir: str) -> epath.Path:
+  """Return the folder of the newest version of a data set.
 
   Raises:
     ValueError: there is none, or there are several configurations to choose from.
   """
-  root = directory(data_dir) / dataset
+  root = resolve_data_dir(data_dir) / dataset
   # A preparation that was killed leaves 'incomplete.…'.
-  found = [path.parent for path in root.glob('[0-9]*/dataset_info.json')]
-  if not found:
+  versions = [path.parent for path in root.glob('[0-9]*/dataset_info.json')]
+  if not versions:
     configs = sorted({path.parent.parent.name for path in root.glob('*/[0-9]*/dataset_info.json')})
     if configs:
       raise ValueError(
@@ -125,4 +125,4 @@ def _version(dataset: str, data_dir: str) -> epath.Path:
       else 'path must be the data directory in which TFDS has prepared it'
     )
     raise ValueError(f'there is no prepared {dataset} at {root}; {remedy}')
-  return max(found, key=lambda folder: tfds.core.Version(folder.name).tuple)
+  return max(versions, key=lambda folder: tfds.core.Version(folder.name).tuple)

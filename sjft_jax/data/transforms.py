@@ -1,7 +1,8 @@
-"""Views of an image: for retrieval, for testing, and the random ones for training.
+"""Views of an image: for retrieval, for evaluation, and the random ones for training.
 
-RGB uint8 0–255 in and out. An image that already has the size asked for comes through with its
-pixels untouched. Of one more than 16 times as long as it is wide, tests see the middle.
+All functions take and return RGB uint8 0–255. An image that already has the requested size keeps
+its pixels as they are. Of an image that is more than 16 times as long as it is wide, evaluation
+views show the middle.
 """
 
 import math
@@ -16,7 +17,7 @@ from sjft_jax.runtime.options import choose
 
 AUGMENTATIONS = ('pursuit', 'resnet', 'none')
 VIEWS = ('center', 'ten_crop', 'multi_scale')
-SIDES = (224, 256, 384, 480, 640)  # He et al. 2016, section 3.4
+SIDES = (224, 256, 384, 480, 640)  # Of `multi_scale`; He et al. 2016, section 3.4.
 
 Image = UInt8[np.ndarray, '_height _width 3']
 
@@ -28,7 +29,7 @@ _EIGENVECTORS = np.array(
 _EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
 _LEVELS = np.arange(256.0)[:, None]
 _MIDDLE = np.array([0.5, 0.5])
-_SMALLEST_CROP = 0.6  # of the short side
+_MIN_CROP_SHARE = 0.6  # Of the short side.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,8 @@ class ImageSize:
   """The size of the images that the network sees: the section `images` of the configuration.
 
   Attributes:
-    resize: short side before cropping, pixels.
-    crop: side of the square that is cut out, pixels.
+    resize: short side before cropping, in pixels.
+    crop: side of the square that is cut out, in pixels.
   """
 
   resize: int
@@ -45,37 +46,52 @@ class ImageSize:
 
 
 def describe_view(image: Image, *, resize: int, crop: int) -> UInt8[np.ndarray, 'crop crop 3']:
-  """The view that descriptors see: warped to resize×resize, centre crop, never mirrored.
+  """Return the view that descriptors see: warped to resize×resize, centre crop, never mirrored.
 
   The authors' released code warps as well, but crops and mirrors at random; a fixed view makes
   the ranking deterministic.
 
+  Args:
+    image: any size.
+    resize: side of the warped image, in pixels.
+    crop: side of the view, in pixels.
+
   Raises:
     ValueError: `crop` exceeds `resize`.
   """
-  _check(resize, crop)
+  _check_size(resize, crop)
   return _center(_resize(image, resize, resize), crop)
 
 
 def center_crop(image: Image, *, resize: int, crop: int) -> UInt8[np.ndarray, 'crop crop 3']:
-  """The centre of the image once its short side is `resize` pixels.
+  """Return the centre of the image once its short side is `resize` pixels.
+
+  Args:
+    image: any size.
+    resize: short side before cropping, in pixels.
+    crop: side of the view, in pixels.
 
   Raises:
     ValueError: `crop` exceeds `resize`.
   """
-  _check(resize, crop)
+  _check_size(resize, crop)
   return _center(_resize_short(image, resize), crop)
 
 
 def ten_crop(image: Image, *, resize: int, crop: int) -> UInt8[np.ndarray, '10 crop crop 3']:
-  """Four corners and the centre, then their mirror images (Krizhevsky et al. 2012).
+  """Return four corners and the centre, then their mirror images (Krizhevsky et al. 2012).
 
   The order is top left, top right, bottom left, bottom right, centre.
+
+  Args:
+    image: any size.
+    resize: short side before cropping, in pixels.
+    crop: side of the views, in pixels.
 
   Raises:
     ValueError: `crop` exceeds `resize`.
   """
-  _check(resize, crop)
+  _check_size(resize, crop)
   image = _resize_short(image, resize)
   bottom, right = image.shape[0] - crop, image.shape[1] - crop
   corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2))
@@ -86,28 +102,29 @@ def ten_crop(image: Image, *, resize: int, crop: int) -> UInt8[np.ndarray, '10 c
 def multi_scale(
   image: Image, *, resize: int, crop: int, sides: Sequence[int] = SIDES
 ) -> tuple[UInt8[np.ndarray, '2 _side _side 3'], ...]:
-  """The centre square at several sizes, each with its mirror image (He et al. 2016, section 3.4).
+  """Return the centre square at several sizes, each with its mirror image.
 
-  For a network that takes any size, because it is convolutional up to a global pooling. He et al.
-  show it the whole image; squares need one compilation for each side instead of each shape.
+  This is for a network that takes any size, because it is convolutional up to a global pooling (He
+  et al. 2016, section 3.4). He et al. show it the whole image; squares need one compilation for
+  each side instead of each shape.
 
   Args:
     image: any size.
-    resize: of the other views; not used.
+    resize: short side of the other views; not used.
     crop: the `sides` are for a network trained at 224 pixels and scale with crop / 224.
     sides: of the squares, in pixels.
 
   Raises:
     ValueError: `crop` exceeds `resize`.
   """
-  _check(resize, crop)
+  _check_size(resize, crop)
   square = _center(image, min(image.shape[:2]))
   scaled = [_resize(square, side, side) for side in scaled_sides(crop, sides)]
   return tuple(np.stack([view, _mirror(view)]) for view in scaled)
 
 
 def scaled_sides(crop: int, sides: Sequence[int] = SIDES) -> list[int]:
-  """The sides of `multi_scale`'s squares, in pixels."""
+  """Return the sides of `multi_scale`'s squares, in pixels."""
   return [round(side * crop / 224) for side in sides]
 
 
@@ -118,6 +135,9 @@ def evaluation_views(image: Image, *, size: ImageSize, view: str) -> tuple[np.nd
     image: any size.
     size: of the crops; `multi_scale` scales its sides with `size.crop`.
     view: one of `VIEWS`.
+
+  Raises:
+    ValueError: `view` is unknown, or `size.crop` exceeds `size.resize`.
   """
   match choose('view', view, VIEWS):
     case 'center':
@@ -128,36 +148,43 @@ def evaluation_views(image: Image, *, size: ImageSize, view: str) -> tuple[np.nd
 
 
 def evaluation_side(size: ImageSize, view: str) -> int:
-  """Return the short side, in pixels, above which `evaluation_views` gains nothing."""
+  """Return the short side, in pixels, above which `evaluation_views` gains nothing.
+
+  Args:
+    size: of the crops.
+    view: one of `VIEWS`.
+  """
   return max(scaled_sides(size.crop)) if view == 'multi_scale' else size.resize
 
 
-def needed_side(kind: str, resize: int) -> int:
-  """The short side, in pixels, above which `augment` never enlarges what it cuts out.
+def augmentation_side(kind: str, resize: int) -> int:
+  """Return the short side, in pixels, above which `augment` never enlarges what it cuts out.
 
   Images may be decoded at any reduced size that keeps so much.
+
+  Args:
+    kind: one of `AUGMENTATIONS`.
+    resize: as for `augment`.
 
   Raises:
     ValueError: `kind` is unknown.
   """
-  match kind:
+  match choose('kind', kind, AUGMENTATIONS):
     case 'resnet':
-      return _largest(resize)
+      return _max_resize(resize)
     case 'pursuit':
-      return math.ceil(resize / _SMALLEST_CROP)
-    case 'none':
-      return resize
-  raise _unknown(kind)
+      return math.ceil(resize / _MIN_CROP_SHARE)
+  return resize
 
 
 def augment(
   image: Image, rng: np.random.Generator, *, kind: str, crop: int, resize: int
 ) -> UInt8[np.ndarray, 'crop crop 3']:
-  """A training view, a pure function of the image and the state of `rng`.
+  """Return a training view, a pure function of the image and the state of `rng`.
 
   Args:
     image: any size.
-    rng: the only source of chance.
+    rng: the only source of randomness.
     kind: 'resnet': short side drawn from [resize, 480/256·resize], random crop, mirror, colour
       noise along ImageNet's principal components (He et al. 2016, section 3.4).
       'pursuit': mirror, one geometric and one photometric member of the families of
@@ -169,47 +196,43 @@ def augment(
   Raises:
     ValueError: `kind` is unknown or `crop` exceeds `resize`.
   """
-  _check(resize, crop)
-  match kind:
+  _check_size(resize, crop)
+  match choose('kind', kind, AUGMENTATIONS):
     case 'none':
       return center_crop(image, resize=resize, crop=crop)
     case 'resnet':
-      view = _random_crop(image, rng, resize, crop)
+      view = _crop_resnet(image, rng, resize, crop)
     case 'pursuit':
       view = _change_look(_change_geometry(image, rng, resize, crop), rng)
-    case _:
-      raise _unknown(kind)
   return _mirror(view) if rng.random() < 0.5 else view
 
 
-def _unknown(kind: str) -> ValueError:
-  return ValueError(f'augment={kind!r} is unknown; choose one of {", ".join(AUGMENTATIONS)}')
-
-
-def _largest(resize: int) -> int:
+def _max_resize(resize: int) -> int:
   return resize * 480 // 256
 
 
-def _random_crop(image: Image, rng: np.random.Generator, resize: int, crop: int) -> Image:
-  short = int(rng.integers(resize, _largest(resize) + 1))
+def _crop_resnet(image: Image, rng: np.random.Generator, resize: int, crop: int) -> Image:
+  """Draw a scale, a crop and a colour shift, as for ResNets (He et al. 2016)."""
+  short = int(rng.integers(resize, _max_resize(resize) + 1))
   view = _cut(image, crop / short, rng.random(2), crop)
   shift = _EIGENVECTORS @ (_EIGENVALUES * rng.normal(0, 0.1, 3)) * 255
   return _map_levels(view, _LEVELS + shift)
 
 
 def _change_geometry(image: Image, rng: np.random.Generator, resize: int, crop: int) -> Image:
+  """Draw a geometric transformation (Paulin et al. 2014) and cut out a square."""
   family = rng.choice(['none', 'crop', 'homography', 'scale', 'rotation'])
   match family:
     case 'none':
       return _cut(image, crop / resize, _MIDDLE, crop)
     case 'crop':
-      return _cut(image, rng.uniform(_SMALLEST_CROP, 1), rng.random(2), crop)
-    case 'scale':  # As far out as the image reaches.
+      return _cut(image, rng.uniform(_MIN_CROP_SHARE, 1), rng.random(2), crop)
+    case 'scale':  # Outwards as far as the image reaches.
       zoom = rng.uniform(-0.5, min(0.5, np.log2(resize / crop)))
       return _cut(image, crop / resize * 2**zoom, _MIDDLE, crop)
   # The view's corners, clockwise from the top left; pixel centres are integers.
   square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * (crop - 1.0)
-  image = _resize_short(image, resize, longest=1.25)  # Turned squares reach no farther.
+  image = _resize_short(image, resize, max_aspect=1.25)  # Turned squares reach no farther.
   height, width = image.shape[:2]
   corners = square + np.array([(width - crop) // 2, (height - crop) // 2])
   if family == 'homography':
@@ -230,6 +253,7 @@ def _change_geometry(image: Image, rng: np.random.Generator, resize: int, crop: 
 
 
 def _change_look(view: Image, rng: np.random.Generator) -> Image:
+  """Draw a photometric transformation (Paulin et al. 2014)."""
   match rng.choice(['none', 'color', 'contrast', 'blur', 'jpeg']):
     case 'color':
       return _map_levels(view, _LEVELS * rng.uniform(0.9, 1.1, 3))
@@ -237,7 +261,7 @@ def _change_look(view: Image, rng: np.random.Generator) -> Image:
       mean = view.mean()
       return _map_levels(view, mean + (_LEVELS - mean) * rng.uniform(0.6, 1.4))
     case 'blur':
-      # Half a pixel on top: less is not seen in small views.
+      # Half a pixel is added, because less is invisible in small views.
       return cv2.GaussianBlur(view, (0, 0), 0.5 + rng.uniform(0, 0.008) * len(view))
     case 'jpeg':
       quality = int(rng.integers(30, 91))
@@ -247,43 +271,47 @@ def _change_look(view: Image, rng: np.random.Generator) -> Image:
   return view
 
 
-def _check(resize: int, crop: int) -> None:
+def _check_size(resize: int, crop: int) -> None:
   if not 1 <= crop <= resize:
     raise ValueError(f'crop={crop} must lie between 1 and resize={resize}; lower crop')
 
 
 def _resize(image: Image, height: int, width: int) -> Image:
-  """Averages along a side that shrinks by more than half, and is bilinear otherwise.
+  """Resize by averages along a side that shrinks by more than half, bilinearly otherwise.
 
   Down to half the size, four neighbours are as many as an area holds, and cost a fifth of it.
   """
   sides = zip(image.shape[:2], (height, width), strict=True)
-  low = tuple(goal if side > 2 * goal else side for side, goal in sides)
-  for (rows, columns), how in ((low, cv2.INTER_AREA), ((height, width), cv2.INTER_LINEAR)):
-    if image.shape[:2] != (rows, columns):
-      image = cv2.resize(image, (columns, rows), interpolation=how)
+  averaged = tuple(new if old > 2 * new else old for old, new in sides)
+  for shape, method in ((averaged, cv2.INTER_AREA), ((height, width), cv2.INTER_LINEAR)):
+    if image.shape[:2] != shape:
+      image = cv2.resize(image, shape[::-1], interpolation=method)
   return image
 
 
-def _resize_short(image: Image, short: int, longest: float = 16.0) -> Image:
-  """To a short side of `short`, without what is beyond `longest` times that in the middle.
+def _resize_short(image: Image, short: int, max_aspect: float = 16.0) -> Image:
+  """Resize to a short side of `short`; of the long side at most `max_aspect` times as much stays.
 
-  Else an image of one row could take gigabytes.
+  What is cut off lies at both ends. Without a limit an image of one row could take gigabytes.
   """
   side = min(image.shape[:2])
-  image = _center(image, int(side * longest))
+  image = _center(image, int(side * max_aspect))
   height, width = image.shape[:2]
   return _resize(image, round(height * short / side), round(width * short / side))
 
 
-def _cut(image: Image, share: float, place: np.ndarray, crop: int) -> Image:
-  """A square, `share` of the short side wide, scaled to `crop`.
+def _cut(image: Image, share: float, position: np.ndarray, crop: int) -> Image:
+  """Cut out a square, `share` of the short side wide, and scale it to `crop`.
 
-  `place` is in [0, 1): 0 is the top or left end, and uniform numbers give uniform places.
+  Args:
+    image: any size.
+    share: of the short side, up to 1.
+    position: (y, x) in [0, 1): 0 is the top or left end, and uniform numbers give uniform places.
+    crop: side of the result, in pixels.
   """
   # Cut first: scaling the whole image costs several times as much.
   side = max(round(min(image.shape[:2]) * share), 1)
-  y, x = (int(at * (n - side + 1)) for at, n in zip(place, image.shape[:2], strict=True))
+  y, x = (int(p * (n - side + 1)) for p, n in zip(position, image.shape[:2], strict=True))
   return _resize(image[y : y + side, x : x + side], crop, crop)
 
 
@@ -297,6 +325,6 @@ def _mirror(image: Image) -> Image:
 
 
 def _map_levels(image: Image, levels: Float[np.ndarray, '256 _channel']) -> Image:
-  """Each value replaced by its entry in a table, per channel or one for all."""
+  """Replace each value by its entry in a table, one for each channel or one for all."""
   table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
   return cv2.LUT(image, np.repeat(table, 3 // table.shape[1], axis=1)[None])

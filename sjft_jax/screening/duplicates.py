@@ -96,4 +96,4 @@ def _divergences(
 
 def _views(dataset: Dataset, indices: np.ndarray) -> Iterator[np.ndarray]:
   view = functools.partial(transforms.describe_view, resize=_VIEW, crop=_VIEW)
-  return views(SubsetDataset(dataset, indices), view, _BATCH, side=SIDE)
+  return views(SubsetDataset(dataset, indices), view, _BATCH, min_side=SIDE)

@@ -72,7 +72,7 @@ def _scan(dataset: Dataset, partial: Path, made_from: str) -> dict[str, np.ndarr
 
   def look(index):
     try:
-      return perceptual_hash.phash(dataset.at_least(index, SIDE))
+      return perceptual_hash.phash(dataset.read_image(index, min_side=SIDE))
     except UnreadableError as error:
       # The data set put the image's name before the decoder's reason.
       cause = error.__cause__

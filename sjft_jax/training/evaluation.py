@@ -64,7 +64,7 @@ class Evaluator:
         data,
         functools.partial(transforms.evaluation_views, size=self.size, view=view),
         self.options.batch_size,
-        side=transforms.evaluation_side(self.size, view),
+        min_side=transforms.evaluation_side(self.size, view),
         start=start,
         stop=stop,
       )

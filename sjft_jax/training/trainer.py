@@ -115,7 +115,7 @@ class Trainer:
       augment=functools.partial(
         transforms.augment, kind=options.augment, resize=size.resize, crop=size.crop
       ),
-      side=transforms.needed_side(options.augment, size.resize),
+      min_side=transforms.augmentation_side(options.augment, size.resize),
       seed=self.seed,
       round_=round_,
       batch_size=options.batch_size,

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from skimage import data as photographs
 
 from sjft_jax.data import decode
+from sjft_jax.data.decode import UnreadableError, decode_image
 
 PHOTOGRAPH = photographs.astronaut()[60:143, 170:281]
 # Each file is decoded for many of its truncations: small pictures keep that quick.
@@ -28,7 +29,7 @@ def encode(image, kind='JPEG', **options):
   return buffer.getvalue()
 
 
-def pillow(data):
+def decode_with_pillow(data):
   return np.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(data))).convert('RGB'))
 
 
@@ -50,19 +51,19 @@ WHOLE = {
 
 
 @pytest.mark.parametrize('name', WHOLE)
-def test_pixels_are_those_of_pillow(name):
-  decoded = decode.rgb(WHOLE[name])
+def test_pixels_are_those_pillow_filters(name):
+  decoded = decode_image(WHOLE[name])
   assert decoded.dtype == np.uint8
-  np.testing.assert_array_equal(decoded, pillow(WHOLE[name]))
+  np.testing.assert_array_equal(decoded, decode_with_pillow(WHOLE[name]))
 
 
 @pytest.mark.parametrize('subsampling', ['4:4:4', '4:2:2', '4:2:0'])
 @pytest.mark.parametrize('quality', [30, 95])
 @pytest.mark.parametrize('progressive', [False, True])
-def test_jpegs_of_every_kind(subsampling, quality, progressive):
+def test_jpegs_of_every_kind_have_pillows_pixels(subsampling, quality, progressive):
   options = {'subsampling': subsampling, 'quality': quality, 'progressive': progressive}
   data = encode(PHOTOGRAPH, **options)
-  np.testing.assert_array_equal(decode.rgb(data), pillow(data))
+  np.testing.assert_array_equal(decode_image(data), decode_with_pillow(data))
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -74,19 +75,19 @@ def test_every_orientation_becomes_upright(kind, orientation):
   data = encode(PHOTOGRAPH, kind, exif=exif)
   # Both byte orders; Pillow writes the first.
   big = struct.pack('>2sHIHHHIHHI', b'MM', 42, 8, 1, 0x0112, 3, 1, orientation, 0, 0)
-  for one in (data, encode(PHOTOGRAPH, kind, exif=b'Exif\0\0' + big))[: 1 + (kind != 'TIFF')]:
-    expected = pillow(one)
+  for variant in (data, encode(PHOTOGRAPH, kind, exif=b'Exif\0\0' + big))[: 1 + (kind != 'TIFF')]:
+    expected = decode_with_pillow(variant)
     assert expected.shape[:2] == ((83, 111) if orientation < 5 else (111, 83))
-    np.testing.assert_array_equal(decode.rgb(one), expected)
+    np.testing.assert_array_equal(decode_image(variant), expected)
 
 
-def test_the_end_of_a_png_may_tell_the_orientation():
+def test_the_orientation_may_stand_at_the_end_of_a_png():
   exif = struct.pack('>2sHIHHHIHHI', b'MM', 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)
   chunk = b'eXIf' + exif
   chunk = struct.pack('>I', len(exif)) + chunk + struct.pack('>I', zlib.crc32(chunk))
   data = encode(PHOTOGRAPH, 'PNG')
   np.testing.assert_array_equal(
-    decode.rgb(data[:-12] + chunk + data[-12:]), np.rot90(PHOTOGRAPH, -1)
+    decode_image(data[:-12] + chunk + data[-12:]), np.rot90(PHOTOGRAPH, -1)
   )
 
 
@@ -96,10 +97,10 @@ def test_the_end_of_a_png_may_tell_the_orientation():
 def test_damaged_exif_is_passed_over(exif):
   data = encode(PHOTOGRAPH)
   segment = b'\xff\xe1' + struct.pack('>H', 8 + len(exif)) + b'Exif\0\0' + exif
-  np.testing.assert_array_equal(decode.rgb(data[:2] + segment + data[2:]), decode.rgb(data))
+  np.testing.assert_array_equal(decode_image(data[:2] + segment + data[2:]), decode_image(data))
 
 
-def test_exif_behind_other_segments_and_fill_bytes_but_not_in_the_picture():
+def test_exif_is_found_behind_other_segments_and_fill_bytes_but_not_in_the_picture():
   data = encode(PHOTOGRAPH)
   exif = b'Exif\0\0' + struct.pack('>2sHIHHHIHHI', b'MM', 42, 8, 1, 0x0112, 3, 1, 3, 0, 0)
 
@@ -108,12 +109,12 @@ def test_exif_behind_other_segments_and_fill_bytes_but_not_in_the_picture():
 
   between = segment(0xE2, b'\xff\xda' * 9000) + b'\xff' * 5 + segment(0xE1, exif)
   turned = data[:20] + between + data[20:]
-  np.testing.assert_array_equal(decode.rgb(turned), decode.rgb(data)[::-1, ::-1])
-  np.testing.assert_array_equal(decode.rgb(turned), pillow(turned))
+  np.testing.assert_array_equal(decode_image(turned), decode_image(data)[::-1, ::-1])
+  np.testing.assert_array_equal(decode_image(turned), decode_with_pillow(turned))
   comment = (
     data[:20] + segment(0xFE, b'no ' + segment(0xE1, exif)) + data[20:] + segment(0xE1, exif)
   )
-  np.testing.assert_array_equal(decode.rgb(comment), decode.rgb(data))
+  np.testing.assert_array_equal(decode_image(comment), decode_image(data))
 
 
 @pytest.mark.parametrize('adobe', [False, True])
@@ -123,10 +124,10 @@ def test_cmyk_has_the_colours_that_pillow_gives_it(adobe):
   marker = data.index(b'Adobe')
   if not adobe:  # APP14 becomes an unknown segment.
     data = data[: marker - 3] + b'\xeb' + data[marker - 2 :]
-  decoded = decode.rgb(data)
-  np.testing.assert_array_equal(decoded, pillow(data))
+  decoded = decode_image(data)
+  np.testing.assert_array_equal(decoded, decode_with_pillow(data))
   assert np.abs(decoded.astype(int) - PHOTOGRAPH).mean() < 6
-  assert decode.rgb(data, at_least=20).shape == (21, 28, 3)
+  assert decode_image(data, min_side=20).shape == (21, 28, 3)
 
 
 def test_ycck_has_the_colours_that_pillow_gives_it():
@@ -134,15 +135,15 @@ def test_ycck_has_the_colours_that_pillow_gives_it():
   transform = data.index(b'Adobe') + 11
   data = data[:transform] + b'\2' + data[transform + 1 :]
   assert simplejpeg.decode_jpeg_header(data)[2] == 'YCCK'
-  np.testing.assert_array_equal(decode.rgb(data), pillow(data))
+  np.testing.assert_array_equal(decode_image(data), decode_with_pillow(data))
 
 
-def test_what_is_transparent_becomes_white():
+def test_transparent_pixels_become_white():
   alpha = np.zeros(PHOTOGRAPH.shape[:2], np.uint8)
   alpha[:40], alpha[40:60] = 255, 51
   with_alpha = np.dstack([PHOTOGRAPH, alpha])
   for kind, options in (('PNG', {}), ('WEBP', {'lossless': True, 'exact': True}), ('TIFF', {})):
-    decoded = decode.rgb(encode(with_alpha, kind, **options))
+    decoded = decode_image(encode(with_alpha, kind, **options))
     np.testing.assert_array_equal(decoded[:40], PHOTOGRAPH[:40])
     assert (decoded[60:] == 255).all()
     blended = 0.2 * PHOTOGRAPH[40:60] + 0.8 * 255
@@ -150,7 +151,7 @@ def test_what_is_transparent_becomes_white():
   palette = PIL.Image.fromarray(np.array([[0, 1], [1, 2]], np.uint8), 'P')
   palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
   for kind in ('PNG', 'GIF'):
-    decoded = decode.rgb(encode(palette, kind, transparency=1))
+    decoded = decode_image(encode(palette, kind, transparency=1))
     np.testing.assert_array_equal(
       decoded[[0, 0, 1, 1], [0, 1, 0, 1]], [[10, 20, 30], [255] * 3, [255] * 3, [70, 80, 90]]
     )
@@ -159,7 +160,7 @@ def test_what_is_transparent_becomes_white():
 def test_of_16_bits_the_upper_8_stay():
   grey = np.arange(0, 65536, 7, np.uint16)[:9000].reshape(90, 100)
   for kind in ('PNG', 'TIFF', 'PPM'):
-    decoded = decode.rgb(encode(grey, kind))
+    decoded = decode_image(encode(grey, kind))
     np.testing.assert_array_equal(decoded, np.repeat((grey >> 8)[..., None], 3, 2))
   # Pillow cannot write 16-bit RGB: a PNG of one row by hand.
   row = np.array([[0x1234, 0xABFF, 0xFF00], [0x00FF, 0x8000, 0x7FFF]], '>u2')
@@ -170,7 +171,7 @@ def test_of_16_bits_the_upper_8_stay():
 
   header = chunk(b'IHDR', struct.pack('>IIBBBBB', 2, 1, 16, 2, 0, 0, 0))
   pixels = chunk(b'IDAT', zlib.compress(b'\0' + row.tobytes()))
-  decoded = decode.rgb(b'\x89PNG\r\n\x1a\n' + header + pixels + chunk(b'IEND', b''))
+  decoded = decode_image(b'\x89PNG\r\n\x1a\n' + header + pixels + chunk(b'IEND', b''))
   np.testing.assert_array_equal(decoded[0], row >> 8)
 
 
@@ -182,24 +183,24 @@ def test_of_16_bits_the_upper_8_stay():
   ],
 )
 def test_pixels_without_a_place_in_8_bits_are_refused(array, reason):
-  with pytest.raises(decode.UnreadableError, match=reason):
-    decode.rgb(encode(array, 'TIFF'))
+  with pytest.raises(UnreadableError, match=reason):
+    decode_image(encode(array, 'TIFF'))
 
 
-def test_the_first_frame_counts():
+def test_the_first_frame_is_decoded():
   frames = [PIL.Image.fromarray(np.roll(SMALL, 7 * n, 1)) for n in range(3)]
   for kind, options in (('GIF', {}), ('WEBP', {'lossless': True}), ('PNG', {}), ('TIFF', {})):
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-    np.testing.assert_array_equal(decode.rgb(data), pillow(data))
+    np.testing.assert_array_equal(decode_image(data), decode_with_pillow(data))
 
 
 @pytest.mark.parametrize(
-  ('at_least', 'factor'),
+  ('min_side', 'factor'),
   [(0, 1), (83, 1), (43, 1), (42, 2), (22, 2), (21, 4), (12, 4), (11, 8), (1, 8)],
 )
-def test_a_reduced_size_keeps_the_short_side(at_least, factor):
+def test_a_reduced_size_keeps_the_short_side(min_side, factor):
   data = encode(PHOTOGRAPH, quality=95)
-  decoded = decode.rgb(data, at_least=at_least)
+  decoded = decode_image(data, min_side=min_side)
   height, width = (-(-side // factor) for side in PHOTOGRAPH.shape[:2])
   assert decoded.shape == (height, width, 3)
   # libjpeg's own reduction, as Pillow asks for it.
@@ -212,58 +213,59 @@ def test_reduced_images_look_the_same_and_are_upright():
   exif = PIL.Image.Exif()
   exif[0x0112] = 6
   image = photographs.astronaut()[:400]
-  small = decode.rgb(encode(image, quality=95, exif=exif), at_least=200)
+  small = decode_image(encode(image, quality=95, exif=exif), min_side=200)
   assert small.shape == (256, 200, 3)
   box = image.reshape(200, 2, 256, 2, 3).mean((1, 3))
   assert np.abs(small - np.rot90(box, -1)).mean() < 2
-  np.testing.assert_array_equal(decode.rgb(encode(image, 'PNG'), at_least=10), image)
+  np.testing.assert_array_equal(decode_image(encode(image, 'PNG'), min_side=10), image)
 
 
-def refused(data, **options):
-  with pytest.raises(decode.UnreadableError) as caught:
-    decode.rgb(data, **options)
+def refusal(data, **options):
+  """Return the reason why data is unreadable."""
+  with pytest.raises(UnreadableError) as caught:
+    decode_image(data, **options)
   return str(caught.value)
 
 
-def test_reasons():
-  assert refused(b'') == 'is empty'
+def test_unreadable_data_is_refused_with_its_reason():
+  assert refusal(b'') == 'is empty'
   page = b'\xef\xbb\xbf \n<!DOCTYPE html><html><body>404 Not Found</body></html>'
-  assert refused(page) == 'is a web page or other markup, not an image'
+  assert refusal(page) == 'is a web page or other markup, not an image'
   for data in (b'no image at all', b'PK\3\4', b'\0' * 500, b'Please log in.'):
-    assert refused(data) == 'is no BMP, GIF, JPEG, PNG, PPM, TIFF or WebP image'
+    assert refusal(data) == 'is no BMP, GIF, JPEG, PNG, PPM, TIFF or WebP image'
   for name in ('jpeg', 'progressive', 'cmyk', 'png', 'gif', 'bmp', 'ppm', 'tiff'):
-    assert refused(WHOLE[name][: len(WHOLE[name]) // 2 + 100 * (name == 'cmyk')]) == 'is truncated'
+    assert refusal(WHOLE[name][: len(WHOLE[name]) // 2 + 100 * (name == 'cmyk')]) == 'is truncated'
 
 
 @pytest.mark.parametrize('name', [name for name in WHOLE if 'webp' not in name])
 def test_too_many_pixels_are_refused_by_the_header(name):
-  assert refused(WHOLE[name], max_pixels=959) == 'has 40×24 pixels, more than the limit of 959'
-  assert decode.rgb(WHOLE[name], max_pixels=960).shape == (24, 40, 3)
+  assert refusal(WHOLE[name], max_pixels=959) == 'has 40×24 pixels, more than the limit of 959'
+  assert decode_image(WHOLE[name], max_pixels=960).shape == (24, 40, 3)
 
 
 def test_a_decompression_bomb_costs_neither_memory_nor_a_warning():
   frame = WHOLE['jpeg'].index(b'\xff\xc0') + 5
   jpeg = WHOLE['jpeg'][:frame] + b'\xff\xdc' * 2 + WHOLE['jpeg'][frame + 4 :]
-  assert refused(jpeg) == 'has 65500×65500 pixels, more than the limit of 178,956,970'
+  assert refusal(jpeg) == 'has 65500×65500 pixels, more than the limit of 178,956,970'
   header = b'IHDR' + struct.pack('>II', 200_000, 100_000) + WHOLE['png'][24:29]
   png = WHOLE['png'][:12] + header + struct.pack('>I', zlib.crc32(header)) + WHOLE['png'][33:]
-  assert refused(png).startswith('has 200000×100000 pixels')
+  assert refusal(png).startswith('has 200000×100000 pixels')
 
 
 @pytest.mark.parametrize('name', ['jpeg', 'progressive', 'restarts', 'grey jpeg', 'cmyk', 'png'])
-def test_no_truncation_gives_a_picture(name):
+def test_every_truncation_is_refused(name):
   whole = WHOLE[name]
   for length in range(len(whole)):
-    refused(whole[:length])
+    refusal(whole[:length])
 
 
 @pytest.mark.parametrize('name', ['palette', 'gif', 'webp', 'lossless webp', 'bmp', 'tiff', 'ppm'])
-def test_what_is_truncated_is_refused_or_has_every_pixel(name):
-  whole, expected = WHOLE[name], decode.rgb(WHOLE[name])
+def test_truncated_data_is_refused_or_has_every_pixel(name):
+  whole, expected = WHOLE[name], decode_image(WHOLE[name])
   for length in range(0, len(whole), 3):
     try:
-      decoded = decode.rgb(whole[:length])
-    except decode.UnreadableError:
+      decoded = decode_image(whole[:length])
+    except UnreadableError:
       continue
     assert length > len(whole) - 20
     np.testing.assert_array_equal(decoded, expected)
@@ -273,31 +275,31 @@ def test_a_cut_jpeg_is_refused_even_if_it_has_an_end():
   data = encode(photographs.astronaut()[:128, :128])
   scan = data.index(b'\xff\xda')
   for length in range(scan + 20, len(data) - 20, 61):
-    assert refused(data[:length] + b'\xff\xd9').startswith(('is truncated', 'is damaged (Corrupt'))
+    assert refusal(data[:length] + b'\xff\xd9').startswith(('is truncated', 'is damaged (Corrupt'))
 
 
 @given(st.binary(max_size=300), st.sampled_from(list(WHOLE)))
 def test_trailing_bytes_change_nothing(trailing, name):
   if name in ('gif', 'webp', 'lossless webp'):
     return
-  expected = decode.rgb(WHOLE[name])
-  np.testing.assert_array_equal(decode.rgb(WHOLE[name] + trailing), expected)
+  expected = decode_image(WHOLE[name])
+  np.testing.assert_array_equal(decode_image(WHOLE[name] + trailing), expected)
 
 
-def test_left_over_bytes_and_odd_versions_do_no_harm():
-  whole, expected = WHOLE['jpeg'], decode.rgb(WHOLE['jpeg'])
+def test_left_over_bytes_and_odd_versions_are_ignored():
+  whole, expected = WHOLE['jpeg'], decode_image(WHOLE['jpeg'])
   left_over = whole[:-2] + b'\x12\x34' * 20 + whole[-2:]
   with pytest.raises(ValueError, match='extraneous bytes'):
     simplejpeg.decode_jpeg(left_over)
-  np.testing.assert_array_equal(decode.rgb(left_over), expected)
+  np.testing.assert_array_equal(decode_image(left_over), expected)
   version = whole.index(b'JFIF') + 5
   odd = whole[:version] + b'\0' + whole[version + 1 :]
   with pytest.raises(ValueError, match='unknown JFIF revision'):
     simplejpeg.decode_jpeg(odd)
-  np.testing.assert_array_equal(decode.rgb(odd), expected)
+  np.testing.assert_array_equal(decode_image(odd), expected)
   # The odd version does not hide the missing end.
-  assert refused(odd[:-30]) == 'is truncated'
-  assert refused(odd[:-100] + b'\xff\xd9').startswith('is damaged (Corrupt JPEG data')
+  assert refusal(odd[:-30]) == 'is truncated'
+  assert refusal(odd[:-100] + b'\xff\xd9').startswith('is damaged (Corrupt JPEG data')
 
 
 def test_unusual_subsampling_is_left_to_pillow():
@@ -307,14 +309,14 @@ def test_unusual_subsampling_is_left_to_pillow():
   data = data[: component + 4] + b'\x12' + data[component + 5 :]
   with pytest.raises((ValueError, KeyError)):
     simplejpeg.decode_jpeg_header(data, strict=False)
-  assert decode.rgb(data).shape == (32, 32, 3)
+  assert decode_image(data).shape == (32, 32, 3)
 
 
-def attempt(data):
-  """A picture; None if it is refused in one line."""
+def decode_or_none(data):
+  """Decode a picture; return None if it is refused in one line."""
   try:
-    image = decode.rgb(data, max_pixels=10**6)
-  except decode.UnreadableError as error:
+    image = decode_image(data, max_pixels=10**6)
+  except UnreadableError as error:
     if len(str(error).splitlines()) == 1:
       return None
     raise
@@ -330,32 +332,32 @@ def attempt(data):
 )
 def test_random_bytes_are_unreadable_and_nothing_else(start, rest):
   # A few bytes are a whole picture in the formats P1–P6.
-  assert attempt(start + rest) is None or start.startswith(b'P')
+  assert decode_or_none(start + rest) is None or start.startswith(b'P')
 
 
 @given(
   st.sampled_from(list(WHOLE)),
   st.lists(st.tuples(st.integers(0, 10**6), st.binary(min_size=1, max_size=4)), min_size=1),
 )
-def test_rotten_bytes_raise_nothing_else(name, patches):
+def test_rotten_bytes_are_unreadable_and_nothing_else(name, patches):
   data = bytearray(WHOLE[name])
   for place, patch in patches:
     place %= len(data)
     data[place : place + len(patch)] = patch
-  attempt(bytes(data))
+  decode_or_none(bytes(data))
 
 
 def test_threads_do_not_disturb_each_other():
   names = list(WHOLE) * 20
-  expected = {name: decode.rgb(data) for name, data in WHOLE.items()}
+  expected = {name: decode_image(data) for name, data in WHOLE.items()}
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
     for name, image in zip(
-      names, pool.map(lambda name: decode.rgb(WHOLE[name]), names), strict=True
+      names, pool.map(lambda name: decode_image(WHOLE[name]), names), strict=True
     ):
       np.testing.assert_array_equal(image, expected[name])
 
 
-def test_nothing_is_printed(tmp_path):
+def test_decoding_prints_and_warns_nothing(tmp_path):
   """In a process of its own: pytest would turn warnings into errors, and libraries print in C."""
   files = {
     'cut png': WHOLE['png'][:-500],
@@ -369,12 +371,27 @@ def test_nothing_is_printed(tmp_path):
   for name, data in files.items():
     (tmp_path / name).write_bytes(data)
   program = (
-    'import pathlib, sys\nfrom sjft_jax.data import decode\n'
+    'import pathlib, sys\nfrom sjft_jax.data.decode import UnreadableError, decode_image\n'
     'for file in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n'
-    '  try: decode.rgb(file.read_bytes())\n'
-    '  except decode.UnreadableError: pass\n'
+    '  try: decode_image(file.read_bytes())\n'
+    '  except UnreadableError: pass\n'
   )
   done = subprocess.run(
     [sys.executable, '-c', program, str(tmp_path)], capture_output=True, text=True, check=True
   )
   assert (done.stdout, done.stderr) == ('', '')
+
+
+def test_the_warning_filter_is_set_once_at_the_first_use_pillow_filters(tmp_path):
+  (tmp_path / 'image.gif').write_bytes(WHOLE['gif'])
+  program = (
+    'import pathlib, sys, warnings\n'
+    'from sjft_jax.data.decode import decode_image\n'
+    'def pillow_filters():\n'
+    '  return [f for f in warnings.filters if "PIL" in getattr(f[3], "pattern", "")]\n'
+    'assert not pillow_filters()\n'
+    'for _ in range(2):\n'
+    '  decode_image(pathlib.Path(sys.argv[1]).read_bytes())\n'
+    '  assert len(pillow_filters()) == 1\n'
+  )
+  subprocess.run([sys.executable, '-c', program, tmp_path / 'image.gif'], check=True)

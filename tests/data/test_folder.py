@@ -1,5 +1,6 @@
 import os
 import pickle
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sjft_jax.data import dataset, folder
+from sjft_jax.data import folder
+from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.decode import UnreadableError
-from sjft_jax.data.folder import ClassFolder, ListedImages, UnlabelledFolder
+from sjft_jax.data.folder import ClassFolder, ImageFiles, ListedImages, UnlabelledFolder
 
 
 def write(file, image):
@@ -26,7 +28,7 @@ def image():
   return np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 
 
-def test_sorted_classes_files_and_labels(tmp_path, image):
+def test_classes_files_and_labels_are_sorted(tmp_path, image):
   for name in ('train/b/2.PNG', 'train/b/10.png', 'train/a/x.png', 'test/a/x.png'):
     write(tmp_path / name, image)
   (tmp_path / 'train/a/notes.txt').write_text('not an image')
@@ -54,7 +56,7 @@ def test_pixels_become_upright_rgb(tmp_path, image):
   assert np.abs(data[2].astype(int) - turned).mean() < 3
 
 
-def test_unreadable_files_are_named(tmp_path, image):
+def test_unreadable_files_are_named_with_their_reason(tmp_path, image):
   write(tmp_path / 'c/whole.png', image)
   for name, content in (('empty.jpg', b''), ('page.jpg', b'<html>'), ('text.jpg', b'no image')):
     (tmp_path / 'c' / name).write_bytes(content)
@@ -62,18 +64,18 @@ def test_unreadable_files_are_named(tmp_path, image):
   (tmp_path / 'c/whole.png').unlink()
   reasons = ('is empty', 'is a web page', 'is no BMP,', 'cannot be opened: No such file')
   for index, reason in enumerate(reasons):
-    with pytest.raises(UnreadableError, match=f'^{data.where(index)} {reason}'):
+    with pytest.raises(UnreadableError, match=f'^{data.location(index)} {reason}'):
       data[index]
-    assert data.where(index) == str(tmp_path / data.key(index))
+    assert data.location(index) == str(tmp_path / data.key(index))
 
 
-def test_images_may_be_asked_for_reduced(tmp_path, image):
+def test_images_can_be_read_in_reduced_size(tmp_path, image):
   (tmp_path / 'c').mkdir()
   PIL.Image.fromarray(cv2.resize(image, (90, 60))).save(tmp_path / 'c/1.jpg')
-  assert ClassFolder(str(tmp_path), '').at_least(0, 15).shape == (15, 23, 3)
+  assert ClassFolder(str(tmp_path), '').read_image(0, min_side=15).shape == (15, 23, 3)
 
 
-def test_an_index_out_of_range(tmp_path, image):
+def test_an_index_out_of_range_raises(tmp_path, image):
   write(tmp_path / 'c/1.png', image)
   write(tmp_path / 'c/2.png', image)
   data = ClassFolder(str(tmp_path), '')
@@ -82,7 +84,7 @@ def test_an_index_out_of_range(tmp_path, image):
     data[2]
 
 
-def test_a_data_set_goes_to_other_processes(tmp_path, image):
+def test_a_data_set_can_be_pickled_for_other_processes(tmp_path, image):
   for name in ('a/1.png', 'b/2.png'):
     write(tmp_path / name, image)
   data = pickle.loads(pickle.dumps(ClassFolder(str(tmp_path), '')))
@@ -90,7 +92,7 @@ def test_a_data_set_goes_to_other_processes(tmp_path, image):
   np.testing.assert_array_equal(data[1], image)
 
 
-def test_numbers_are_classes_in_their_own_order(tmp_path, image):
+def test_classes_that_are_numbers_are_sorted_by_value(tmp_path, image):
   for name in ('10', '9', '2', '02'):
     write(tmp_path / f'all/{name}/x.png', image)
     write(tmp_path / f'some/{name}/x.png', image)
@@ -99,7 +101,7 @@ def test_numbers_are_classes_in_their_own_order(tmp_path, image):
   assert ClassFolder(str(tmp_path), 'some').classes == ('02', '10', '2', '9', 'a')
 
 
-def test_layout_errors(tmp_path):
+def test_folders_without_classes_or_images_are_refused(tmp_path):
   with pytest.raises(ValueError, match=r'train is not a folder; images are expected as <path>/'):
     ClassFolder(str(tmp_path), 'train')
   with pytest.raises(ValueError, match='is not a folder'):
@@ -112,7 +114,7 @@ def test_layout_errors(tmp_path):
     ClassFolder(str(tmp_path), 'train')
 
 
-def test_fingerprint_follows_names_and_sizes(tmp_path, image):
+def test_the_fingerprint_follows_names_and_sizes(tmp_path, image):
   write(tmp_path / 'c/1.png', image)
   first = ClassFolder(str(tmp_path), '').fingerprint
   assert ClassFolder(str(tmp_path), '').fingerprint == first
@@ -123,14 +125,14 @@ def test_fingerprint_follows_names_and_sizes(tmp_path, image):
   assert len({first, second, ClassFolder(str(tmp_path), '').fingerprint}) == 3
 
 
-def test_unlabelled_images_at_any_depth_in_sorted_order(tmp_path, image):
+def test_unlabelled_images_come_from_any_depth_in_sorted_order(tmp_path, image):
   for name in ('b.png', 'a/z/2.png', 'a/10.PNG', 'a/2.png', 'a.png', '.hidden/x.png', 'a/.x.png'):
     write(tmp_path / name, image)
   (tmp_path / 'a/notes.txt').write_text('not an image')
   (tmp_path / 'empty').mkdir()
   (tmp_path / 'folder.png').mkdir()
   data = UnlabelledFolder(str(tmp_path))
-  assert isinstance(data, dataset.Dataset)
+  assert isinstance(data, Dataset)
   assert [data.key(i) for i in range(len(data))] == [
     *('a/10.PNG', 'a/2.png', 'a/z/2.png', 'a.png', 'b.png')
   ]
@@ -151,7 +153,7 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path, image):
   assert [data.key(i) for i in range(len(data))] == ['a/link/1.png']
 
 
-def test_unlabelled_needs_a_folder_with_images(tmp_path):
+def test_an_unlabelled_folder_needs_images(tmp_path):
   for path in ('', str(tmp_path / 'nowhere')):
     with pytest.raises(ValueError, match=f"'{path}' is not a folder"):
       UnlabelledFolder(path)
@@ -161,20 +163,20 @@ def test_unlabelled_needs_a_folder_with_images(tmp_path):
     UnlabelledFolder(str(tmp_path))
 
 
-def test_a_name_that_no_table_can_hold_is_refused(tmp_path, image):
+def test_a_name_that_is_not_utf8_is_refused(tmp_path, image):
   for name in (b'a.png', b'caf\xe9.png'):
     write(tmp_path / 'c' / os.fsdecode(name), image)
-  for data in (lambda: UnlabelledFolder(str(tmp_path)), lambda: ClassFolder(str(tmp_path), '')):
+  for open_folder in (UnlabelledFolder, lambda path: ClassFolder(path, '')):
     with pytest.raises(ValueError, match=r'caf\\udce9\.png. has a name that is not UTF-8'):
-      data()
+      open_folder(str(tmp_path))
 
 
 @pytest.fixture
-def eager(tmp_path, monkeypatch):
-  """The cache counts from the first file on, and new folders have settled."""
+def eager_cache(tmp_path, monkeypatch):
+  """Cache listings from the first file on, and those of new folders too; return the folder."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  monkeypatch.setattr(folder, '_CACHED_FROM', 1)
-  monkeypatch.setattr(folder, '_SETTLED', -1)
+  monkeypatch.setattr(folder, '_MIN_CACHED_FILES', 1)
+  monkeypatch.setattr(folder, '_MIN_FOLDER_AGE_S', -1)
   return tmp_path / 'cache'
 
 
@@ -182,37 +184,37 @@ def keys(data):
   return [data.key(index) for index in range(len(data))]
 
 
-@pytest.mark.parametrize('opened', [lambda path: ClassFolder(path, ''), UnlabelledFolder])
+@pytest.mark.parametrize('open_folder', [lambda path: ClassFolder(path, ''), UnlabelledFolder])
 def test_a_cached_listing_is_used_until_a_folder_changes(
-  eager, tmp_path, image, opened, monkeypatch
+  eager_cache, tmp_path, image, open_folder, monkeypatch
 ):
   root = tmp_path / 'data'
   for name in ('a/1.png', 'a/2.png', 'b/é.png'):
     write(root / name, image)
-  looked = []
+  scanned = []
   scandir = os.scandir
-  monkeypatch.setattr(os, 'scandir', lambda path: looked.append(path) or scandir(path))
-  first, again = opened(str(root)), opened(str(root))
-  assert len(looked) == 3
-  assert len(list(eager.rglob('*.npz'))) == 1
-  assert keys(again) == keys(first) == ['a/1.png', 'a/2.png', 'b/é.png']
-  assert again.fingerprint == first.fingerprint
-  assert (again.classes, again.labels.tolist()) == (first.classes, first.labels.tolist())
+  monkeypatch.setattr(os, 'scandir', lambda path: scanned.append(path) or scandir(path))
+  first, second = open_folder(str(root)), open_folder(str(root))
+  assert len(scanned) == 3
+  assert len(list(eager_cache.rglob('*.npz'))) == 1
+  assert keys(second) == keys(first) == ['a/1.png', 'a/2.png', 'b/é.png']
+  assert second.fingerprint == first.fingerprint
+  assert (second.classes, second.labels.tolist()) == (first.classes, first.labels.tolist())
 
   (root / 'b/é.png').rename(root / 'b/e.png')
-  assert keys(opened(str(root))) == ['a/1.png', 'a/2.png', 'b/e.png']
+  assert keys(open_folder(str(root))) == ['a/1.png', 'a/2.png', 'b/e.png']
   write(root / 'a/3.png', image)
-  assert keys(opened(str(root))) == ['a/1.png', 'a/2.png', 'a/3.png', 'b/e.png']
+  assert keys(open_folder(str(root))) == ['a/1.png', 'a/2.png', 'a/3.png', 'b/e.png']
   write(root / 'c/1.png', image)
   (root / 'a/1.png').unlink()
-  assert keys(opened(str(root))) == ['a/2.png', 'a/3.png', 'b/e.png', 'c/1.png']
-  assert len(list(eager.rglob('*.npz'))) == 1
+  assert keys(open_folder(str(root))) == ['a/2.png', 'a/3.png', 'b/e.png', 'c/1.png']
+  assert len(list(eager_cache.rglob('*.npz'))) == 1
 
 
-def test_a_cache_that_is_damaged_or_cannot_be_written_does_no_harm(eager, tmp_path, image):
+def test_a_cache_that_is_damaged_or_cannot_be_written_does_no_harm(eager_cache, tmp_path, image):
   write(tmp_path / 'data/a/1.png', image)
   expected = ClassFolder(str(tmp_path / 'data'), '').fingerprint
-  (path,) = eager.rglob('*.npz')
+  (path,) = eager_cache.rglob('*.npz')
   whole = path.read_bytes()
   for content in (b'', b'junk', whole[:-100], whole.replace(b'1.png', b'2.png')):
     path.write_bytes(content)
@@ -225,14 +227,16 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_does_no_harm(eager, tmp_pa
   assert ClassFolder(str(tmp_path / 'data'), '').fingerprint == expected
 
 
-def test_what_has_just_changed_or_is_small_is_not_cached(eager, tmp_path, image, monkeypatch):
+def test_a_folder_that_has_just_changed_or_is_small_is_not_cached(
+  eager_cache, tmp_path, image, monkeypatch
+):
   write(tmp_path / 'data/a/1.png', image)
-  monkeypatch.setattr(folder, '_SETTLED', 60)
+  monkeypatch.setattr(folder, '_MIN_FOLDER_AGE_S', 60)
   ClassFolder(str(tmp_path / 'data'), '')
-  monkeypatch.setattr(folder, '_SETTLED', -1)
-  monkeypatch.setattr(folder, '_CACHED_FROM', 2)
+  monkeypatch.setattr(folder, '_MIN_FOLDER_AGE_S', -1)
+  monkeypatch.setattr(folder, '_MIN_CACHED_FILES', 2)
   ClassFolder(str(tmp_path / 'data'), '')
-  assert not eager.exists()
+  assert not eager_cache.exists()
 
 
 def write_list(file, **columns):
@@ -242,7 +246,7 @@ def write_list(file, **columns):
 
 
 @pytest.mark.parametrize('suffix', ['csv', 'parquet'])
-def test_a_list_of_paths_and_labels(tmp_path, image, suffix):
+def test_a_list_gives_paths_and_labels_in_its_order(tmp_path, image, suffix):
   elsewhere = tmp_path / 'elsewhere/1.png'
   for file in (tmp_path / 'data/x/b, 1.png', tmp_path / 'data/ä.png', elsewhere):
     write(file, image)
@@ -254,12 +258,12 @@ def test_a_list_of_paths_and_labels(tmp_path, image, suffix):
   }
   path = write_list(tmp_path / f'data/list.{suffix}', **columns)
   data = ListedImages(path, '')
-  assert isinstance(data, dataset.Dataset)
+  assert isinstance(data, Dataset)
   assert (data.name, data.classes) == ('list', ('ant', 'zebra'))
   assert data.labels.tolist() == [1, 0, 1]
   assert data.labels.dtype == np.int32
   assert keys(data) == columns['path']
-  assert [data.where(0), data.where(2)] == [str(tmp_path / 'data/x/b, 1.png'), str(elsewhere)]
+  assert [data.location(0), data.location(2)] == [str(tmp_path / 'data/x/b, 1.png'), str(elsewhere)]
   for index in range(3):
     np.testing.assert_array_equal(data[index], image)
   train = ListedImages(path, 'train')
@@ -270,7 +274,7 @@ def test_a_list_of_paths_and_labels(tmp_path, image, suffix):
 
 
 @pytest.mark.parametrize('suffix', ['csv', 'parquet'])
-def test_numeric_labels_of_a_list(tmp_path, image, suffix):
+def test_labels_of_a_list_that_are_numbers_are_sorted_by_value(tmp_path, image, suffix):
   for number in range(3):
     write(tmp_path / f'{number}.png', image)
   names = ['0.png', '1.png', '2.png']
@@ -287,7 +291,7 @@ def test_numeric_labels_of_a_list(tmp_path, image, suffix):
   assert ListedImages(path, '').fingerprint != first
 
 
-def test_text_stays_as_it_is_in_a_list(tmp_path, image):
+def test_values_of_a_list_stay_text(tmp_path, image):
   PIL.Image.fromarray(image).save(tmp_path / '007', 'PNG')
   (tmp_path / 'list.csv').write_bytes(b'\xef\xbb\xbfpath,label\r\n007,01\r\n')
   data = ListedImages(str(tmp_path / 'list.csv'), '')
@@ -307,10 +311,10 @@ def test_text_stays_as_it_is_in_a_list(tmp_path, image):
     (b'path,label\na.png,x\na.png,y\n', "has 'a.png' more than once"),
     (b'path,label\na.png,x\nno/b.png,y\n', r'/no is not there \(No such file or directory\)'),
     (b'path,label\na.png,x\nb.png,y\n', r'/b\.png is not there \(No such file or directory\)'),
-    (b'path,label,split\na.png,x,q\n', r"no row of split='train'; choose one of 'q'"),
+    (b'path,label,split\na.png,x,q\n', r"split='train' is unknown; use one of q$"),
   ],
 )
-def test_what_is_wrong_with_a_list_is_said_in_one_line(tmp_path, image, content, message):
+def test_a_mistake_in_a_list_is_named_in_one_line(tmp_path, image, content, message):
   write(tmp_path / 'a.png', image)
   path = tmp_path / 'list.csv'
   path.write_bytes(content)
@@ -321,31 +325,66 @@ def test_what_is_wrong_with_a_list_is_said_in_one_line(tmp_path, image, content,
 
 
 @pytest.mark.parametrize('name', ['none.csv', 'none.parquet', 'folder.parquet', 'text.parquet'])
-def test_a_list_that_is_none(tmp_path, name):
+def test_a_file_that_is_no_list_is_refused(tmp_path, name):
   (tmp_path / 'folder.parquet').mkdir()
   (tmp_path / 'text.parquet').write_text('path,label')
   with pytest.raises(ValueError, match=f'{name} cannot be read as a list of path and label'):
     ListedImages(str(tmp_path / name), '')
 
 
-def test_nulls_in_a_list(tmp_path, image):
+def test_null_labels_of_a_list_are_refused(tmp_path, image):
   write(tmp_path / 'a.png', image)
   path = write_list(tmp_path / 'list.parquet', path=['a.png'], label=pa.array([None], pa.string()))
   with pytest.raises(ValueError, match='row 1: label is empty'):
     ListedImages(path, '')
 
 
-def test_sizes_of_a_list_are_cached_until_a_folder_changes(eager, tmp_path, image):
+def test_sizes_of_a_list_are_cached_until_a_folder_changes(eager_cache, tmp_path, image):
   for name in ('a/1.png', 'a/2.png', 'b/1.png'):
     write(tmp_path / name, image)
   path = write_list(tmp_path / 'list.csv', path=['a/1.png', 'b/1.png'], label=['x', 'y'])
   assert ListedImages(path, '').fingerprint == ListedImages(path, '').fingerprint
-  assert len(list(eager.rglob('*.npz'))) == 1
+  assert len(list(eager_cache.rglob('*.npz'))) == 1
   (tmp_path / 'b/1.png').unlink()
   with pytest.raises(ValueError, match=r'b/1\.png is not there'):
     ListedImages(path, '')
   path = write_list(tmp_path / 'list.csv', path=['a/1.png', 'a/2.png'], label=['x', 'y'])
   assert keys(ListedImages(path, '')) == ['a/1.png', 'a/2.png']
+
+
+def test_image_files_come_in_the_given_order(tmp_path, image):
+  paths = [tmp_path / name for name in ('b.png', 'a/1.png', 'noise without suffix')]
+  for number, path in enumerate(paths[:2]):
+    write(path, image + np.uint8(number))
+  paths[2].write_bytes(paths[0].read_bytes())
+  data = ImageFiles(paths)
+  assert isinstance(data, Dataset)
+  assert (len(data), data.name, data.classes) == (3, 'images', ('image',))
+  assert data.labels.tolist() == [0, 0, 0]
+  assert data.labels.dtype == np.int32
+  assert keys(data) == [data.location(i) for i in range(3)] == [str(path) for path in paths]
+  np.testing.assert_array_equal(data[1], image + np.uint8(1))
+  np.testing.assert_array_equal(data[2], data[0])
+  assert data.fingerprint == ImageFiles(paths).fingerprint != ImageFiles(paths[::-1]).fingerprint
+
+
+def test_image_files_may_be_relative_and_given_twice(tmp_path, image, monkeypatch):
+  write(tmp_path / 'a/1.png', image)
+  monkeypatch.chdir(tmp_path)
+  data = ImageFiles([Path('a/1.png')] * 2)
+  assert keys(data) == ['a/1.png'] * 2
+  np.testing.assert_array_equal(data[1], image)
+
+
+def test_image_files_that_are_missing_or_unreadable_are_named(tmp_path):
+  with pytest.raises(ValueError, match='no images are given'):
+    ImageFiles([])
+  for path in (tmp_path, tmp_path / 'none.png'):
+    with pytest.raises(ValueError, match=f'{path} is not a file'):
+      ImageFiles([path])
+  (tmp_path / 'text.png').write_text('no image')
+  with pytest.raises(UnreadableError, match=rf'^{tmp_path}/text\.png is no BMP,'):
+    ImageFiles([tmp_path / 'text.png'])[0]
 
 
 NAMES = st.text(

@@ -1,4 +1,4 @@
-"""Sheets of views to look at, and the command that draws them."""
+"""Pictures of views to look at, and the command that draws them."""
 
 import subprocess
 import sys
@@ -9,16 +9,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import folder as folder_config
+from sjft_jax import config as config_module
 from sjft_jax.data import preview, transforms
 from sjft_jax.data.dataset import class_names
+from sjft_jax.data.decode import decode_image
 from sjft_jax.report.image_grid import GAP, LINE, LINES, SIDE
 
 ROOT = Path(__file__).parents[2]
 DESCRIBE, VIEW = {'resize': SIDE, 'crop': SIDE}, {'resize': 160, 'crop': SIDE}
+SIZES = {
+  'descriptor_size': transforms.ImageSize(**DESCRIBE),
+  'network_size': transforms.ImageSize(**VIEW),
+}
 
 
 class Noise:
-  """Classes of 3, 2 and 4 images, in mixed order; views are as large as pictures on the sheet."""
+  """Classes of 3, 2 and 4 images, in mixed order; views are as large as pictures on the page."""
 
   name, fingerprint = 'noise', '0'
   classes = ('cat', 'dog', 'owl')
@@ -30,27 +37,27 @@ class Noise:
   def __getitem__(self, index):
     return np.random.default_rng(index).integers(0, 256, (170, 200, 3), np.uint8)
 
-  def at_least(self, index, side):
+  def read_image(self, index, *, min_side):
     return self[index]
 
   def key(self, index):
     return f'{self.classes[0]}/{index}.png'
 
 
-def picture(page, row, column):
+def crop_picture(page, row, column):
   left = GAP + column * (SIDE + GAP)
   top = GAP + LINE + 6 + row * (SIDE + LINES * LINE + GAP)
   return np.asarray(page.crop((left, top, left + SIDE, top + SIDE)))
 
 
-def draw(**options):
-  common = {'images': 3, 'draws': 2, 'kind': 'resnet', 'seed': 5}
-  return preview.sheet(Noise(), **(common | {'describe': DESCRIBE, 'view': VIEW} | options))
+def draw_page(**options):
+  defaults = {'images': 3, 'draws': 2, 'kind': 'resnet', 'seed': 5, **SIZES}
+  return preview.preview_grid(Noise(), **defaults | options)
 
 
 def test_pictures_are_the_views():
-  data, page = Noise(), draw(ten_crop=True)
-  for row, index in enumerate(preview.spread(data, 3)):
+  data, page = Noise(), draw_page(ten_crop=True)
+  for row, index in enumerate(preview.spread_over_classes(data, 3)):
     image = data[index]
     expected = [
       transforms.describe_view(image, **DESCRIBE),
@@ -58,18 +65,18 @@ def test_pictures_are_the_views():
       *transforms.ten_crop(image, **VIEW),
     ]
     for column, view in enumerate(expected):
-      np.testing.assert_array_equal(picture(page, row, column), view)
-    first, second = (picture(page, row, column) for column in (12, 13))
+      np.testing.assert_array_equal(crop_picture(page, row, column), view)
+    first, second = (crop_picture(page, row, column) for column in (12, 13))
     assert (first != second).any()
   assert page.width == GAP + 14 * (SIDE + GAP)
 
 
-def test_the_seed_decides_the_sheet():
-  assert draw() == draw()
-  assert draw() != draw(seed=6)
-  plain = draw(kind='none')
+def test_the_seed_decides_the_page():
+  assert draw_page() == draw_page()
+  assert draw_page() != draw_page(seed=6)
+  plain = draw_page(kind='none')
   for column in (2, 3):
-    np.testing.assert_array_equal(picture(plain, 1, column), picture(plain, 1, 1))
+    np.testing.assert_array_equal(crop_picture(plain, 1, column), crop_picture(plain, 1, 1))
 
 
 @pytest.mark.parametrize('labels', ['one', 'several'])
@@ -77,15 +84,13 @@ def test_rows_are_spread_over_classes(labels):
   data = Noise()
   if labels == 'several':
     data.labels = np.eye(3, dtype=bool)[data.labels]
-  shown = preview.spread(data, 3)
-  assert [class_names(data, index) for index in shown] == ['cat', 'dog', 'owl']
-  assert sorted(preview.spread(data, 9)) == sorted(preview.spread(data, 100)) == [*range(9)]
-
-
-def test_class_names_name_all_that_an_image_shows():
-  data = Noise()
-  data.labels = np.array([[True, False, True]] * 9)
-  assert class_names(data, 4) == 'cat, owl'
+  indices = preview.spread_over_classes(data, 3)
+  assert [class_names(data, index) for index in indices] == ['cat', 'dog', 'owl']
+  assert (
+    sorted(preview.spread_over_classes(data, 9))
+    == sorted(preview.spread_over_classes(data, 100))
+    == [*range(9)]
+  )
 
 
 @pytest.fixture
@@ -99,21 +104,23 @@ def folder(tmp_path):
   return tmp_path / 'images'
 
 
-def run(*options):
+def run_preview(*options):
   module = sys.executable, '-X', 'importtime', '-m', 'sjft_jax.data.preview'
-  done = subprocess.run([*module, *options], cwd=ROOT, capture_output=True, text=True, check=False)
-  lines = done.stderr.splitlines()
+  process = subprocess.run(
+    [*module, *options], cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  lines = process.stderr.splitlines()
   imported = {line.split()[-1] for line in lines if line.startswith('import time:')}
-  assert 'cv2' in imported
+  assert 'sjft_jax.data.transforms' in imported
   assert 'jax' not in imported  # Nobody should wait seconds for a picture.
   errors = [line for line in lines if not line.startswith('import time:')]
-  return done.returncode, done.stdout, errors
+  return process.returncode, process.stdout, errors
 
 
-def test_command(folder, tmp_path):
-  output = tmp_path / 'sheet.png'
+def test_command_writes_the_picture(folder, tmp_path):
+  output = tmp_path / 'page.png'
   data = '--config=configs/folder.py', f'--config.target.path={folder}'
-  code, text, errors = run(*data, f'--output={output}', '--images=2', '--draws=3')
+  code, text, errors = run_preview(*data, f'--output={output}', '--images=2', '--draws=3')
   assert (code, errors) == (0, [])
   assert str(output) in text.replace('\n', '')
   with Image.open(output) as page:
@@ -130,7 +137,27 @@ def test_command(folder, tmp_path):
   ],
 )
 def test_mistakes_end_in_one_line(options, message):
-  code, _, errors = run(*options)
+  code, _, errors = run_preview(*options)
   assert code == 1
   assert len(errors) == 1
   assert errors[0].startswith(message)
+
+
+@pytest.mark.parametrize('domain', preview.DOMAINS)
+def test_a_preview_shows_the_training_images_of_a_configuration(folder, tmp_path, capsys, domain):
+  config = folder_config.get_config()
+  config.target.path = config.source.path = str(folder)
+  config.images.update(VIEW)
+  config.descriptors.update(DESCRIBE)
+  output = tmp_path / 'page.png'
+  preview.save_preview(config, output, domain=domain, images=2, draws=0)
+  assert f'{domain}, images/train' in capsys.readouterr().out
+  image = decode_image((folder / 'train/ant/1.png').read_bytes())
+  with Image.open(output) as page:
+    expected = transforms.center_crop(image, **VIEW)
+    np.testing.assert_array_equal(crop_picture(page, 0, 1), expected)
+
+
+def test_an_unknown_domain_is_refused(tmp_path):
+  with pytest.raises(ValueError, match="domain='tests' is unknown; .*use one of target, source"):
+    preview.save_preview(config_module.default(), tmp_path / 'x', domain='tests', images=2, draws=0)

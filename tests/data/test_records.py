@@ -15,46 +15,46 @@ from sjft_jax.data.records import Records
 COUNT = 7
 
 
-def jpeg(index):
+def encode_jpeg(index):
   file = io.BytesIO()
   PIL.Image.fromarray(np.full((9, 12, 3), 30 * index, np.uint8)).save(file, 'JPEG')
   return file.getvalue()
 
 
-def builder(name, features, examples, version='1.0.0'):
-  """A TFDS builder class."""
+def make_builder(name, features, examples, version='1.0.0'):
+  """Return a TFDS builder class."""
 
   class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version(version)
 
     def _info(self):
-      described = tfds.features.FeaturesDict({'image': tfds.features.Image(), **features})
-      return tfds.core.DatasetInfo(builder=self, features=described)
+      all_features = tfds.features.FeaturesDict({'image': tfds.features.Image(), **features})
+      return tfds.core.DatasetInfo(builder=self, features=all_features)
 
     def _split_generators(self, dl_manager):
       return {'train': self._generate_examples(), 'validation': self._generate_examples()}
 
     def _generate_examples(self):
       for index in range(COUNT):
-        yield index, {'image': jpeg(index), **examples(index)}
+        yield index, {'image': encode_jpeg(index), **examples(index)}
 
   Builder.name = name
-  Builder.url_infos = {}  # Else TFDS looks for a package beside the test.
+  Builder.url_infos = {}  # Otherwise TFDS looks for a package beside the test.
   return Builder
 
 
 def prepare(data_dir, *args, **kwargs):
-  made = builder(*args, **kwargs)(data_dir=data_dir, file_format='array_record')
-  made.download_and_prepare()
-  return made.data_path
+  builder = make_builder(*args, **kwargs)(data_dir=data_dir, file_format='array_record')
+  builder.download_and_prepare()
+  return builder.data_path
 
 
-NAMED = (
+SINGLE_LABEL = (
   'thing',
   {'label': tfds.features.ClassLabel(names=['cat', 'dog']), 'file_name': tfds.features.Text()},
   lambda index: {'label': index % 2, 'file_name': f'image {index}.jpg'},
 )
-SEVERAL = (
+MULTI_LABEL = (
   'scene',
   {
     'image/id': np.int64,
@@ -67,9 +67,9 @@ SEVERAL = (
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
   path = tmp_path_factory.mktemp('tfds')
-  prepare(path, *NAMED, version='1.0.0')
-  prepare(path, *NAMED, version='1.2.0')
-  prepare(path, *SEVERAL)
+  prepare(path, *SINGLE_LABEL, version='1.0.0')
+  prepare(path, *SINGLE_LABEL, version='1.2.0')
+  prepare(path, *MULTI_LABEL)
   killed = path / 'thing' / 'incomplete.ABC_2.0.0'
   killed.mkdir()
   (killed / 'dataset_info.json').write_text('{}')
@@ -84,10 +84,10 @@ def test_images_labels_and_names_are_those_of_the_records(data_dir):
   numbers = [int(data.key(i).split()[1].removesuffix('.jpg')) for i in range(COUNT)]
   assert sorted(numbers) == list(range(COUNT))
   np.testing.assert_array_equal(data.labels, np.array(numbers) % 2)
-  for place, number in enumerate(numbers):
-    assert data.encoded(place) == jpeg(number)
-    assert data[place].shape == (9, 12, 3)
-    assert abs(int(data[place].mean()) - 30 * number) <= 1
+  for position, number in enumerate(numbers):
+    assert data.read_encoded(position) == encode_jpeg(number)
+    assert data[position].shape == (9, 12, 3)
+    assert abs(int(data[position].mean()) - 30 * number) <= 1
 
 
 def test_splits_are_named_as_in_tfds(data_dir):
@@ -98,8 +98,8 @@ def test_splits_are_named_as_in_tfds(data_dir):
   assert keys('train[2:5]') == keys('train')[2:5]
   assert keys('train[:50%]+validation') == keys('train')[:4] + keys('validation')
   splits = ('train', 'validation', 'train[1:]', 'train+validation')
-  prints = {Records('thing', str(data_dir), split).fingerprint for split in splits}
-  assert len(prints) == len(splits)
+  fingerprints = {Records('thing', str(data_dir), split).fingerprint for split in splits}
+  assert len(fingerprints) == len(splits)
   with pytest.raises(ValueError, match=r"thing, split='tset': .*train"):
     keys('tset')
 
@@ -116,19 +116,19 @@ def test_objects_make_a_multi_label_data_set(data_dir):
 
 def test_the_index_is_made_once(data_dir, monkeypatch):
   first = Records('thing', str(data_dir), 'train')
-  monkeypatch.setattr(Records, '_index', None)
-  again = Records('thing', str(data_dir), 'train')
-  np.testing.assert_array_equal(first.labels, again.labels)
-  assert first.fingerprint == again.fingerprint
+  monkeypatch.setattr(Records, '_make_index', None)
+  second = Records('thing', str(data_dir), 'train')
+  np.testing.assert_array_equal(first.labels, second.labels)
+  assert first.fingerprint == second.fingerprint
 
 
-def test_it_can_be_sent_to_another_process(data_dir):
+def test_a_data_set_can_be_pickled_for_other_processes(data_dir):
   data = Records('thing', str(data_dir), 'train')
   copy = pickle.loads(pickle.dumps(data))
   np.testing.assert_array_equal(copy[3], data[3])
 
 
-def test_what_cannot_be_read_says_what_to_do(data_dir, tmp_path):
+def test_a_data_set_that_cannot_be_read_is_refused_with_a_remedy(data_dir, tmp_path):
   with pytest.raises(ValueError, match=r'no prepared nothing at .*TFDS has prepared it'):
     Records('nothing', str(tmp_path), 'train')
   with pytest.raises(ValueError, match=r'sjft_jax\.data\.prepare --dataset=caltech256 '):

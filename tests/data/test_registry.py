@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sjft_jax.data import registry
 from sjft_jax.data.dataset import Dataset
-from sjft_jax.data.registry import stratified
+from sjft_jax.data.registry import stratified_split
 
 DRAWN = {'train_per_class': 0, 'test_share': 0.2, 'split_seed': 0}
 
@@ -34,7 +34,7 @@ def test_a_share_of_every_class_is_held_out(counts, share, seed):
   labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
   labels = labels.astype(np.int32)
   names = tuple(map(str, range(len(counts))))
-  train, test = stratified(labels, names, share=share, seed=seed)
+  train, test = stratified_split(labels, names, test_share=share, seed=seed)
   np.testing.assert_array_equal(np.sort(np.concatenate([train, test])), np.arange(len(labels)))
   assert (np.diff(train) > 0).all()
   for label, count in enumerate(counts):
@@ -44,19 +44,19 @@ def test_a_share_of_every_class_is_held_out(counts, share, seed):
 
 
 @given(seed=st.integers(0, 5), per_class=st.integers(1, 6))
-def test_so_many_of_every_class_are_drawn(seed, per_class):
+def test_as_many_of_every_class_are_drawn_as_asked(seed, per_class):
   labels = np.repeat(np.arange(3, dtype=np.int32), (7, 9, 30))
-  train, test = stratified(labels, ('a', 'b', 'c'), per_class=per_class, seed=seed)
+  train, test = stratified_split(labels, ('a', 'b', 'c'), train_per_class=per_class, seed=seed)
   np.testing.assert_array_equal(np.bincount(labels[train]), [per_class] * 3)
   assert len(test) == 46 - 3 * per_class
 
 
-def test_a_draw_depends_on_the_seed_and_is_the_classs_own():
+def test_a_draw_depends_on_the_seed_but_not_on_other_classes():
   labels = np.repeat(np.arange(2, dtype=np.int32), (20, 30))
-  train, _ = stratified(labels, ('a', 'b'), per_class=10, seed=0)
-  again, _ = stratified(labels, ('a', 'b'), per_class=10, seed=0)
-  other, _ = stratified(labels, ('a', 'b'), per_class=10, seed=1)
-  alone, _ = stratified(labels[:20], ('a',), per_class=10, seed=0)
+  train, _ = stratified_split(labels, ('a', 'b'), train_per_class=10, seed=0)
+  again, _ = stratified_split(labels, ('a', 'b'), train_per_class=10, seed=0)
+  other, _ = stratified_split(labels, ('a', 'b'), train_per_class=10, seed=1)
+  alone, _ = stratified_split(labels[:20], ('a',), train_per_class=10, seed=0)
   np.testing.assert_array_equal(train, again)
   assert (train != other).any()
   np.testing.assert_array_equal(train[:10], alone)
@@ -90,7 +90,7 @@ def test_a_source_folder_without_splits_is_taken_whole(tmp_path):
     registry.load(dataset='folder', path=str(tmp_path), split='trian')
 
 
-def test_splits_that_are_there_are_kept(tmp_path):
+def test_splits_of_a_folder_are_used(tmp_path):
   for split, count in (('train', 4), ('test', 2)):
     write(tmp_path / split / 'cat', count)
     write(tmp_path / split / 'dog', count)
@@ -136,9 +136,11 @@ def test_several_data_sets_become_one(tmp_path):
     registry.load(dataset='folder+folder+folder', path=path, split='train')
 
 
-def test_unknown_names_are_named():
+def test_unknown_names_are_refused_with_a_suggestion():
   with pytest.raises(ValueError, match=r"'imagenet2021' is unknown; did you mean 'imagenet2012'"):
     registry.load(dataset='imagenet2021', path='', split='train')
+  with pytest.raises(ValueError, match='stanford_dogs, or a data set that TFDS has prepared below'):
+    registry.load(dataset='x', path='', split='train')
   with pytest.raises(ValueError, match="path='x' is not read by demo_textures"):
     registry.load(dataset='demo_textures', path='x', split='train')
   assert len(registry.load(dataset='demo_textures', path='', split='test')) == 504

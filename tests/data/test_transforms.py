@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import io
 import tracemalloc
 
@@ -18,13 +19,13 @@ def noise(height, width, seed=0):
 
 
 def atlas(height, width):
-  """Every pixel tells where it is: red is twice x, green is twice y."""
+  """Return an image whose pixels spell out where they are: red is twice x, green is twice y."""
   y, x = np.mgrid[:height, :width]
   return np.stack([2 * x, 2 * y, 0 * x], axis=-1).astype(np.uint8)
 
 
-class Chosen(np.random.Generator):
-  """Draws the given families, never mirrors; everything else is random."""
+class ScriptedGenerator(np.random.Generator):
+  """Draws the given families and never mirrors; everything else is random."""
 
   def __init__(self, seed, *families):
     super().__init__(np.random.Philox(seed))
@@ -39,12 +40,12 @@ class Chosen(np.random.Generator):
 
 
 def pursue(image, seed, geometry, look):
-  rng = Chosen(seed, geometry, look)
+  rng = ScriptedGenerator(seed, geometry, look)
   return transforms.augment(image, rng, kind='pursuit', crop=64, resize=72)
 
 
-def affine(view):
-  """Where a view of the atlas comes from: (x, y) of its centre, and the 2×2 matrix in x, y."""
+def fit_affine(view):
+  """Return where a view of the atlas comes from: (x, y) of its centre, and the 2×2 matrix."""
   inner = slice(16, 48)  # Nothing here comes from beyond the image.
   y, x = np.mgrid[inner, inner] - 31.5
   design = np.stack([x.ravel(), y.ravel(), np.ones(x.size)], axis=1)
@@ -98,13 +99,13 @@ def test_crops_equal_slices_where_nothing_is_resized(short, extra, crop):
   )
 
 
-def test_same_size_touches_no_pixel():
+def test_an_image_of_the_requested_size_keeps_its_pixels():
   image = noise(24, 24)
   for view in (transforms.describe_view, transforms.center_crop):
     np.testing.assert_array_equal(view(image, resize=24, crop=24), image)
 
 
-def test_shrinking_averages_and_warps():
+def test_shrinking_averages_pixels_and_warps_where_asked():
   image = noise(24, 48)
   blocks = image.reshape(12, 2, 12, 4, 3).mean((1, 3))
   view = transforms.describe_view(image, resize=12, crop=12)
@@ -115,7 +116,7 @@ def test_shrinking_averages_and_warps():
 
 
 @pytest.mark.parametrize('kind', ['resnet', 'pursuit'])
-def test_augmentation_is_pure_in_the_generator(kind):
+def test_augmentation_is_a_pure_function_of_image_and_generator(kind):
   image = noise(72, 80)
   before = image.copy()
   views = []
@@ -160,7 +161,7 @@ def test_resnet_colour_shift_is_uniform_within_the_view():
 @pytest.mark.parametrize('kind', ['resnet', 'pursuit'])
 @given(sizes, crops, st.integers(0, 2**32))
 @settings(max_examples=150, deadline=None)
-def test_no_dark_borders(kind, size, crop_resize, seed):
+def test_augmentation_leaves_no_dark_borders(kind, size, crop_resize, seed):
   """Of a white image every view is white, but for the colour shift."""
   crop, resize = crop_resize
   image = np.full((*size, 3), 255, np.uint8)
@@ -176,25 +177,25 @@ def test_pursuit_is_the_centre_crop_when_both_families_do_nothing():
   np.testing.assert_array_equal(pursue(image, 0, 'none', 'none'), expected)
 
 
-def test_pursuit_geometry():
+def test_pursuit_geometry_has_the_distributions_of_its_families():
   image = atlas(72, 100)
   center = np.array([49.5, 35.5])
   places, scales, angles, corners = [], [], [], []
   for seed in range(200):
-    place, matrix = affine(pursue(image, seed, 'crop', 'none'))
+    place, matrix = fit_affine(pursue(image, seed, 'crop', 'none'))
     scale = matrix[0, 0]
     np.testing.assert_allclose(matrix, scale * np.eye(2), atol=0.02)
     assert 0.6 * 72 / 64 - 0.02 < scale < 72 / 64 + 0.02
     reach = 32 * scale
     places.append((place - reach + 0.5) / ((100, 72) - 2 * reach))  # From 0 to 1.
 
-    place, matrix = affine(pursue(image, seed, 'scale', 'none'))
+    place, matrix = fit_affine(pursue(image, seed, 'scale', 'none'))
     np.testing.assert_allclose(matrix, matrix[0, 0] * np.eye(2), atol=0.02)
     np.testing.assert_allclose(place, center, atol=0.6)
     scales.append(matrix[0, 0])
 
     view = pursue(image, seed, 'rotation', 'none')
-    place, matrix = affine(view)
+    place, matrix = fit_affine(view)
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(2), atol=0.03)
     np.testing.assert_allclose(place, center, atol=0.6)
     # What lies beyond the upper and lower end is mirrored; to the left and right the image goes on.
@@ -220,7 +221,7 @@ def test_pursuit_geometry():
   assert np.std(corners, axis=0).min() > 1
 
 
-def test_pursuit_look():
+def test_pursuit_look_stays_in_the_ranges_of_its_families():
   image = np.kron(noise(9, 9), np.ones((8, 8, 1), np.uint8)) // 4 + 128
   plain = pursue(image, 0, 'none', 'none').astype(float)
   for seed in range(20):
@@ -238,7 +239,7 @@ def test_pursuit_look():
     assert blurred.mean() == pytest.approx(plain.mean(), abs=2)
     assert np.abs(np.diff(blurred, axis=1)).max() < np.abs(np.diff(plain, axis=1)).max()
 
-    rng = Chosen(seed)
+    rng = ScriptedGenerator(seed)
     file = io.BytesIO()
     Image.fromarray(plain.astype(np.uint8)).save(file, 'JPEG', quality=int(rng.integers(30, 91)))
     expected = np.asarray(Image.open(file), float)
@@ -247,9 +248,9 @@ def test_pursuit_look():
 
 @given(st.sampled_from(['resnet', 'pursuit', 'none']), crops, st.integers(0, 2**32))
 @settings(max_examples=200, deadline=None)
-def test_an_image_of_the_needed_side_is_not_enlarged(kind, crop_resize, seed):
+def test_an_image_of_the_augmentation_side_is_not_enlarged(kind, crop_resize, seed):
   crop, resize = crop_resize
-  side = transforms.needed_side(kind, resize)
+  side = transforms.augmentation_side(kind, resize)
   enlarged = []
 
   def resize_(image, height, width):
@@ -263,12 +264,12 @@ def test_an_image_of_the_needed_side_is_not_enlarged(kind, crop_resize, seed):
   assert enlarged == [False]
 
 
-def test_needed_side():
-  assert transforms.needed_side('none', 256) == 256
-  assert transforms.needed_side('resnet', 256) == 480
-  assert transforms.needed_side('pursuit', 256) == 427
-  with pytest.raises(ValueError, match="augment='mixup' is unknown"):
-    transforms.needed_side('mixup', 256)
+def test_augmentation_side_is_that_of_the_smallest_cut():
+  assert transforms.augmentation_side('none', 256) == 256
+  assert transforms.augmentation_side('resnet', 256) == 480
+  assert transforms.augmentation_side('pursuit', 256) == 427
+  with pytest.raises(ValueError, match="kind='mixup' is unknown"):
+    transforms.augmentation_side('mixup', 256)
 
 
 def test_a_side_that_shrinks_is_averaged_while_the_other_grows():
@@ -279,7 +280,7 @@ def test_a_side_that_shrinks_is_averaged_while_the_other_grows():
 
 
 @pytest.mark.parametrize('size', [(1, 1), (3000, 20), (20, 3000), (1, 30_000)])
-def test_extreme_shapes(size):
+def test_extreme_shapes_give_views_in_little_memory(size):
   image = noise(*size)
   options = {'resize': 256, 'crop': 224}
   tracemalloc.start()
@@ -289,7 +290,7 @@ def test_extreme_shapes(size):
     assert transforms.ten_crop(image, **options).shape == (10, 224, 224, 3)
     assert len(transforms.multi_scale(image, **options)) == 5
     families = ['none', 'crop', 'homography', 'scale', 'rotation']
-    for rng in (Chosen(0, family, 'none') for family in families):
+    for rng in (ScriptedGenerator(0, family, 'none') for family in families):
       view = transforms.augment(image, rng, kind='pursuit', **options)
       assert view.shape == (224, 224, 3)
     for seed in range(5):
@@ -313,12 +314,69 @@ def test_multi_scale_are_centre_squares_and_their_mirror_images():
   assert np.abs(half[0] - center.reshape(32, 2, 32, 2, 3).mean((1, 3))).max() <= 0.5 + 1e-6
   # Twice the size: each block of four interpolates between a pixel and its neighbours.
   (double,) = transforms.multi_scale(atlas(64, 100), resize=448, crop=448, sides=(64,))
-  place, matrix = affine(double[0, 32:96, 32:96])
+  place, matrix = fit_affine(double[0, 32:96, 32:96])
   np.testing.assert_allclose(matrix, np.eye(2) / 2, atol=0.01)
   np.testing.assert_allclose(place, [49.5, 31.5], atol=0.3)
 
 
-def test_impossible_options():
+def test_evaluation_views_are_those_of_the_named_function():
+  image, size = noise(80, 100), transforms.ImageSize(resize=72, crop=64)
+  options = {'resize': 72, 'crop': 64}
+  (center,) = transforms.evaluation_views(image, size=size, view='center')
+  np.testing.assert_array_equal(center, transforms.center_crop(image, **options)[None])
+  (ten,) = transforms.evaluation_views(image, size=size, view='ten_crop')
+  np.testing.assert_array_equal(ten, transforms.ten_crop(image, **options))
+  scales = transforms.evaluation_views(image, size=size, view='multi_scale')
+  for view, expected in zip(scales, transforms.multi_scale(image, **options), strict=True):
+    np.testing.assert_array_equal(view, expected)
+  with pytest.raises(ValueError, match="view='corner' is unknown; .*center, ten_crop, multi_scale"):
+    transforms.evaluation_views(image, size=size, view='corner')
+
+
+@pytest.mark.parametrize('view', transforms.VIEWS)
+def test_every_evaluation_view_is_a_batch_of_squares(view):
+  size = transforms.ImageSize(resize=72, crop=64)
+  views = transforms.evaluation_views(noise(50, 90), size=size, view=view)
+  sides = transforms.scaled_sides(64) if view == 'multi_scale' else [64]
+  count = {'center': 1, 'ten_crop': 10, 'multi_scale': 2}[view]
+  assert [array.shape for array in views] == [(count, side, side, 3) for side in sides]
+  assert all(array.dtype == np.uint8 for array in views)
+
+
+@pytest.mark.parametrize('view', transforms.VIEWS)
+def test_an_image_of_the_evaluation_side_is_not_enlarged(view, monkeypatch):
+  size = transforms.ImageSize(resize=72, crop=64)
+  side = transforms.evaluation_side(size, view)
+  resize, enlarged = transforms._resize, []
+
+  def record(image, height, width):
+    enlarged.append(height > image.shape[0] or width > image.shape[1])
+    return resize(image, height, width)
+
+  monkeypatch.setattr(transforms, '_resize', record)
+  transforms.evaluation_views(noise(side, side + 7), size=size, view=view)
+  assert not any(enlarged)
+  transforms.evaluation_views(noise(side - 1, side + 7), size=size, view=view)
+  assert any(enlarged)
+
+
+def test_evaluation_side_is_the_largest_side_that_a_view_needs():
+  size = transforms.ImageSize(resize=256, crop=224)
+  assert [transforms.evaluation_side(size, view) for view in transforms.VIEWS] == [256, 256, 640]
+  smaller = transforms.ImageSize(resize=128, crop=112)
+  assert transforms.evaluation_side(smaller, 'multi_scale') == 320
+
+
+def test_image_size_cannot_change_and_takes_keywords_only():
+  size = transforms.ImageSize(resize=72, crop=64)
+  assert size == transforms.ImageSize(crop=64, resize=72)
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    size.crop = 32
+  with pytest.raises(TypeError):
+    transforms.ImageSize(72, 64)
+
+
+def test_impossible_options_are_named():
   image = noise(20, 20)
   for view in (
     transforms.describe_view,
@@ -328,5 +386,5 @@ def test_impossible_options():
   ):
     with pytest.raises(ValueError, match='crop=9 must lie between 1 and resize=8'):
       view(image, resize=8, crop=9)
-  with pytest.raises(ValueError, match="augment='mixup' is unknown"):
+  with pytest.raises(ValueError, match="kind='mixup' is unknown"):
     transforms.augment(image, np.random.default_rng(), kind='mixup', crop=8, resize=8)

@@ -36,7 +36,7 @@ class Pictures:
       raise self.images[index]
     return self.images[index]
 
-  def at_least(self, index, side):
+  def read_image(self, index, *, min_side):
     return self[index]
 
   def key(self, index):
@@ -220,7 +220,7 @@ def test_parts_and_unions_are_known_from_what_they_are_made_of():
 
 def test_the_reason_is_without_the_name(tmp_path):
   class Records(EncodedDataset):
-    def encoded(self, index):
+    def read_encoded(self, index):
       return b''
 
     def key(self, index):

@@ -10,7 +10,7 @@ from typing import Any
 
 from tensorflow_datasets.core import registered
 
-# Name to module; a module's builder is imported when it is asked for.
+# Name to module. A module is imported only when its builder is needed.
 BUILDERS = {
   name: f'{__name__}.{name}'
   for name in (
@@ -28,18 +28,18 @@ BUILDERS = {
 
 @functools.cache
 def register() -> None:
-  """Let TFDS find the builders by name, before its own."""
+  """Let TFDS find the builders by name, before its own. Importing this package does not do so."""
   registered.add_dataset_builder_provider(_Provider(), index=0)
 
 
 def load(name: str) -> Any:
-  """Return the builder class of a data set in `BUILDERS`."""
+  """Register the builders and return the builder class of a data set in `BUILDERS`."""
   register()
   return importlib.import_module(BUILDERS[name]).Builder
 
 
 class _Provider:
-  """Gives TFDS the builders by name."""
+  """What TFDS looks up builders in."""
 
   def has_dataset(self, name: str) -> bool:
     return name in BUILDERS

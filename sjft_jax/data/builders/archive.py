@@ -1,4 +1,4 @@
-"""The official archives of a data set: found, downloaded, checked, and read from front to back."""
+"""Find, download and check the official archives of a data set; read them from front to back."""
 
 import dataclasses
 import gzip
@@ -28,9 +28,9 @@ class Archive:
 
   Attributes:
     name: its official name.
-    url: a stable public address; empty if there is none, or one has to register.
+    url: a stable public address; '': there is none, or it needs a registration.
     size: in bytes, as published; 0: unknown.
-    checksum: as published, 'md5:…' or 'sha256:…' in hexadecimal; empty: unknown.
+    checksum: as published, 'md5:…' or 'sha256:…' in hexadecimal; '': unknown.
   """
 
   name: str
@@ -39,11 +39,16 @@ class Archive:
   checksum: str = ''
 
 
-def find(archive: Archive, folder: Path, homepage: str) -> Path:
-  """Where an archive lies in a folder; one with an address is downloaded if it is not there.
+def find_or_download(archive: Archive, folder: Path, homepage: str) -> Path:
+  """Return the path of an archive in a folder; if it is not there, download it where possible.
+
+  Args:
+    archive: what to look for.
+    folder: where to look, and where to put a download.
+    homepage: where a person gets the archive, for the error message.
 
   Raises:
-    ValueError: it is not there and cannot be downloaded.
+    ValueError: the archive is not there and cannot be downloaded.
   """
   path = folder / archive.name
   if path.is_file():
@@ -60,42 +65,51 @@ def find(archive: Archive, folder: Path, homepage: str) -> Path:
 
 
 def download(url: str, path: Path) -> None:
-  """Fetches a file; what an interrupted attempt left in `path`.part is not fetched again.
+  """Download a file; what an interrupted attempt left in `path`.part is not downloaded again.
+
+  Args:
+    url: its address.
+    path: where to put it; folders are created.
 
   Raises:
-    OSError: it cannot be fetched or written.
+    OSError: the file cannot be downloaded or written.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(f'{path.name}.part')
-  done = part.stat().st_size if part.exists() else 0
-  headers = {'User-Agent': 'sjft_jax'} | ({'Range': f'bytes={done}-'} if done else {})
+  size = part.stat().st_size if part.exists() else 0
+  headers = {'User-Agent': 'sjft_jax'} | ({'Range': f'bytes={size}-'} if size else {})
+  request = urllib.request.Request(url, headers=headers)
   try:
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
-      if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
-        done = 0
-      total = done + int(answer.headers.get('Content-Length', 0))
+    with urllib.request.urlopen(request, timeout=60) as response:
+      if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+        size = 0
+      total = size + int(response.headers.get('Content-Length', 0))
       with (
-        part.open('ab' if done else 'wb') as file,
-        console.progress(f'downloading {path.name}, MiB', total // 2**20, done // 2**20) as advance,
+        part.open('ab' if size else 'wb') as file,
+        console.progress(f'downloading {path.name}, MiB', total // 2**20, size // 2**20) as advance,
       ):
-        while block := answer.read(2**20):
+        while block := response.read(2**20):
           file.write(block)
-          before, done = done, done + len(block)
-          advance(done // 2**20 - before // 2**20)
+          old_size, size = size, size + len(block)
+          advance(size // 2**20 - old_size // 2**20)
   except urllib.error.HTTPError as error:
     if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
       part.unlink()  # It is longer than the file, so it is not the beginning of it.
     raise
-  if done < total:
-    raise OSError(f'{done:,} of {total:,} bytes came; the next attempt goes on from there')
+  if size < total:
+    raise OSError(f'{size:,} of {total:,} bytes came; the next attempt goes on from there')
   part.replace(path)
 
 
-def check(archives: Collection[Archive], paths: Mapping[str, Path]) -> None:
-  """That the files have the published sizes and checksums; the sizes first, they cost nothing.
+def check_archives(archives: Collection[Archive], paths: Mapping[str, Path]) -> None:
+  """Check that files have the published sizes and checksums; sizes first, which cost nothing.
+
+  Args:
+    archives: what is published.
+    paths: the file of each archive, by its name.
 
   Raises:
-    ValueError: the first that does not.
+    ValueError: the first file that differs.
   """
   for archive in archives:
     size = paths[archive.name].stat().st_size
@@ -104,12 +118,12 @@ def check(archives: Collection[Archive], paths: Mapping[str, Path]) -> None:
         f'{paths[archive.name]} has {size:,} bytes, the official {archive.name} {archive.size:,}; '
         'remove it and get it again'
       )
-  summed = [archive for archive in archives if archive.checksum]
-  if not summed:
+  with_checksum = [archive for archive in archives if archive.checksum]
+  if not with_checksum:
     return
-  mib = sum(-(-paths[archive.name].stat().st_size // 2**20) for archive in summed)
+  mib = sum(-(-paths[archive.name].stat().st_size // 2**20) for archive in with_checksum)
   with console.progress('checking archives, MiB', mib) as advance:
-    for archive in summed:
+    for archive in with_checksum:
       algorithm, expected = archive.checksum.split(':')
       digest = hashlib.new(algorithm)
       with paths[archive.name].open('rb') as file:
@@ -124,7 +138,7 @@ def check(archives: Collection[Archive], paths: Mapping[str, Path]) -> None:
 
 
 class _Member(tarfile.TarInfo):
-  """A header; `tarfile` would take a damaged or missing one for the end of the archive."""
+  """A header that raises if it is damaged or missing; `tarfile` would take it for the end."""
 
   @classmethod
   def fromtarfile(cls, tar: tarfile.TarFile) -> Any:
@@ -137,23 +151,26 @@ class _Member(tarfile.TarInfo):
 
 
 def members(file: Path | io.BufferedIOBase, name: str = '') -> Iterator[tuple[str, bytes]]:
-  """The files in a tar archive, compressed or not, in its order; memory does not grow with it.
+  """Yield name and content of each file in a tar archive, compressed or not, in its order.
+
+  Memory does not grow with the archive.
 
   Args:
-    name: what errors call it; the path's name by default.
+    file: the archive's path, or the archive itself.
+    name: what errors call it; '': the path.
 
   Raises:
-    ValueError: it is truncated or no tar archive.
+    ValueError: the archive is truncated or no tar archive.
   """
   if isinstance(file, Path):
     mib = -(-file.stat().st_size // 2**20)
     with file.open('rb') as stream, console.progress(f'{file.name}, MiB', mib) as advance:
-      done = 0
+      position = 0
       for member in members(stream, name or str(file)):
         yield member
-        before, done = done, stream.tell() // 2**20
-        advance(done - before)
-      advance(mib - done)
+        old_position, position = position, stream.tell() // 2**20
+        advance(position - old_position)
+      advance(mib - position)
     return
   try:
     with tarfile.open(fileobj=file, mode='r:*', tarinfo=_Member) as tar:
@@ -161,7 +178,7 @@ def members(file: Path | io.BufferedIOBase, name: str = '') -> Iterator[tuple[st
         content = tar.extractfile(header) if header.isreg() else None
         if content is not None:
           yield posixpath.normpath(header.name), content.read()
-        # It would keep the headers of millions of files.
+        # Otherwise `tarfile` would keep the headers of millions of files.
         tar.members.clear()  # type: ignore[attr-defined]
       while tar.fileobj.read(2**20):  # type: ignore[union-attr]
         pass  # A compressed archive is checked at its very end.
@@ -169,14 +186,17 @@ def members(file: Path | io.BufferedIOBase, name: str = '') -> Iterator[tuple[st
     raise ValueError(f'{name} is truncated or no tar archive ({error}); get it again') from error
 
 
-def listed(path: Path, labels: Mapping[str, _Label]) -> Iterator[tuple[str, bytes, _Label]]:
-  """Name, content and label of those files in a tar archive that a list names, in its order.
+def labelled_members(
+  path: Path, labels: Mapping[str, _Label]
+) -> Iterator[tuple[str, bytes, _Label]]:
+  """Yield name, content and label of those files in a tar archive that have one, in its order.
 
   Args:
-    labels: what is known of each file, by its name in the archive.
+    path: the archive.
+    labels: the label of each file, by its name in the archive.
 
   Raises:
-    ValueError: it is truncated or no tar archive, or does not hold all of them.
+    ValueError: the archive is truncated or no tar archive, or does not hold all of the files.
   """
   missing = set(labels)
   for name, content in members(path):
@@ -189,11 +209,11 @@ def listed(path: Path, labels: Mapping[str, _Label]) -> Iterator[tuple[str, byte
     raise ValueError(f'{path} does not hold {first}{more}, which the list of images names')
 
 
-def lines(path: Path) -> list[str]:
-  """The lines of a text file, without blank ones.
+def read_lines(path: Path) -> list[str]:
+  """Read the lines of a text file, without blank ones.
 
   Raises:
-    ValueError: it is no text.
+    ValueError: the file is no text.
   """
   try:
     return [line.strip() for line in path.read_text('utf-8').splitlines() if line.strip()]
@@ -201,8 +221,13 @@ def lines(path: Path) -> list[str]:
     raise ValueError(f'{path} is no text file; get it again') from error
 
 
-def matlab(file: Path | io.BufferedIOBase, variable: str, *, name: str = '') -> np.ndarray:
-  """A variable of a MATLAB file, without dimensions of length one.
+def read_matlab(file: Path | io.BufferedIOBase, variable: str, *, name: str = '') -> np.ndarray:
+  """Read a variable of a MATLAB file, without dimensions of length one.
+
+  Args:
+    file: the file's path, or the file itself.
+    variable: its name.
+    name: what errors call the file; '': the path.
 
   Raises:
     ValueError: the file is damaged, or the variable is not in it.

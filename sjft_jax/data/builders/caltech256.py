@@ -8,14 +8,14 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from sjft_jax.data.builders.archive import Archive, members
-from sjft_jax.data.builders.base import FromArchives
+from sjft_jax.data.builders.base import ArchiveBuilder
 
 _URL = 'https://data.caltech.edu/records/nyy15-4j048'
 # Images lie one level deep; among them are a script, a README, and a folder with copies.
 _IMAGE = re.compile(r'256_ObjectCategories/((\d{3}\.[^/]+)/\d{3}_\d{4}\.jpg)')
 
 
-class Builder(FromArchives):
+class Builder(ArchiveBuilder):
   """The class names are the folders', '001.ak47' to '257.clutter'."""
 
   VERSION = tfds.core.Version('1.0.0')
@@ -29,7 +29,7 @@ class Builder(FromArchives):
   )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(
+    return self.make_info(
       {
         'image': tfds.features.Image(),
         'label': tfds.features.ClassLabel(num_classes=257),
@@ -39,9 +39,9 @@ class Builder(FromArchives):
     )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-    path = self.archives(dl_manager)['256_ObjectCategories.tar']
-    found = (_IMAGE.fullmatch(name) for name, _ in members(path))
-    self.info.features['label'].names = sorted({image[2] for image in found if image})
+    path = self.find_archives(dl_manager)['256_ObjectCategories.tar']
+    images = (_IMAGE.fullmatch(name) for name, _ in members(path))
+    self.info.features['label'].names = sorted({image[2] for image in images if image})
     return {'train': self._generate_examples(path)}
 
   def _generate_examples(self, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

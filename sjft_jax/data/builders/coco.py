@@ -14,16 +14,16 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from sjft_jax.data.builders.archive import Archive
-from sjft_jax.data.builders.base import FromArchives
+from sjft_jax.data.builders.base import ArchiveBuilder
 from sjft_jax.runtime import console
 
 _URL = 'http://images.cocodataset.org/'
 
 
-class Builder(FromArchives):
-  """Features, splits and class names as in TFDS, without the test images, which have no labels.
+class Builder(ArchiveBuilder):
+  """Features, splits and class names are those of TFDS; the unlabelled test images are left out.
 
-  Images without objects, about one in a hundred, are kept. To read the annotations takes 1.5 GB of
+  Images without objects, about one in a hundred, are kept. Reading the annotations takes 1.5 GB of
   memory.
   """
 
@@ -75,7 +75,7 @@ class Builder(FromArchives):
   )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(
+    return self.make_info(
       {
         'image': tfds.features.Image(encoding_format='jpeg'),
         'image/filename': tfds.features.Text(),
@@ -97,7 +97,7 @@ class Builder(FromArchives):
     year = self.builder_config.name
     parts = {'train': f'train{year}', 'validation': f'val{year}'}
     annotations = f'annotations_trainval{year}.zip'
-    paths = self.archives(dl_manager, annotations, *(f'{part}.zip' for part in parts.values()))
+    paths = self.find_archives(dl_manager, annotations, *(f'{part}.zip' for part in parts.values()))
     return {
       split: self._generate_examples(paths[f'{part}.zip'], part, paths[annotations])
       for split, part in parts.items()
@@ -106,77 +106,88 @@ class Builder(FromArchives):
   def _generate_examples(
     self, images: Path, part: str, annotations: Path
   ) -> Iterator[tuple[int, dict[str, Any]]]:
-    names, found, objects = _annotations(annotations, f'annotations/instances_{part}.json')
+    names, entries, objects = _read_annotations(annotations, f'annotations/instances_{part}.json')
     self.info.features['objects']['label'].names = list(names.values())
     with (
-      _opened(images) as archive,
-      console.progress(f'{images.name}, images', len(found)) as advance,
+      _open_zip(images) as archive,
+      console.progress(f'{images.name}, images', len(entries)) as advance,
     ):
-      for image in found:
+      for image in entries:
         yield (
           image['id'],
           {
-            'image': _read(archive, f'{part}/{image["file_name"]}'),
+            'image': _read_member(archive, f'{part}/{image["file_name"]}'),
             'image/filename': image['file_name'],
             'image/id': image['id'],
             'objects': [
               {
-                'id': one['id'],
-                'area': int(one['area']),
-                'bbox': _box(image, *one['bbox']),
-                'label': names[one['category_id']],
-                'is_crowd': bool(one['iscrowd']),
+                'id': thing['id'],
+                'area': int(thing['area']),
+                'bbox': _bounding_box(image, *thing['bbox']),
+                'label': names[thing['category_id']],
+                'is_crowd': bool(thing['iscrowd']),
               }
-              for one in objects[image['id']]
+              for thing in objects[image['id']]
             ],
           },
         )
         advance(1)
 
 
-def _annotations(
+def _read_annotations(
   path: Path, name: str
 ) -> tuple[dict[int, str], list[dict[str, Any]], Mapping[int, list[dict[str, Any]]]]:
-  """Names of the categories by their ids, all images by id, and the objects in each by theirs."""
-  with _opened(path) as archive:
-    content = _read(archive, name)
+  """Read category names by id, the images in the order of their ids, and the objects in each.
+
+  Args:
+    path: the archive of annotations.
+    name: that of the file in it.
+
+  Raises:
+    ValueError: the archive or the file is damaged.
+  """
+  with _open_zip(path) as archive:
+    content = _read_member(archive, name)
   try:
-    found = json.loads(content, object_hook=_without_outline)
+    tables = json.loads(content, object_hook=_drop_outline)
     images, annotations, categories = (
-      sorted(found[key], key=lambda entry: entry['id'])
+      sorted(tables[key], key=lambda entry: entry['id'])
       for key in ('images', 'annotations', 'categories')
     )
   except (ValueError, LookupError, TypeError) as error:
     raise ValueError(f'{path}: {name} is damaged ({error!r}); get it again') from error
   objects = collections.defaultdict(list)
-  for one in annotations:
-    objects[one['image_id']].append(one)
+  for annotation in annotations:
+    objects[annotation['image_id']].append(annotation)
   return {category['id']: category['name'] for category in categories}, images, objects
 
 
-def _without_outline(entry: dict[str, Any]) -> dict[str, Any]:
-  """Outlines, which are not needed, are nearly all of the file."""
+def _drop_outline(entry: dict[str, Any]) -> dict[str, Any]:
+  # Outlines, which are not needed, are nearly all of the file.
   entry.pop('segmentation', None)
   return entry
 
 
-def _box(
+def _bounding_box(
   image: dict[str, Any], x: float, y: float, width: float, height: float
 ) -> tfds.features.BBox:
-  """From pixels to shares of the image's height and width, which rounding may exceed."""
-  x1, x2 = (min(max(at / image['width'], 0.0), 1.0) for at in (x, x + width))
-  y1, y2 = (min(max(at / image['height'], 0.0), 1.0) for at in (y, y + height))
+  """Convert a box from pixels to shares of the image's height and width.
+
+  Rounding lets some boxes reach beyond the image; these end at its border.
+  """
+  x1, x2 = (min(max(value / image['width'], 0.0), 1.0) for value in (x, x + width))
+  y1, y2 = (min(max(value / image['height'], 0.0), 1.0) for value in (y, y + height))
   return tfds.features.BBox(ymin=y1, xmin=x1, ymax=y2, xmax=x2)
 
 
-def _opened(path: Path) -> zipfile.ZipFile:
+def _open_zip(path: Path) -> zipfile.ZipFile:
   try:
     return zipfile.ZipFile(path)
   except zipfile.BadZipFile as error:
     raise ValueError(f'{path} is truncated or no zip archive; get it again') from error
 
 
-def _read(archive: zipfile.ZipFile, name: str) -> bytes:
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
   try:
     return archive.read(name)
   except KeyError as error:

@@ -9,15 +9,15 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from sjft_jax.data.builders.archive import Archive, lines, listed, members
-from sjft_jax.data.builders.base import FromArchives
+from sjft_jax.data.builders.archive import Archive, labelled_members, members, read_lines
+from sjft_jax.data.builders.base import ArchiveBuilder
 
-# TFDS knows the classes (WordNet ids), and those of the validation images by their numbers.
+# TFDS has the classes (WordNet ids), and those of the validation images by their numbers.
 _LISTS = 'datasets/imagenet2012'
 
 
-class Builder(FromArchives):
-  """Features, splits and class names as in TFDS, without the test images, which have no labels.
+class Builder(ArchiveBuilder):
+  """Features, splits and class names are those of TFDS; the unlabelled test images are left out.
 
   The archives' checksums are verified before anything is written, which takes some minutes. Some
   images are in CMYK and one is a PNG; unlike TFDS this keeps them as they are.
@@ -38,7 +38,7 @@ class Builder(FromArchives):
   )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(
+    return self.make_info(
       {
         'image': tfds.features.Image(encoding_format='jpeg'),
         'label': tfds.features.ClassLabel(names_file=tfds.core.tfds_path(f'{_LISTS}/labels.txt')),
@@ -48,16 +48,16 @@ class Builder(FromArchives):
     )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-    train, validation = self.archives(dl_manager).values()
+    train, validation = self.find_archives(dl_manager).values()
     return {
       'train': self._train(train),
-      'validation': self._generate_examples(listed(validation, validation_labels())),
+      'validation': self._generate_examples(labelled_members(validation, validation_labels())),
     }
 
   def _train(self, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The archive holds one archive of each class."""
+    """Yield the training images; the archive holds one archive of each class."""
     classes = {f'{name}.tar': name for name in self.info.features['label'].names}
-    for name, content, label in listed(path, classes):
+    for name, content, label in labelled_members(path, classes):
       images = members(io.BytesIO(content), f'{path}: {name}')
       yield from self._generate_examples((file, image, label) for file, image in images)
 
@@ -69,6 +69,6 @@ class Builder(FromArchives):
 
 
 def validation_labels() -> dict[str, str]:
-  """The class of every validation image by its name."""
-  labels = lines(Path(tfds.core.tfds_path(f'{_LISTS}/validation_labels.txt')))
+  """Return the class of every validation image by its name."""
+  labels = read_lines(Path(tfds.core.tfds_path(f'{_LISTS}/validation_labels.txt')))
   return {f'ILSVRC2012_val_{i:08d}.JPEG': label for i, label in enumerate(labels, 1)}

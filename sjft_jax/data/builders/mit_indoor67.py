@@ -6,14 +6,14 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from sjft_jax.data.builders.archive import Archive, lines, listed
-from sjft_jax.data.builders.base import FromArchives
+from sjft_jax.data.builders.archive import Archive, labelled_members, read_lines
+from sjft_jax.data.builders.base import ArchiveBuilder
 
 _URL = 'https://web.mit.edu/torralba/www/'
 
 
-class Builder(FromArchives):
-  """The official lists leave out most of the 15,620 images in the archive."""
+class Builder(ArchiveBuilder):
+  """Classes are the rooms. The official lists leave out most of the archive's 15,620 images."""
 
   VERSION = tfds.core.Version('1.0.0')
   ARCHIVES = (
@@ -27,7 +27,7 @@ class Builder(FromArchives):
   )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(
+    return self.make_info(
       {
         'image': tfds.features.Image(),
         'label': tfds.features.ClassLabel(num_classes=67),
@@ -37,23 +37,23 @@ class Builder(FromArchives):
     )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-    paths = self.archives(dl_manager)
+    paths = self.find_archives(dl_manager)
     rooms = {
       split: {
         f'Images/{file}': PurePosixPath(file).parent.name
-        for file in lines(paths[f'{split.title()}Images.txt'])
+        for file in read_lines(paths[f'{split.title()}Images.txt'])
       }
       for split in ('train', 'test')
     }
     self.info.features['label'].names = sorted(set(rooms['train'].values()))
     return {
-      split: self._generate_examples(paths['indoorCVPR_09.tar'], of_split)
-      for split, of_split in rooms.items()
+      split: self._generate_examples(paths['indoorCVPR_09.tar'], split_rooms)
+      for split, split_rooms in rooms.items()
     }
 
   def _generate_examples(
     self, path: Path, rooms: Mapping[str, str]
   ) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, image, room in listed(path, rooms):
+    for name, image, room in labelled_members(path, rooms):
       file = name.removeprefix('Images/')
       yield file, {'image': image, 'label': room, 'file_name': file}

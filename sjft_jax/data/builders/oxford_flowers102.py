@@ -8,8 +8,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from sjft_jax.data.builders.archive import Archive, listed, matlab
-from sjft_jax.data.builders.base import FromArchives
+from sjft_jax.data.builders.archive import Archive, labelled_members, read_matlab
+from sjft_jax.data.builders.base import ArchiveBuilder
 
 _URL = 'https://www.robots.ox.ac.uk/~vgg/data/flowers/102/'
 # In the order of the labels; the archives do not name them.
@@ -33,8 +33,8 @@ _NAMES = """
 """
 
 
-class Builder(FromArchives):
-  """Features, splits and class names as in TFDS."""
+class Builder(ArchiveBuilder):
+  """Features, splits and class names are those of TFDS."""
 
   VERSION = tfds.core.Version('2.1.1')
   ARCHIVES = (
@@ -59,7 +59,7 @@ class Builder(FromArchives):
   )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(
+    return self.make_info(
       {
         'image': tfds.features.Image(),
         'label': tfds.features.ClassLabel(names=' '.join(_NAMES.split()).split(', ')),
@@ -69,22 +69,23 @@ class Builder(FromArchives):
     )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-    paths = self.archives(dl_manager)
-    labels = matlab(paths['imagelabels.mat'], 'labels') - 1
-    images = {
-      split: matlab(paths['setid.mat'], variable)
+    paths = self.find_archives(dl_manager)
+    labels = read_matlab(paths['imagelabels.mat'], 'labels') - 1
+    numbers = {
+      split: read_matlab(paths['setid.mat'], variable)
       for split, variable in (('train', 'trnid'), ('validation', 'valid'), ('test', 'tstid'))
     }
     return {
       split: self._generate_examples(
-        paths['102flowers.tgz'], {f'jpg/image_{i:05d}.jpg': int(labels[i - 1]) for i in of_split}
+        paths['102flowers.tgz'],
+        {f'jpg/image_{i:05d}.jpg': int(labels[i - 1]) for i in split_numbers},
       )
-      for split, of_split in images.items()
+      for split, split_numbers in numbers.items()
     }
 
   def _generate_examples(
     self, path: Path, labels: Mapping[str, int]
   ) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, image, label in listed(path, labels):
+    for name, image, label in labelled_members(path, labels):
       file = PurePosixPath(name).name
       yield file, {'image': image, 'label': label, 'file_name': file}

@@ -9,14 +9,14 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from sjft_jax.data.builders.archive import Archive, listed, members
-from sjft_jax.data.builders.base import FromArchives
+from sjft_jax.data.builders.archive import Archive, labelled_members, members
+from sjft_jax.data.builders.base import ArchiveBuilder
 
 _URL = 'http://data.csail.mit.edu/places/places365/'
 
 
-class Builder(FromArchives):
-  """Features, splits and class names as in TFDS, without the test images, which have no labels."""
+class Builder(ArchiveBuilder):
+  """Features, splits and class names are those of TFDS; the unlabelled test images are left out."""
 
   VERSION = tfds.core.Version('2.1.0')
   ARCHIVES = (
@@ -42,7 +42,7 @@ class Builder(FromArchives):
 
   def _info(self) -> tfds.core.DatasetInfo:
     names = tfds.core.tfds_path('image_classification/categories_places365.txt')
-    return self.described(
+    return self.make_info(
       {
         'image': tfds.features.Image(shape=(256, 256, 3)),
         'label': tfds.features.ClassLabel(names_file=names),
@@ -52,38 +52,38 @@ class Builder(FromArchives):
     )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-    train, validation, lists = self.archives(dl_manager).values()
+    train, validation, lists = self.find_archives(dl_manager).values()
     return {
       'train': self._generate_examples(
-        train, labels_in(lists, 'places365_train_standard.txt', 'data_256')
+        train, read_labels(lists, 'places365_train_standard.txt', 'data_256')
       ),
       'validation': self._generate_examples(
-        validation, labels_in(lists, 'places365_val.txt', 'val_256')
+        validation, read_labels(lists, 'places365_val.txt', 'val_256')
       ),
     }
 
   def _generate_examples(
     self, path: Path, labels: Mapping[str, int]
   ) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, image, label in listed(path, labels):
+    for name, image, label in labelled_members(path, labels):
       yield name, {'image': image, 'label': label, 'filename': name}
 
 
-def labels_in(archive: Path, list_: str, folder: str) -> dict[str, int]:
-  """The label of every image of a list, which has an image and its label in every line.
+def read_labels(archive: Path, list_: str, folder: str) -> dict[str, int]:
+  """Read the label of every image of a list, which has an image and its label in every line.
 
   Args:
     archive: the tar archive that holds the list, in whatever folder.
-    list_: its name.
-    folder: what its images lie in; the list may begin their names with a slash or not.
+    list_: the name of the list.
+    folder: the folder of its images; the list may begin their names with a slash or not.
 
   Raises:
-    ValueError: the archive is truncated or has no such list.
+    ValueError: the archive is truncated or has no such list, or the list is damaged.
   """
-  found = (content for name, content in members(archive) if PurePosixPath(name).name == list_)
+  lists = (content for name, content in members(archive) if PurePosixPath(name).name == list_)
   try:
-    # Of millions of lines, no second copy.
-    lines = io.TextIOWrapper(io.BytesIO(next(found)), 'utf-8')
+    # Read from one buffer, without a second copy of millions of lines.
+    lines = io.TextIOWrapper(io.BytesIO(next(lists)), 'utf-8')
     pairs = (line.rsplit(maxsplit=1) for line in lines if line.strip())
     return {f'{folder}/{name.lstrip("/")}': int(label) for name, label in pairs}
   except StopIteration:

@@ -8,14 +8,14 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from sjft_jax.data.builders.archive import Archive, listed, matlab, members
-from sjft_jax.data.builders.base import FromArchives
+from sjft_jax.data.builders.archive import Archive, labelled_members, members, read_matlab
+from sjft_jax.data.builders.base import ArchiveBuilder
 
 _URL = 'http://vision.stanford.edu/aditya86/ImageNetDogs/'
 
 
-class Builder(FromArchives):
-  """Features, splits and class names as in TFDS."""
+class Builder(ArchiveBuilder):
+  """Features, splits and class names are those of TFDS."""
 
   VERSION = tfds.core.Version('0.2.0')
   ARCHIVES = (
@@ -40,7 +40,7 @@ class Builder(FromArchives):
   )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.described(
+    return self.make_info(
       {
         'image': tfds.features.Image(),
         'image/filename': tfds.features.Text(),
@@ -51,16 +51,17 @@ class Builder(FromArchives):
     )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-    paths = self.archives(dl_manager)
+    paths = self.find_archives(dl_manager)
     lists = dict(members(paths['lists.tar']))
     files = {}
     for split in ('train', 'test'):
       name = f'{split}_list.mat'
-      found = matlab(io.BytesIO(lists.get(name, b'')), 'file_list', name=f'lists.tar: {name}')
-      files[split] = {f'Images/{file}': _breed(file) for file in found}
+      content = io.BytesIO(lists.get(name, b''))
+      split_files = read_matlab(content, 'file_list', name=f'lists.tar: {name}')
+      files[split] = {f'Images/{file}': _breed(file) for file in split_files}
     self.info.features['label'].names = sorted(set(files['train'].values()))
     boxes = {
-      PurePosixPath(name).name: _boxes(name, content)
+      PurePosixPath(name).name: _read_boxes(name, content)
       for name, content in members(paths['annotation.tar'])
     }
     return {
@@ -71,7 +72,7 @@ class Builder(FromArchives):
   def _generate_examples(
     self, images: Path, breeds: Mapping[str, str], boxes: Mapping[str, list[Any]]
   ) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, image, breed in listed(images, breeds):
+    for name, image, breed in labelled_members(images, breeds):
       key = PurePosixPath(name).stem
       if key not in boxes:
         raise ValueError(f'annotation.tar has no annotation of {name}')
@@ -90,15 +91,19 @@ def _breed(file: str) -> str:
   return PurePosixPath(file).parent.name.lower()
 
 
-def _boxes(name: str, annotation: bytes) -> list[tfds.features.BBox]:
-  """The dogs in an image, as shares of its height and width."""
+def _read_boxes(name: str, annotation: bytes) -> list[tfds.features.BBox]:
+  """Return the boxes of the dogs in an image, as shares of its height and width.
+
+  Raises:
+    ValueError: the annotation is damaged.
+  """
   try:
     root = ElementTree.fromstring(annotation)
     width, height = (float(root.findtext(f'size/{side}', '')) for side in ('width', 'height'))
     sides = dict(ymin=height, xmin=width, ymax=height, xmax=width)
     return [
       tfds.features.BBox(
-        **{side: min(float(box.findtext(side, '')) / of, 1.0) for side, of in sides.items()}
+        **{side: min(float(box.findtext(side, '')) / size, 1.0) for side, size in sides.items()}
       )
       for box in root.iterfind('object/bndbox')
     ]

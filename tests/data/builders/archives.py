@@ -11,8 +11,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
 
 
-def encoded(seed, kind='JPEG', mode='RGB', **options):
-  """An image file's bytes; each seed gives another picture."""
+def encode_image(seed, kind='JPEG', mode='RGB', **options):
+  """Return the bytes of an image file; each seed gives another picture."""
   pixels = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), np.uint8)
   file = io.BytesIO()
   PIL.Image.fromarray(pixels).convert(mode).save(file, kind, **options)
@@ -20,34 +20,34 @@ def encoded(seed, kind='JPEG', mode='RGB', **options):
 
 
 def animated_gif(seed):
-  frames = [PIL.Image.open(io.BytesIO(encoded(seed + i, 'PNG'))) for i in range(3)]
+  frames = [PIL.Image.open(io.BytesIO(encode_image(seed + i, 'PNG'))) for i in range(3)]
   file = io.BytesIO()
   frames[0].save(file, 'GIF', save_all=True, append_images=frames[1:])
   return file.getvalue()
 
 
-def turned(seed):
-  """A JPEG whose camera was turned, as its EXIF orientation says."""
+def turned_jpeg(seed):
+  """Return a JPEG whose camera was turned, as its EXIF orientation says."""
   exif = PIL.Image.Exif()
   exif[0x0112] = 6
-  return encoded(seed, exif=exif)
+  return encode_image(seed, exif=exif)
 
 
-def quirks():
-  """What real archives hold under '.jpg'; the last two cannot be decoded."""
+def odd_images():
+  """Return images as real archives hold them under '.jpg'; the last two cannot be decoded."""
   return [
-    encoded(1, mode='L'),
-    encoded(2, mode='CMYK'),
-    encoded(3, 'PNG'),
+    encode_image(1, mode='L'),
+    encode_image(2, mode='CMYK'),
+    encode_image(3, 'PNG'),
     animated_gif(4),
-    turned(5),
-    encoded(6)[:150],
+    turned_jpeg(5),
+    encode_image(6)[:150],
     b'',
   ]
 
 
 def tar(path, files, mode='w'):
-  """A tar archive of names and contents, with entries for folders as official ones have them."""
+  """Write a tar archive of names and contents, with entries for folders as official ones have."""
   with tarfile.open(path, mode) as archive:
     folders = set()
     for name, content in files.items():
@@ -62,8 +62,8 @@ def tar(path, files, mode='w'):
       archive.addfile(entry, io.BytesIO(content))
 
 
-def official(monkeypatch, builder, folder):
-  """Makes the miniature archives in a folder the ones that a builder expects."""
+def declare_official(monkeypatch, builder, folder):
+  """Make a builder expect the miniature archives in a folder."""
   expected = []
   for archive in builder.ARCHIVES:
     content = (folder / archive.name).read_bytes()
@@ -73,18 +73,18 @@ def official(monkeypatch, builder, folder):
   monkeypatch.setattr(builder, 'ARCHIVES', tuple(expected))
 
 
-def check_published(builder):
-  """That sizes and checksums of a builder's archives are the ones that TFDS knows."""
+def check_published_archives(builder):
+  """Check that sizes and checksums of a builder's archives are those in TFDS."""
   path = tfds.core.tfds_path(f'datasets/{builder.name}/checksums.tsv')
-  known = checksums.load_url_infos(path)
+  published = checksums.load_url_infos(path)
   for archive in builder.ARCHIVES:
-    assert archive.name == known[archive.url].filename
-    assert archive.size == known[archive.url].size
-    assert archive.checksum == f'sha256:{known[archive.url].checksum}'
+    assert archive.name == published[archive.url].filename
+    assert archive.size == published[archive.url].size
+    assert archive.checksum == f'sha256:{published[archive.url].checksum}'
 
 
-def records(name, data_dir, split):
-  """All records of a split; images stay encoded."""
+def read_records(name, data_dir, split):
+  """Read all records of a split; images stay encoded."""
   source = tfds.data_source(
     name, split=split, data_dir=data_dir, decoders={'image': tfds.decode.SkipDecoding()}
   )

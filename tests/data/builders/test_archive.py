@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from sjft_jax.data.builders import archive
 from sjft_jax.data.builders.archive import Archive
 
-FILES = {f'./folder/{i} ü.jpg': archives.encoded(i) * (1 + 9 * (i % 2)) for i in range(5)}
+FILES = {f'./folder/{i} ü.jpg': archives.encode_image(i) * (1 + 9 * (i % 2)) for i in range(5)}
 EXPECTED = [(name.removeprefix('./'), content) for name, content in FILES.items()]
 
 
-def packed(mode):
+def tar_bytes(mode):
   file = io.BytesIO()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(archives.tarfile, 'open', _open_into(file, archives.tarfile.open))
@@ -27,11 +27,11 @@ def _open_into(file, tar_open):
   return lambda _, mode: tar_open(fileobj=file, mode=mode)
 
 
-TARS = {mode: packed(mode) for mode in ('w', 'w:gz')}
+TARS = {mode: tar_bytes(mode) for mode in ('w', 'w:gz')}
 
 
 @pytest.mark.parametrize('mode', TARS)
-def test_members_in_order_without_folders(tmp_path, mode):
+def test_members_come_in_order_without_folders(tmp_path, mode):
   (tmp_path / 'a.tar').write_bytes(TARS[mode])
   assert list(archive.members(tmp_path / 'a.tar')) == EXPECTED
   assert list(archive.members(io.BytesIO(TARS[mode]))) == EXPECTED
@@ -44,14 +44,14 @@ def test_any_truncation_is_noticed(mode, data):
   """Also between two members, which is the end of the archive for `tarfile`."""
   length = data.draw(st.integers(0, len(TARS[mode]) - 1))
   try:
-    found = list(archive.members(io.BytesIO(TARS[mode][:length]), 'a.tar'))
+    result = list(archive.members(io.BytesIO(TARS[mode][:length]), 'a.tar'))
   except ValueError as error:
-    found = str(error).partition(' (')[0]
+    result = str(error).partition(' (')[0]
   # Where only the padding behind the last member is gone, all of them are there.
-  assert found in ('a.tar is truncated or no tar archive', EXPECTED)
+  assert result in ('a.tar is truncated or no tar archive', EXPECTED)
 
 
-def test_cut_between_members(tmp_path):
+def test_a_cut_between_members_and_a_web_page_are_refused(tmp_path):
   whole = TARS['w']
   second = whole.index(b'./folder/1 ')
   with pytest.raises(ValueError, match=r'b\.tar is truncated'):
@@ -62,22 +62,22 @@ def test_cut_between_members(tmp_path):
     list(archive.members(page))
 
 
-def test_listed(tmp_path):
+def test_members_with_a_label_come_in_the_archives_order(tmp_path):
   (tmp_path / 'a.tar').write_bytes(TARS['w'])
   labels = {EXPECTED[3][0]: 'x', EXPECTED[1][0]: 'y'}
-  found = list(archive.listed(tmp_path / 'a.tar', labels))
-  assert found == [(*EXPECTED[1], 'y'), (*EXPECTED[3], 'x')]
+  members = list(archive.labelled_members(tmp_path / 'a.tar', labels))
+  assert members == [(*EXPECTED[1], 'y'), (*EXPECTED[3], 'x')]
   with pytest.raises(ValueError, match=r'a\.tar does not hold b\.jpg and 1 more, which the list'):
-    list(archive.listed(tmp_path / 'a.tar', labels | {'c.jpg': 'x', 'b.jpg': 'x'}))
+    list(archive.labelled_members(tmp_path / 'a.tar', labels | {'c.jpg': 'x', 'b.jpg': 'x'}))
 
 
-def test_check(tmp_path):
+def test_archives_of_another_size_or_checksum_are_refused(tmp_path):
   content = b'official' * 300_000
   path = tmp_path / 'a.tar'
   path.write_bytes(content)
 
   def check(**published):
-    archive.check([Archive('a.tar', **published)], {'a.tar': path})
+    archive.check_archives([Archive('a.tar', **published)], {'a.tar': path})
 
   md5 = f'md5:{hashlib.md5(content).hexdigest()}'
   check()
@@ -126,7 +126,7 @@ def site():
     thread.join()
 
 
-def test_download_goes_on_where_it_broke_off(tmp_path, site):
+def test_a_download_goes_on_where_it_broke_off(tmp_path, site):
   handler, url = site
   handler.cut = 3_000_000
   path = tmp_path / 'new' / 'a.tar'
@@ -140,7 +140,7 @@ def test_download_goes_on_where_it_broke_off(tmp_path, site):
   assert list(path.parent.iterdir()) == [path]
 
 
-def test_download_that_was_something_else(tmp_path, site):
+def test_a_download_that_began_as_something_else_starts_again(tmp_path, site):
   handler, url = site
   (tmp_path / 'a.tar.part').write_bytes(bytes(len(handler.content)))
   with pytest.raises(OSError, match='416'):

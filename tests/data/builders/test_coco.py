@@ -15,7 +15,11 @@ from sjft_jax.data.records import Records
 # 80 of the ids from 1 to 90, as in the real annotations.
 IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 CATEGORIES = [{'id': i, 'name': f'thing {i}', 'supercategory': 'things'} for i in IDS]
-IMAGES = {9: archives.encoded(0), 391895: archives.encoded(1, mode='L'), 25: archives.encoded(2)}
+IMAGES = {
+  9: archives.encode_image(0),
+  391895: archives.encode_image(1, mode='L'),
+  25: archives.encode_image(2),
+}
 OBJECTS = [
   # id, image, category, box in pixels of a 12×9 image, area, crowd
   (900100, 9, 90, [0.0, 0.0, 12.0, 9.0], 108.0, 1),
@@ -25,13 +29,13 @@ OBJECTS = [
 ]
 
 
-def pack(path, files):
+def write_zip(path, files):
   with zipfile.ZipFile(path, 'w') as archive:
     for name, content in files.items():
       archive.writestr(name, content)
 
 
-def annotations(year, images, objects):
+def format_annotations(year, images, objects):
   return json.dumps(
     {
       'info': {'year': int(year)},
@@ -57,7 +61,7 @@ def annotations(year, images, objects):
   )
 
 
-def names_of(year, part):
+def file_names(year, part):
   prefix = f'COCO_{part}2014_' if year == '2014' else ''
   return {i: f'{prefix}{i:012d}.jpg' for i in IMAGES}
 
@@ -70,38 +74,38 @@ def folder(tmp_path, monkeypatch):
   for year in ('2014', '2017'):
     lists = {}
     for part, ids in (('train', list(IMAGES)), ('val', [25])):
-      names = {i: names_of(year, part)[i] for i in ids}
-      pack(
+      names = {i: file_names(year, part)[i] for i in ids}
+      write_zip(
         folder / f'{part}{year}.zip',
         {f'{part}{year}/': b''} | {f'{part}{year}/{names[i]}': IMAGES[i] for i in ids},
       )
-      shown = [one for one in OBJECTS if part == 'train']
-      lists[f'annotations/instances_{part}{year}.json'] = annotations(year, names, shown)
+      objects = OBJECTS if part == 'train' else []
+      lists[f'annotations/instances_{part}{year}.json'] = format_annotations(year, names, objects)
     lists['annotations/captions_train.json'] = '{}'
-    pack(folder / f'annotations_trainval{year}.zip', lists)
-  archives.official(monkeypatch, coco.Builder, folder)
+    write_zip(folder / f'annotations_trainval{year}.zip', lists)
+  archives.declare_official(monkeypatch, coco.Builder, folder)
   return folder
 
 
 @pytest.mark.parametrize('year', ['2014', '2017'])
-def test_prepared(tmp_path, folder, year):
+def test_records_hold_images_and_the_classes_of_their_objects(tmp_path, folder, year):
   prepare(f'coco/{year}', str(tmp_path / 'data'), str(folder))
   data = Records(f'coco/{year}', str(tmp_path / 'data'), 'train')
   assert data.classes == tuple(f'thing {i}' for i in IDS)
-  assert [data.key(i) for i in range(3)] == [names_of(year, 'train')[i] for i in (9, 25, 391895)]
-  assert [data.encoded(i) for i in range(3)] == [IMAGES[i] for i in (9, 25, 391895)]
+  assert [data.key(i) for i in range(3)] == [file_names(year, 'train')[i] for i in (9, 25, 391895)]
+  assert [data.read_encoded(i) for i in range(3)] == [IMAGES[i] for i in (9, 25, 391895)]
   expected = np.zeros((3, 80), bool)
   expected[0, [IDS.index(90), IDS.index(13)]] = True
   expected[2, 0] = True
   np.testing.assert_array_equal(data.labels, expected)
-  (validation,) = archives.records(f'coco/{year}', tmp_path / 'data', 'validation')
+  (validation,) = archives.read_records(f'coco/{year}', tmp_path / 'data', 'validation')
   assert validation['image/id'] == 25
   assert len(validation['objects']['label']) == 0
 
 
-def test_objects_as_tfds_describes_them(tmp_path, folder):
+def test_objects_have_the_features_of_tfds(tmp_path, folder):
   prepare('coco/2017', str(tmp_path / 'data'), str(folder))
-  image = archives.records('coco/2017', tmp_path / 'data', 'train')[0]
+  image = archives.read_records('coco/2017', tmp_path / 'data', 'train')[0]
   assert image['image/filename'] == b'000000000009.jpg'
   objects = image['objects']
   assert list(objects['id']) == [86, 87, 900100]
@@ -121,14 +125,14 @@ def test_only_the_archives_of_the_year_are_needed(tmp_path, folder):
   )
 
 
-def rewrite(path, change):
+def rewrite_zip(path, change):
   with zipfile.ZipFile(path) as archive:
     files = {name: archive.read(name) for name in archive.namelist()}
-  pack(path, change(files))
+  write_zip(path, change(files))
 
 
 @pytest.mark.parametrize('damage', ['images', 'image', 'bits', 'annotations', 'list', 'json'])
-def test_damaged(tmp_path, folder, damage, monkeypatch):
+def test_damaged_archives_are_named(tmp_path, folder, damage, monkeypatch):
   images, lists = folder / 'train2017.zip', folder / 'annotations_trainval2017.zip'
   name, json_name = 'train2017/000000000025.jpg', 'annotations/instances_train2017.json'
   if damage in ('images', 'annotations'):
@@ -136,29 +140,29 @@ def test_damaged(tmp_path, folder, damage, monkeypatch):
     path.write_bytes(path.read_bytes()[:-100])
     message = rf'{path.name} is truncated or no zip archive'
   elif damage == 'image':
-    rewrite(images, lambda files: {n: c for n, c in files.items() if n != name})
+    rewrite_zip(images, lambda files: {n: c for n, c in files.items() if n != name})
     message = rf'{images.name} does not hold {name}; get it again'
   elif damage == 'bits':
     images.write_bytes(images.read_bytes().replace(IMAGES[25][-99:], b'\0' * 99))
     message = rf'{images.name}: {name} is damaged'
   elif damage == 'list':
-    rewrite(lists, lambda files: {n: c for n, c in files.items() if n != json_name})
+    rewrite_zip(lists, lambda files: {n: c for n, c in files.items() if n != json_name})
     message = rf'{lists.name} does not hold {json_name}'
   else:
-    rewrite(lists, lambda files: files | {json_name: files[json_name][:-40]})
+    rewrite_zip(lists, lambda files: files | {json_name: files[json_name][:-40]})
     message = rf'{lists.name}: {json_name} is damaged'
   with pytest.raises(ValueError, match=f'the official {images.name}|the official {lists.name}'):
     prepare('coco/2017', str(tmp_path / 'data'), str(folder))
-  # As if the checksum had not told.
-  archives.official(monkeypatch, coco.Builder, folder)
+  # Now with the checksums of the damaged archives.
+  archives.declare_official(monkeypatch, coco.Builder, folder)
   with pytest.raises(ValueError, match=message):
     prepare('coco/2017', str(tmp_path / 'data'), str(folder))
   assert not list((tmp_path / 'data').glob('coco/2017/*'))
 
 
-def test_the_published_archives_and_versions():
-  known = pathlib.Path(tfds.core.tfds_path('url_checksums/coco.txt')).read_text()
-  published = {line.split()[0]: line.split()[1:3] for line in known.splitlines()}
+def test_archives_and_configurations_are_the_published_ones():
+  table = pathlib.Path(tfds.core.tfds_path('url_checksums/coco.txt')).read_text()
+  published = {line.split()[0]: line.split()[1:3] for line in table.splitlines()}
   for archive in coco.Builder.ARCHIVES:
     assert published[archive.url] == [str(archive.size), archive.checksum.removeprefix('sha256:')]
   assert list(builders.load('coco').builder_configs) == ['2014', '2017']

@@ -19,15 +19,15 @@ TRAIN, VALIDATION = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 CLASSES = pathlib.Path(tfds.core.tfds_path('datasets/imagenet2012/labels.txt')).read_text().split()
 # The real archive has 22 JPEGs in CMYK, this PNG, and greyscale.
 IMAGES = {
-  'n01440764_18.JPEG': archives.encoded(1, mode='CMYK'),
-  'n01440764_36.JPEG': archives.encoded(2),
-  'n02105855_2933.JPEG': archives.encoded(3, 'PNG'),
-  'n15075141_9.JPEG': archives.encoded(4, mode='L'),
+  'n01440764_18.JPEG': archives.encode_image(1, mode='CMYK'),
+  'n01440764_36.JPEG': archives.encode_image(2),
+  'n02105855_2933.JPEG': archives.encode_image(3, 'PNG'),
+  'n15075141_9.JPEG': archives.encode_image(4, mode='L'),
 }
 
 
-def nested(path, images, classes=CLASSES):
-  """A tar archive of one tar archive of each class."""
+def write_nested_tar(path, images, classes=CLASSES):
+  """Write a tar archive of one tar archive of each class."""
   inner = path.parent / 'inner.tar'
   archives.tar(inner, {})
   content = dict.fromkeys([f'{name}.tar' for name in classes], inner.read_bytes())
@@ -41,17 +41,19 @@ def nested(path, images, classes=CLASSES):
 def folder(tmp_path, monkeypatch):
   folder = tmp_path / 'archives'
   folder.mkdir()
-  nested(folder / TRAIN, IMAGES)
+  write_nested_tar(folder / TRAIN, IMAGES)
   # In the real archive they do not lie in the order of their numbers either.
   names = [f'ILSVRC2012_val_{i:08d}.JPEG' for i in (3, 1, 2)]
-  archives.tar(folder / VALIDATION, {name: archives.encoded(i) for i, name in enumerate(names)})
+  archives.tar(
+    folder / VALIDATION, {name: archives.encode_image(i) for i, name in enumerate(names)}
+  )
   first = dict(list(imagenet2012.validation_labels().items())[:3])
   monkeypatch.setattr(imagenet2012, 'validation_labels', lambda: first)
-  archives.official(monkeypatch, imagenet2012.Builder, folder)
+  archives.declare_official(monkeypatch, imagenet2012.Builder, folder)
   return folder
 
 
-def test_both_splits(tmp_path, folder):
+def test_both_splits_hold_the_images_of_the_archives(tmp_path, folder):
   prepare('imagenet2012', str(tmp_path / 'data'), str(folder))
   info = tfds.builder('imagenet2012', data_dir=tmp_path / 'data').info
   assert str(info.version) == '5.1.0'
@@ -61,25 +63,25 @@ def test_both_splits(tmp_path, folder):
   assert data.classes == tuple(CLASSES)
   assert [data.key(i) for i in range(4)] == list(IMAGES)
   assert [data.classes[label] for label in data.labels] == [name[:9] for name in IMAGES]
-  assert [data.encoded(i) for i in range(4)] == list(IMAGES.values())
+  assert [data.read_encoded(i) for i in range(4)] == list(IMAGES.values())
   assert all(data[i].shape == (9, 12, 3) for i in range(4))
-  validation = archives.records('imagenet2012', tmp_path / 'data', 'validation')
+  validation = archives.read_records('imagenet2012', tmp_path / 'data', 'validation')
   # As in the file of TFDS, by number: n01751748, n09193705, n02105855.
   assert [(image['file_name'][-6:-5], CLASSES[image['label']]) for image in validation] == [
     (b'3', 'n02105855'),
     (b'1', 'n01751748'),
     (b'2', 'n09193705'),
   ]
-  assert [image['image'] for image in validation] == [archives.encoded(i) for i in range(3)]
+  assert [image['image'] for image in validation] == [archives.encode_image(i) for i in range(3)]
 
 
 def test_features_and_classes_are_those_of_tfds(tmp_path):
-  for name, theirs in (
+  for name, tfds_module in (
     ('imagenet2012', imagenet2012_dataset_builder),
     ('places365_small', places365_small_dataset_builder),
   ):
     expected, info = (
-      theirs.Builder(data_dir=tmp_path).info,
+      tfds_module.Builder(data_dir=tmp_path).info,
       tfds.builder(name, data_dir=tmp_path).info,
     )
     assert info.features.to_json() == expected.features.to_json()
@@ -87,14 +89,14 @@ def test_features_and_classes_are_those_of_tfds(tmp_path):
     assert info.version == expected.version
 
 
-def test_all_labels_of_the_validation_images():
+def test_every_validation_image_has_a_label():
   labels = imagenet2012.validation_labels()
   assert list(labels)[-1] == 'ILSVRC2012_val_00050000.JPEG'
   _, counts = np.unique(list(labels.values()), return_counts=True)
   assert counts.tolist() == [50] * 1000
 
 
-def test_refused_by_name(tmp_path, folder, monkeypatch):
+def test_archives_that_are_not_the_official_ones_are_named(tmp_path, folder, monkeypatch):
   official = (folder / TRAIN).read_bytes()
   (folder / TRAIN).write_bytes(official[:-10240])
   with pytest.raises(ValueError, match=rf'{TRAIN} has [\d,]+ bytes, the official {TRAIN} [\d,]+'):
@@ -109,8 +111,8 @@ def test_refused_by_name(tmp_path, folder, monkeypatch):
 
 
 @pytest.mark.parametrize('damage', ['outer', 'inner', 'class', 'validation'])
-def test_incomplete(tmp_path, folder, damage, monkeypatch):
-  """As if the checksum had not told."""
+def test_incomplete_archives_are_named(tmp_path, folder, damage, monkeypatch):
+  """The checksums are those of the damaged archives."""
   if damage == 'outer':
     content, message = (folder / TRAIN).read_bytes(), f'{TRAIN} is truncated'
     (folder / TRAIN).write_bytes(content[: len(content) // 2])
@@ -119,17 +121,17 @@ def test_incomplete(tmp_path, folder, damage, monkeypatch):
     (folder / TRAIN).write_bytes(content.replace(b'n01440764_36', b'\0' * 6 + b'4_36xx', 1))
   elif damage == 'class':
     message = rf'{TRAIN} does not hold n15075141\.tar'
-    nested(folder / TRAIN, IMAGES, CLASSES[:-1])
+    write_nested_tar(folder / TRAIN, IMAGES, CLASSES[:-1])
   else:
     message = rf'{VALIDATION} does not hold ILSVRC2012_val_00000002\.JPEG and 1 more'
     archives.tar(folder / VALIDATION, {'ILSVRC2012_val_00000001.JPEG': b''})
-  archives.official(monkeypatch, imagenet2012.Builder, folder)
+  archives.declare_official(monkeypatch, imagenet2012.Builder, folder)
   with pytest.raises(ValueError, match=message):
     prepare('imagenet2012', str(tmp_path / 'data'), str(folder))
   assert not list((tmp_path / 'data').glob('**/dataset_info.json'))
 
 
-def test_the_published_archives():
+def test_sizes_of_the_archives_are_the_published_ones():
   train, validation = imagenet2012.Builder.ARCHIVES
   known = (
     line.split()
@@ -141,13 +143,13 @@ def test_the_published_archives():
   assert sizes == {archive.name: archive.size for archive in (train, validation)}
 
 
-class Large(base.FromArchives):
+class Large(base.ArchiveBuilder):
   """60 MB in 60 records."""
 
   VERSION = tfds.core.Version('1.0.0')
 
   def _info(self):
-    return self.described({'image': tfds.features.Image(), 'file_name': tfds.features.Text()}, '')
+    return self.make_info({'image': tfds.features.Image(), 'file_name': tfds.features.Text()}, '')
 
   def _split_generators(self, dl_manager):
     return {'train': self._generate_examples()}
@@ -160,7 +162,7 @@ class Large(base.FromArchives):
 
 def test_memory_stays_flat_and_order_is_kept(tmp_path, monkeypatch):
   monkeypatch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 0)  # TFDS's own would need TensorFlow now.
-  monkeypatch.setattr(base, 'SHARD', 10**7)
+  monkeypatch.setattr(base, 'SHARD_SIZE', 10**7)
   builder = Large(data_dir=tmp_path)
   tracemalloc.start()
   try:

@@ -11,9 +11,11 @@ ROOMS = ['airport_inside', 'winecellar', *(f'room_{i}' for i in range(65))]
 @pytest.fixture
 def images():
   """Four images a class, of which the lists name the first two and the third."""
-  odd = archives.quirks()
+  odd = archives.odd_images()
   names = [f'{room}/{i}_Some Room,{"gif" * (i == 1)}.jpg' for i in range(4) for room in ROOMS]
-  return {name: odd[i] if i < len(odd) else archives.encoded(i) for i, name in enumerate(names)}
+  return {
+    name: odd[i] if i < len(odd) else archives.encode_image(i) for i, name in enumerate(names)
+  }
 
 
 @pytest.fixture
@@ -28,24 +30,24 @@ def folder(tmp_path, images, monkeypatch):
   # With line ends of Windows and a blank line.
   test = '\r\n'.join(name for name in names if '/2' in name) + '\r\n\r\n'
   (folder / 'TestImages.txt').write_bytes(test.encode())
-  archives.official(monkeypatch, mit_indoor67.Builder, folder)
+  archives.declare_official(monkeypatch, mit_indoor67.Builder, folder)
   return folder
 
 
-def test_records(tmp_path, folder, images):
+def test_records_hold_the_images_of_the_lists(tmp_path, folder, images):
   prepare('mit_indoor67', str(tmp_path), str(folder))
   label = tfds.builder('mit_indoor67', data_dir=tmp_path).info.features['label']
   assert label.names == sorted(ROOMS)
-  for split, of_split in (('train', '01'), ('test', '2')):
-    found = archives.records('mit_indoor67', tmp_path, split)
-    expected = [name for name in images if name.partition('/')[2][0] in of_split]
-    assert len(expected) == 67 * len(of_split)
-    assert [r['file_name'].decode() for r in found] == expected
-    assert [r['image'] for r in found] == [images[name] for name in expected]
-    assert [label.int2str(r['label']) for r in found] == [n.partition('/')[0] for n in expected]
+  for split, numbers in (('train', '01'), ('test', '2')):
+    records = archives.read_records('mit_indoor67', tmp_path, split)
+    expected = [name for name in images if name.partition('/')[2][0] in numbers]
+    assert len(expected) == 67 * len(numbers)
+    assert [r['file_name'].decode() for r in records] == expected
+    assert [r['image'] for r in records] == [images[name] for name in expected]
+    assert [label.int2str(r['label']) for r in records] == [n.partition('/')[0] for n in expected]
 
 
-def test_damaged_lists(tmp_path, folder):
+def test_damaged_lists_are_named(tmp_path, folder):
   with (folder / 'TestImages.txt').open('a') as file:
     file.write('bar/none.jpg\nbar/neither.jpg\n')
   with pytest.raises(

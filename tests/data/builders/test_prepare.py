@@ -13,9 +13,10 @@ from sjft_jax.data.builders import caltech256
 from sjft_jax.data.builders.archive import Archive
 from sjft_jax.data.prepare import prepare
 
-# What each kills itself at: after the last image, or with everything written but not in its place.
-MOMENTS = {
-  'last image': (
+# Code that kills the process at a moment: after the last image, or with everything written but not
+# in its place.
+KILLS = {
+  'after the last image': (
     'generate = caltech256.Builder._generate_examples\n'
     'def killed(*args):\n'
     '  yield from generate(*args)\n'
@@ -38,11 +39,11 @@ def folder(tmp_path, monkeypatch):
   folder.mkdir()
   names = (f'{i:03d}.class' for i in range(1, 258))
   images = {
-    f'256_ObjectCategories/{name}/{name[:3]}_0001.jpg': archives.encoded(i)
+    f'256_ObjectCategories/{name}/{name[:3]}_0001.jpg': archives.encode_image(i)
     for i, name in enumerate(names)
   }
   archives.tar(folder / '256_ObjectCategories.tar', images)
-  archives.official(monkeypatch, caltech256.Builder, folder)
+  archives.declare_official(monkeypatch, caltech256.Builder, folder)
   return folder
 
 
@@ -50,37 +51,38 @@ def run(*arguments):
   return subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
 
 
-def test_nothing_is_known_before(tmp_path, monkeypatch):
+def test_an_unprepared_data_set_is_not_looked_up_on_tfds_server(tmp_path, monkeypatch):
   """TFDS's server describes data that it has prepared itself, in another format."""
   monkeypatch.setattr(gcs_utils, 'gcs_dataset_info_files', lambda _: pytest.fail('asked'))
+  builders.register()
   for name in builders.BUILDERS:
     info = tfds.builder(name, data_dir=tmp_path).info
     assert not info.initialized
     assert info.file_format == tfds.core.FileFormat.ARRAY_RECORD
 
 
-def test_twice(tmp_path, folder, capsys):
+def test_a_second_run_finds_the_data_set_prepared(tmp_path, folder, capsys):
   prepare('caltech256', str(tmp_path), str(folder))
   assert 'prepared already' not in capsys.readouterr().out
   version = tmp_path / 'caltech256' / '1.0.0'
   before = {path: path.stat().st_mtime_ns for path in version.iterdir()}
   prepare('caltech256', str(tmp_path), str(folder))
-  said = capsys.readouterr().out
-  assert 'prepared already' in said
-  assert f'{version}: train 257 images' in said
+  output = capsys.readouterr().out
+  assert 'prepared already' in output
+  assert f'{version}: train 257 images' in output
   assert {path: path.stat().st_mtime_ns for path in version.iterdir()} == before
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('moment', MOMENTS)
-def test_killed(tmp_path, folder, moment, capsys):
+@pytest.mark.parametrize('moment', KILLS)
+def test_a_killed_run_leaves_no_data_set_and_its_folder_is_named(tmp_path, folder, moment, capsys):
   script = (
     'import os, signal, tensorflow_datasets as tfds\n'
     'from sjft_jax.data.builders import caltech256\n'
     'from sjft_jax.data.builders.archive import Archive\n'
     'from sjft_jax.data.prepare import prepare\n'
     f'caltech256.Builder.ARCHIVES = {caltech256.Builder.ARCHIVES!r}\n'
-    f'{MOMENTS[moment]}'
+    f'{KILLS[moment]}'
     f'prepare("caltech256", {str(tmp_path)!r}, {str(folder)!r})\n'
   )
   assert run('-c', script).returncode == -9
@@ -88,36 +90,42 @@ def test_killed(tmp_path, folder, moment, capsys):
   assert not tfds.builder('caltech256', data_dir=tmp_path).info.initialized
   prepare('caltech256', str(tmp_path), str(folder))
   assert f'{leftover} is left of a killed one' in capsys.readouterr().out
-  assert len(archives.records('caltech256', tmp_path, 'train')) == 257
+  assert len(archives.read_records('caltech256', tmp_path, 'train')) == 257
 
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt, OSError])
-def test_interrupted(tmp_path, folder, monkeypatch, error):
-  def interrupted(self, path):
+def test_an_interrupted_run_leaves_nothing(tmp_path, folder, monkeypatch, error):
+  def interrupt(self, path):
     yield next(generate(self, path))
     raise error('stopped')
 
   generate = caltech256.Builder._generate_examples
-  monkeypatch.setattr(caltech256.Builder, '_generate_examples', interrupted)
+  monkeypatch.setattr(caltech256.Builder, '_generate_examples', interrupt)
   with pytest.raises(error, match='stopped'):
     prepare('caltech256', str(tmp_path), str(folder))
   assert not list((tmp_path / 'caltech256').iterdir())
 
 
-def test_folder_that_is_no_data_set(tmp_path, folder):
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path, folder):
   (tmp_path / 'caltech256' / '1.0.0').mkdir(parents=True)
   with pytest.raises(ValueError, match=r'1\.0\.0 is there, but not a prepared data set; remove it'):
     prepare('caltech256', str(tmp_path), str(folder))
 
 
-def test_mistakes(tmp_path, folder, monkeypatch):
-  with pytest.raises(ValueError, match=r'--dataset=caltech: unknown; did you mean caltech256\?'):
+def test_mistakes_are_named_with_a_remedy(tmp_path, folder, monkeypatch):
+  with pytest.raises(
+    ValueError, match=r"dataset='caltech' is unknown; did you mean 'caltech256'\?"
+  ):
     prepare('caltech', str(tmp_path))
-  with pytest.raises(ValueError, match='coco: there is no .* known: coco/2014, coco/2017'):
+  with pytest.raises(
+    ValueError, match="dataset='coco' is unknown; .*use one of coco/2014, coco/2017$"
+  ):
     prepare('coco', str(tmp_path))
-  with pytest.raises(ValueError, match='caltech256/15: there is no .* known: caltech256$'):
+  with pytest.raises(
+    ValueError, match="dataset='caltech256/15' is unknown; .*use one of caltech256$"
+  ):
     prepare('caltech256/15', str(tmp_path))
-  with pytest.raises(ValueError, match=r'--archives=.*none is not a folder'):
+  with pytest.raises(ValueError, match='archives=.*none is not a folder'):
     prepare('caltech256', str(tmp_path), str(tmp_path / 'none'))
   # Nothing listens at port 9, and nobody asks for a password.
   nowhere = Archive('256_ObjectCategories.tar', 'http://127.0.0.1:9/256_ObjectCategories.tar')
@@ -135,8 +143,9 @@ def test_mistakes(tmp_path, folder, monkeypatch):
     prepare('caltech256', str(tmp_path), str(folder))
 
 
-def test_archives_where_tfds_looks_for_them(tmp_path, folder):
-  """Through TFDS alone, as one who does not know `prepare` would."""
+def test_tfds_prepares_from_its_own_folder_of_archives(tmp_path, folder):
+  """Only TFDS is called, without `prepare`."""
+  builders.register()
   manual = tmp_path / 'data' / 'downloads' / 'manual'
   manual.parent.mkdir(parents=True)
   folder.rename(manual)
@@ -145,7 +154,8 @@ def test_archives_where_tfds_looks_for_them(tmp_path, folder):
   assert source[0]['image'].shape == (9, 12, 3)
 
 
-def test_every_name_is_ours():
+def test_every_name_leads_to_our_builder():
+  builders.register()
   for name in builders.BUILDERS:
     cls = tfds.builder_cls(name)
     assert cls is builders.load(name)
@@ -155,20 +165,34 @@ def test_every_name_is_ours():
 
 
 @pytest.mark.slow
-def test_command(tmp_path, folder):
+def test_the_command_names_mistakes_in_one_line(tmp_path, folder):
   command = ['-m', 'sjft_jax.data.prepare', f'--data_dir={tmp_path}']
   missing = run(*command)
   assert missing.returncode == 1
   assert missing.stderr.splitlines()[-1].startswith('error: ')
   unknown = run(*command, '--dataset=dogs')
   assert unknown.returncode == 1
-  assert unknown.stderr.startswith('error: --dataset=dogs: unknown; ')
+  assert unknown.stderr.startswith("error: dataset='dogs' is unknown; ")
   assert len(unknown.stderr.splitlines()) == 1
   # The miniature archive is not the official one.
-  refused = run(*command, '--dataset=caltech256', f'--archives={folder}')
-  assert refused.returncode == 1
+  unofficial = run(*command, '--dataset=caltech256', f'--archives={folder}')
+  assert unofficial.returncode == 1
   size = os.path.getsize(folder / '256_ObjectCategories.tar')
   assert (
-    f'has {size:,} bytes, the official 256_ObjectCategories.tar 1,183,006,720' in refused.stderr
+    f'has {size:,} bytes, the official 256_ObjectCategories.tar 1,183,006,720' in unofficial.stderr
   )
-  assert len(refused.stderr.splitlines()) == 1
+  assert len(unofficial.stderr.splitlines()) == 1
+
+
+def test_importing_registers_nothing():
+  script = (
+    'from tensorflow_datasets.core import registered\n'
+    'providers = list(registered._DATASET_PROVIDER_REGISTRY)\n'
+    'from sjft_jax.data import builders, records, registry\n'
+    'from sjft_jax.data.builders import caltech256\n'
+    'assert registered._DATASET_PROVIDER_REGISTRY == providers\n'
+    'builders.register()\n'
+    'builders.register()\n'
+    'assert registered._DATASET_PROVIDER_REGISTRY[1:] == providers\n'
+  )
+  subprocess.run([sys.executable, '-c', script], check=True)
