@@ -36,9 +36,9 @@ def joint_loss(
   """Compute this micro-batch's contribution to the joint loss of a step.
 
   The joint loss is target_weight × the mean cross-entropy of the step's target images +
-  source_weight × the mean of its source images (Ge & Yu 2017, Section 3.1, with the weights of the
-  released code). The means are over the whole step, so contributions add up to the loss however the
-  images are spread over devices and micro-batches. A domain without images contributes exactly zero.
+  source_weight × that of its source images (Ge & Yu 2017, Section 3.1, with the weights of the
+  released code). The means are over the whole step, so contributions add up to the loss however
+  images are spread over devices and micro-batches. A domain without images contributes exactly 0.
 
   Args:
     logits: outputs of both heads, 'target' and 'source', for every image.
