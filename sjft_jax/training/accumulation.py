@@ -149,7 +149,7 @@ def first_fitting(
   low, high, guess = 0, len(candidates), 0
   while low < high:
     needed = need(candidates[guess])
-    if needed <= limit:
+    if needed <= limit and math.isfinite(needed):
       high, guess = guess, guess - 1
       continue
     low = guess = guess + 1

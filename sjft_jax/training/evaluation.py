@@ -55,17 +55,18 @@ class Evaluator:
     Raises:
       OutOfMemoryError: memory ran out; the message says which option to lower.
     """
-    batch_size = self.options.batch_size
     start, stop = distributed.shard_bounds(len(data))
-    hint = memory.batch_size_hint('evaluation.batch_size', batch_size, 'lower images.crop')
+    hint = memory.batch_size_hint(
+      'evaluation.batch_size', self.options.batch_size, 'lower images.crop'
+    )
     with (
       console.progress(f'scoring {data.name}, {view}', stop - start) as advance,
-      memory.explain_oom(f'scoring {batch_size} images at once', hint),
+      memory.explain_oom(f'scoring {self.options.batch_size} images at once', hint),
     ):
       batches = views(
         data,
         functools.partial(transforms.evaluation_views, size=self.size, view=view),
-        batch_size,
+        self.options.batch_size,
         side=transforms.evaluation_side(self.size, view),
         start=start,
         stop=stop,
