@@ -42,7 +42,10 @@ def load_or_choose_accumulation(
 
   Args:
     path: of the JSON file.
-    train_step, state, batch, batch_size: see `choose_accumulation`.
+    train_step: see `choose_accumulation`.
+    state: see there.
+    batch: see there.
+    batch_size: see there.
 
   Raises:
     OutOfMemoryError: the smallest micro-batch does not fit.
@@ -133,8 +136,8 @@ def first_fitting(
   """Return the first candidate whose need is within the limit, or None.
 
   It extrapolates instead of bisecting, because each call of `need` compiles a training step (23 s
-  for ResNet-152, experiments/README.md): one call where the first candidate fits, and about three
-  elsewhere. A candidate is the answer only if the one before it is known not to fit.
+  for ResNet-152, experiments/bench_train_step.py): one call where the first candidate fits, and
+  about three elsewhere. A candidate is the answer only if the one before it is known not to fit.
 
   Args:
     candidates: rising.

@@ -94,19 +94,19 @@ class PretrainOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-  """How one network is trained, and where its artifacts are.
+  """What one network is trained with, and where its artifacts are.
 
   Attributes:
-    directory: of its checkpoints and its log.
-    fingerprint: of everything that decides these.
+    directory: where its checkpoints and its log are.
+    fingerprint: identifies everything that decides these.
     domains: the data sets.
     train_step: see `step.make_train_step`.
     optimizer: the one in `train_step`.
-    evaluator: predicts data sets.
-    options: the options of training; the number of micro-batches is chosen.
-    logging: the options of the log.
+    evaluator: predicts the class probabilities of data sets.
+    options: how it trains; the number of micro-batches is never 0 here.
+    logging: where metrics go.
     config: all options by section, for the log and for messages.
-    seed: of order, neighbours and augmentation.
+    seed: decides order, neighbours and augmentation.
   """
 
   directory: epath.Path
@@ -185,10 +185,10 @@ class OpenRun:
   """A training run, with its checkpoints and its log open.
 
   Attributes:
-    trainer: how it trains.
-    progress: how far it has come; `train` moves it on.
-    checkpoints: of the states on the way.
-    writer: of the log.
+    trainer: what it trains with.
+    progress: the state and how far it has come; `train` replaces it.
+    checkpoints: where states are saved.
+    writer: logs metrics.
   """
 
   trainer: Trainer
