@@ -1,1 +1,1 @@
-"""Losses, the training step, the loop, evaluation and checkpoints."""
+"""The trainer, the training step, the loop around it, evaluation, metrics and checkpoints."""

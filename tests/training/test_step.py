@@ -1,5 +1,6 @@
-"""The step's promises: domains apart, devices and micro-batches immaterial."""
+"""Domains stay apart in a step, and devices and micro-batches change nothing in it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,8 @@ import pytest
 from sjft_jax.models.joint import Joint
 from sjft_jax.models.resnet import ResNet
 from sjft_jax.training import optimizer
-from sjft_jax.training.losses import joint_loss
+from sjft_jax.training.losses import LossOptions, joint_loss
+from sjft_jax.training.optimizer import SolverOptions
 from sjft_jax.training.step import (
   create_state,
   make_predict,
@@ -24,21 +26,21 @@ from sjft_jax.training.step import (
 
 PAIRS, SIDE = 8, 32
 NUM_TARGET, NUM_SOURCE = 3, 5
-# Plain gradient descent with rate 1: the update is the gradient.
-DESCENT = optax.sgd(1.0)
+# Plain gradient descent with a learning rate of 1: the update is the gradient.
+GRADIENT_DESCENT = optax.sgd(1.0)
 
 
-def network(batch_norm):
+def make_network(batch_norm):
   return Joint(
     ResNet((1, 1), bottleneck=False, width=0.125, batch_norm=batch_norm), NUM_TARGET, NUM_SOURCE
   )
 
 
 @functools.cache
-def initial(batch_norm):
+def init_variables(batch_norm):
   images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
-  variables = jax.device_get(jax.jit(network(batch_norm).init)(jax.random.key(0), images))
-  # Heads at 0.01 leave the trunk hardly any gradient to compare.
+  variables = jax.device_get(jax.jit(make_network(batch_norm).init)(jax.random.key(0), images))
+  # With heads at 0.01 the trunk would have hardly any gradient to compare.
   params = {
     name: jax.tree.map(lambda x: 30 * x, tree) if name != 'trunk' else tree
     for name, tree in variables['params'].items()
@@ -63,21 +65,21 @@ def make_batch(seed=0):
   }
 
 
-WEIGHTS = {'target_weight': 0.5, 'source_weight': 0.5, 'label_smoothing': 0.0}
+LOSS = LossOptions(target_weight=0.5, source_weight=0.5)
 
 
 @functools.cache
-def step_of(batch_norm, backend):
-  del backend  # Of which tracing makes a difference.
-  return make_train_step(network(batch_norm).apply, DESCENT, 0, **WEIGHTS)
+def cached_train_step(batch_norm, backend):
+  del backend  # Part of the key, since tracing depends on it.
+  return make_train_step(make_network(batch_norm).apply, GRADIENT_DESCENT, 0, LOSS)
 
 
 def run(batch, *, batch_norm='mixed', devices=1, accumulation=1):
-  """The state after a step (of all devices, and of the first) and the metrics."""
-  step = step_of(batch_norm, jax.default_backend())
-  state = replicate(create_state(**initial(batch_norm), optimizer=DESCENT), devices)
+  """Take a step; return the state (of all devices, and of the first) and the metrics."""
+  train_step = cached_train_step(batch_norm, jax.default_backend())
+  state = create_state(**init_variables(batch_norm), optimizer=GRADIENT_DESCENT)
   batch = shard_batch(batch, accumulation=accumulation, num_devices=devices)
-  state, metrics = step(state, batch)
+  state, metrics = train_step(replicate(state, devices), batch)
   return state, unreplicate(state), jax.device_get(metrics)
 
 
@@ -85,13 +87,13 @@ def assert_close(a, b, rtol=1e-4, atol=2e-6):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
 
 
-def direct(batch, batch_norm):
-  """Gradient, batch statistics and losses by one plain pass over the whole batch."""
-  variables = initial(batch_norm)
-  model = network(batch_norm)
+def oracle(batch, batch_norm):
+  """Return gradient, batch statistics and losses by one plain pass over the whole batch."""
+  variables = init_variables(batch_norm)
+  model = make_network(batch_norm)
 
   def loss(params):
-    # A mapped axis of one, for batch norm's synchronisation.
+    # Batch norm synchronises over a mapped axis; here its size is one.
     logits, updates = jax.vmap(
       lambda images, is_source: model.apply(
         {**variables, 'params': params}, images, True, is_source, mutable=['batch_stats']
@@ -111,19 +113,21 @@ def direct(batch, batch_norm):
   return gradient, jax.tree.map(lambda x: x[0], batch_stats), losses
 
 
-def gradient_of(after, batch_norm):
-  return jax.tree.map(lambda a, b: np.asarray(a) - b, initial(batch_norm)['params'], after.params)
+def applied_gradient(state, batch_norm):
+  """Return the gradient of the first step, from the parameters after it."""
+  params = init_variables(batch_norm)['params']
+  return jax.tree.map(lambda before, after: np.asarray(before) - after, params, state.params)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('batch_norm', ['mixed', 'per_domain', 'frozen'])
-def test_devices_change_nothing(batch_norm):
+def test_step_is_the_same_on_any_number_of_devices(batch_norm):
   batch = make_batch()
-  gradient, batch_stats, (target_loss, source_loss) = direct(batch, batch_norm)
+  gradient, batch_stats, (target_loss, source_loss) = oracle(batch, batch_norm)
   assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(gradient))
   for devices in (1, 4):
     state, first, metrics = run(batch, batch_norm=batch_norm, devices=devices)
-    assert_close(gradient_of(first, batch_norm), gradient)
+    assert_close(applied_gradient(first, batch_norm), gradient)
     assert_close(first.batch_stats, batch_stats)
     # Every device holds the same state, to the last bit.
     for leaf in jax.tree.leaves(jax.device_get(state)):
@@ -134,61 +138,61 @@ def test_devices_change_nothing(batch_norm):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('backend', ['cpu', 'gpu'])
-def test_micro_batches_change_nothing_with_frozen_batch_norm(backend, monkeypatch):
-  # What is compiled for a GPU, a loop over the micro-batches, runs here too.
+def test_micro_batches_do_not_change_a_step_with_frozen_batch_norm(backend, monkeypatch):
+  # The program for a GPU, a loop over the micro-batches, runs here too.
   monkeypatch.setattr(jax, 'default_backend', lambda: backend)
   batch = make_batch()
-  gradient, _, (target_loss, _) = direct(batch, 'frozen')
+  gradient, _, (target_loss, _) = oracle(batch, 'frozen')
   for devices, accumulation in ((1, 4), (2, 2)):
     _, first, metrics = run(batch, batch_norm='frozen', devices=devices, accumulation=accumulation)
     assert first.step == 1
-    assert_close(gradient_of(first, 'frozen'), gradient)
+    assert_close(applied_gradient(first, 'frozen'), gradient)
     np.testing.assert_allclose(metrics['target_loss'][0] / PAIRS, target_loss, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_unevenly_spread_domains_change_nothing():
+def test_uneven_spread_of_domains_does_not_change_a_step():
   batch = make_batch()
   order = np.argsort(batch['is_source'], kind='stable')  # Some parts are of one domain only.
   batch = {name: leaf[order][: PAIRS + 4] for name, leaf in batch.items()}
-  gradient, _, _ = direct(batch, 'frozen')
+  gradient, _, _ = oracle(batch, 'frozen')
   _, first, metrics = run(batch, batch_norm='frozen', devices=2, accumulation=3)
-  assert_close(gradient_of(first, 'frozen'), gradient)
+  assert_close(applied_gradient(first, 'frozen'), gradient)
   assert metrics['target_accuracy'][1] == PAIRS
   assert metrics['source_accuracy'][1] == 4
 
 
 @pytest.mark.slow
-def test_batch_statistics_move_once_per_micro_batch():
+def test_batch_statistics_are_updated_once_per_micro_batch():
   batch = make_batch()
-  variables, model = initial('mixed'), network('mixed')
+  variables, model = init_variables('mixed'), make_network('mixed')
   batch_stats = variables['batch_stats']
 
   @jax.jit
   @functools.partial(jax.vmap, in_axes=(0, None), axis_name='batch')
-  def pass_(images, batch_stats):
-    variables_ = {'params': variables['params'], 'batch_stats': batch_stats}
-    return model.apply(variables_, images, train=True, mutable=['batch_stats'])[1]['batch_stats']
+  def update_stats(images, batch_stats):
+    current = {'params': variables['params'], 'batch_stats': batch_stats}
+    return model.apply(current, images, train=True, mutable=['batch_stats'])[1]['batch_stats']
 
   for part in (slice(0, PAIRS), slice(PAIRS, None)):
     batch_stats = jax.tree.map(
-      lambda x: x[0], jax.device_get(pass_(batch['image'][None, part], batch_stats))
+      lambda x: x[0], jax.device_get(update_stats(batch['image'][None, part], batch_stats))
     )
-  afters = [run(batch, devices=devices, accumulation=2)[1] for devices in (1, 2)]
-  for after in afters:
-    assert_close(after.batch_stats, batch_stats, rtol=1e-5)
-  assert_close(afters[0].params, afters[1].params)
+  states = [run(batch, devices=devices, accumulation=2)[1] for devices in (1, 2)]
+  for state in states:
+    assert_close(state.batch_stats, batch_stats, rtol=1e-5)
+  assert_close(states[0].params, states[1].params)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('domain', ['target', 'source'])
-def test_an_absent_domain_leaves_its_head_alone(domain):
+def test_head_of_an_absent_domain_has_no_gradient(domain):
   batch = make_batch()
   present = 'source' if domain == 'target' else 'target'
   batch['is_source'][:] = present == 'source'
   batch['label'] = batch['label'] % NUM_TARGET
-  _, after, metrics = run(batch, devices=2)
-  gradient = gradient_of(after, 'mixed')
+  _, state, metrics = run(batch, devices=2)
+  gradient = applied_gradient(state, 'mixed')
   assert all(not leaf.any() for leaf in jax.tree.leaves(gradient[domain]))
   for name in ('trunk', present):
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient[name]))
@@ -199,10 +203,10 @@ def test_an_absent_domain_leaves_its_head_alone(domain):
 
 
 @pytest.mark.slow
-def test_metrics_count_hits_of_each_domain():
+def test_accuracy_counts_the_hits_of_each_domain():
   batch = make_batch()
-  variables = initial('frozen')
-  logits = jax.jit(network('frozen').apply)(variables, batch['image'])
+  variables = init_variables('frozen')
+  logits = jax.jit(make_network('frozen').apply)(variables, batch['image'])
   _, _, metrics = run(batch, batch_norm='frozen', devices=2)
   for domain, members in (('target', ~batch['is_source']), ('source', batch['is_source'])):
     hits = np.asarray(logits[domain]).argmax(axis=1) == batch['label']
@@ -210,11 +214,11 @@ def test_metrics_count_hits_of_each_domain():
 
 
 def drawing_apply(variables, images, *, train, is_source, mutable, rngs):
-  """Logits without gradients to speak of; its batch statistics list the numbers it has drawn."""
+  """Return zeros and a bias as logits; list the random numbers drawn in the batch statistics."""
   assert train
   assert mutable == ['batch_stats']
   drawn = jax.random.randint(rngs['dropout'], (1,), 0, 10_000).astype(jnp.float32)
-  # With the number of source images, which tells of is_source.
+  # And the number of source images, which shows whether is_source is right.
   sources = jax.lax.psum(is_source.sum().astype(jnp.float32)[None], 'batch')
   stats = {
     name: jnp.concatenate([variables['batch_stats'][name][1:], value])
@@ -225,32 +229,32 @@ def drawing_apply(variables, images, *, train, is_source, mutable, rngs):
 
 
 def draw(seed=0, devices=1, steps=2):
-  """What two steps of two micro-batches draw."""
-  step = make_train_step(drawing_apply, DESCENT, seed, **WEIGHTS)
+  """Return the batch statistics after two steps of two micro-batches with `drawing_apply`."""
+  train_step = make_train_step(drawing_apply, GRADIENT_DESCENT, seed, LOSS)
   stats = {'drawn': np.zeros(4, np.float32), 'sources': np.zeros(4, np.float32)}
   state = create_state(
-    params={'bias': np.zeros((1, 2), np.float32)}, batch_stats=stats, optimizer=DESCENT
+    params={'bias': np.zeros((1, 2), np.float32)}, batch_stats=stats, optimizer=GRADIENT_DESCENT
   )
   batch = make_batch()
   batch['label'] %= 2
   batch['is_source'][PAIRS:] = False
   state = replicate(state, devices)
   for _ in range(steps):
-    state, _ = step(state, shard_batch(batch, accumulation=2, num_devices=devices))
+    state, _ = train_step(state, shard_batch(batch, accumulation=2, num_devices=devices))
   return unreplicate(state).batch_stats
 
 
 @pytest.mark.slow
-def test_dropouts_key_is_of_seed_step_and_micro_batch():
+def test_dropout_key_depends_on_seed_step_and_micro_batch():
   drawn = draw()['drawn']
   assert len(set(drawn)) == 4
   assert not set(drawn) & set(draw(seed=1)['drawn'])
-  # The statistics are ema_params over the devices: another device's number would show.
+  # The statistics are averaged over the devices: another device's number would show.
   np.testing.assert_array_equal(draw(devices=4)['drawn'], drawn)
 
 
 @pytest.mark.parametrize('backend', ['cpu', 'gpu'])
-def test_each_micro_batch_comes_with_its_domains(backend, monkeypatch):
+def test_network_gets_the_domains_of_each_micro_batch(backend, monkeypatch):
   expected = draw()['drawn']
   monkeypatch.setattr(jax, 'default_backend', lambda: backend)
   stats = draw(devices=2)
@@ -259,18 +263,18 @@ def test_each_micro_batch_comes_with_its_domains(backend, monkeypatch):
 
 
 @pytest.mark.slow
-def test_predictions_are_the_target_heads_probabilities():
-  variables = initial('mixed')
+def test_predict_returns_the_probabilities_of_the_target_head():
+  variables = init_variables('mixed')
   images = make_batch()['image']
-  state = replicate(create_state(**variables, optimizer=DESCENT), 2)
-  p = make_predict(network('mixed').apply)(state, images.reshape(2, PAIRS, SIDE, SIDE, 3))
-  expected = jax.nn.softmax(jax.jit(network('mixed').apply)(variables, images)['target'])
+  state = replicate(create_state(**variables, optimizer=GRADIENT_DESCENT), 2)
+  p = make_predict(make_network('mixed').apply)(state, images.reshape(2, PAIRS, SIDE, SIDE, 3))
+  expected = jax.nn.softmax(jax.jit(make_network('mixed').apply)(variables, images)['target'])
   assert p.shape == (2, PAIRS, NUM_TARGET)
   assert p.dtype == jnp.float32
   np.testing.assert_allclose(p.reshape(-1, NUM_TARGET), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_micro_batches_are_the_same_on_any_number_of_devices():
+def test_shard_batch_makes_the_same_micro_batches_on_any_number_of_devices():
   batch = {'label': np.arange(24, dtype=np.int32)}
   for devices in (1, 2, 4):
     label = shard_batch(batch, accumulation=3, num_devices=devices)['label']
@@ -279,106 +283,108 @@ def test_micro_batches_are_the_same_on_any_number_of_devices():
       assert sorted(label[:, micro].ravel()) == list(range(8 * micro, 8 * micro + 8))
 
 
-def test_indivisible_batches_are_refused():
-  with pytest.raises(ValueError, match=r'24 images .* 4 devices .* training.accumulation'):
+def test_shard_batch_refuses_indivisible_batches():
+  with pytest.raises(
+    ValueError,
+    match='24 images .* 4 devices .* accumulation=4 .* change the batch size or accumulation',
+  ):
     shard_batch({'label': np.arange(24)}, accumulation=4, num_devices=4)
 
 
-def test_replicas_come_back_unchanged():
+def test_unreplicate_returns_what_was_replicated():
   tree = {'a': np.arange(3.0, dtype=np.float32), 'b': np.int32(7)}
   replicas = replicate(tree)
   assert replicas['a'].shape == (jax.local_device_count(), 3)
-  back = unreplicate(replicas)
-  assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(back))
-  jax.tree.map(np.testing.assert_array_equal, back, tree)
+  result = unreplicate(replicas)
+  assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(result))
+  jax.tree.map(np.testing.assert_array_equal, result, tree)
 
 
 @pytest.mark.slow
-def test_a_multi_label_source_counts_an_image_whose_likeliest_class_it_shows():
+def test_multi_label_source_counts_an_image_if_its_likeliest_class_is_present():
   batch = make_batch()
-  everything = np.repeat(batch['is_source'][:, None], NUM_SOURCE, axis=1)
-  _, after, metrics = run(batch | {'shown': everything})
+  every_class = np.repeat(batch['is_source'][:, None], NUM_SOURCE, axis=1)
+  _, state, metrics = run(batch | {'multi_hot': every_class})
   assert metrics['source_accuracy'] == (PAIRS, PAIRS)
-  _, _, (target_loss, _) = direct(batch, 'mixed')
+  _, _, (target_loss, _) = oracle(batch, 'mixed')
   total, count = metrics['target_loss']
   assert float(total) / int(count) == pytest.approx(float(target_loss), rel=1e-4)
-  _, other, metrics = run(batch | {'shown': np.zeros_like(everything)})
+  _, other, metrics = run(batch | {'multi_hot': np.zeros_like(every_class)})
   assert metrics['source_accuracy'] == (0, PAIRS)
-  # What is shown moves the source head: up where it is, down where it is not.
-  moved = after.params['source']['bias'] - other.params['source']['bias']
-  assert (moved > 0).all()
+  # The logits of the source head rise for present classes and fall for absent ones.
+  difference = state.params['source']['bias'] - other.params['source']['bias']
+  assert (difference > 0).all()
 
 
 def linear_apply(variables, images, *, train=True, is_source=None, mutable=(), rngs=None):
-  """A trunk of one layer on the images' mean colours, and two heads."""
+  """Apply a trunk of one layer to the images' mean colours, and two heads."""
   params = variables['params']
   features = jnp.mean(images.astype(jnp.float32) / 255, axis=(1, 2)) @ params['trunk']['conv1']
   logits = {domain: features @ params[domain] for domain in ('target', 'source')}
   return (logits, {}) if train else logits
 
 
-def linear_params():
+def init_linear():
   random = np.random.default_rng(0)
   params = {'trunk': (3, 4), 'target': (4, NUM_TARGET), 'source': (4, NUM_SOURCE)}
   params = {name: random.normal(size=shape).astype(np.float32) for name, shape in params.items()}
   return params | {'trunk': {'conv1': params['trunk']}}
 
 
-EVERY_OPTION = {
-  'learning_rate': 0.1,
-  'schedule': 'cosine',
-  'warmup_steps': 1,
-  'drop_every': 2,
-  'drop_factor': 0.5,
-  'momentum': 0.9,
-  'momentum_style': 'caffe',
-  'weight_decay': 0.1,
-  'pull_to_start': 0.2,
-  'layer_decay': 0.5,
-  'head_rate': 2.0,
-  'ema': 0.5,
-}
+EVERY_OPTION = SolverOptions(
+  learning_rate=0.1,
+  schedule='cosine',
+  warmup_steps=1,
+  drop_every=2,
+  drop_factor=0.5,
+  momentum=0.9,
+  momentum_style='caffe',
+  weight_decay=0.1,
+  l2_sp=0.2,
+  layer_decay=0.5,
+  head_rate=2.0,
+  ema=0.5,
+)
 
 
 @pytest.mark.slow
-def test_every_option_of_the_solver_works_replicated_and_through_a_restart():
-  solver = optimizer.sgd(4, **EVERY_OPTION)
-  step = make_train_step(linear_apply, solver, 0, **WEIGHTS)
-  restart = functools.partial(optimizer.reset_opt_state, solver)
-  batch, ends = make_batch(), []
+def test_every_option_of_the_solver_works_replicated_and_after_a_reset():
+  solver = optimizer.sgd(4, EVERY_OPTION)
+  train_step = make_train_step(linear_apply, solver, 0, LOSS)
+  reset = functools.partial(optimizer.reset_opt_state, solver)
+  batch, final_states = make_batch(), []
   for devices in (1, 2):
-    state = replicate(
-      create_state(params=linear_params(), batch_stats={}, optimizer=solver), devices
-    )
-    trained = []
+    state = replicate(create_state(params=init_linear(), batch_stats={}, optimizer=solver), devices)
+    trajectory = []
     for number in range(4):
       if number == 2:
-        fresh = jax.pmap(restart, axis_name='batch')(state.opt_state, state.params)
-        state = state.replace(opt_state=fresh)
-      state, _ = step(state, shard_batch(batch, accumulation=2, num_devices=devices))
-      trained.append(unreplicate(state.params))
-    ends.append(unreplicate(state))
-    # Since the restart: weights 1/2 and 1.
-    mean = jax.tree.map(lambda a, b: (a + 2 * b) / 3, *trained[2:])
+        opt_state = jax.pmap(reset, axis_name='batch')(state.opt_state, state.params)
+        state = state.replace(opt_state=opt_state)
+      state, _ = train_step(state, shard_batch(batch, accumulation=2, num_devices=devices))
+      trajectory.append(unreplicate(state.params))
+    final_states.append(unreplicate(state))
+    # Of the two steps since the reset, with weights 1/2 and 1.
+    mean = jax.tree.map(lambda a, b: (a + 2 * b) / 3, *trajectory[2:])
     assert_close(unreplicate(with_ema_params(state)).params, mean, rtol=1e-5)
     start = optax.tree_utils.tree_get(unreplicate(state).opt_state, 'start')
-    np.testing.assert_array_equal(start['trunk']['conv1'], linear_params()['trunk']['conv1'])
-  assert_close(*ends)
+    np.testing.assert_array_equal(start['trunk']['conv1'], init_linear()['trunk']['conv1'])
+  assert_close(*final_states)
   images = batch['image'][None]
-  p = make_predict(linear_apply)(with_ema_params(replicate(ends[0], 1)), images)
-  average = {'params': mean}
-  expected = jax.nn.softmax(linear_apply(average, jnp.asarray(images[0]), train=False)['target'])
+  p = make_predict(linear_apply)(with_ema_params(replicate(final_states[0], 1)), images)
+  logits = linear_apply({'params': mean}, jnp.asarray(images[0]), train=False)
+  expected = jax.nn.softmax(logits['target'])
   np.testing.assert_allclose(p[0], expected, rtol=1e-4)
 
 
-def test_without_an_average_the_state_itself_is_evaluated():
-  state = create_state(params=linear_params(), batch_stats={}, optimizer=DESCENT)
+def test_with_ema_params_returns_the_parameters_where_there_is_no_average():
+  state = create_state(params=init_linear(), batch_stats={}, optimizer=GRADIENT_DESCENT)
   assert with_ema_params(state).params is state.params
 
 
-def test_labels_are_smoothed_as_the_loss_says():
+def test_step_smooths_labels_as_the_joint_loss_does():
   batch = make_batch()
-  params = linear_params()
+  params = init_linear()
+  options = dataclasses.replace(LOSS, label_smoothing=0.3)
 
   def loss(params):
     logits, _ = linear_apply({'params': params}, jnp.asarray(batch['image']))
@@ -388,13 +394,13 @@ def test_labels_are_smoothed_as_the_loss_says():
       jnp.asarray(batch['is_source']),
       num_target=jnp.int32(PAIRS),
       num_source=jnp.int32(PAIRS),
-      **WEIGHTS | {'label_smoothing': 0.3},
+      options=options,
     )
 
   gradient, sums = jax.grad(loss, has_aux=True)(params)
-  step = make_train_step(linear_apply, DESCENT, 0, **WEIGHTS | {'label_smoothing': 0.3})
-  state = replicate(create_state(params=params, batch_stats={}, optimizer=DESCENT), 1)
-  state, metrics = step(state, shard_batch(batch, accumulation=2, num_devices=1))
-  moved = jax.tree.map(lambda a, b: a - b, params, unreplicate(state).params)
-  assert_close(moved, gradient)
+  train_step = make_train_step(linear_apply, GRADIENT_DESCENT, 0, options)
+  state = replicate(create_state(params=params, batch_stats={}, optimizer=GRADIENT_DESCENT), 1)
+  state, metrics = train_step(state, shard_batch(batch, accumulation=2, num_devices=1))
+  update = jax.tree.map(lambda before, after: before - after, params, unreplicate(state).params)
+  assert_close(update, gradient)
   assert float(metrics['source_loss'][0]) == pytest.approx(float(sums['source']), rel=1e-5)

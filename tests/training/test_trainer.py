@@ -1,0 +1,244 @@
+"""Trainers of a small network: shared steps, the choice of micro-batches, and their runs."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from sjft_jax import config
+from sjft_jax.data.dataset import Domains, ImageArrays
+from sjft_jax.data.pairs import SourcePairs
+from sjft_jax.models import joint
+from sjft_jax.selection.subset import Subset
+from sjft_jax.training.checkpoints import Checkpoints
+from sjft_jax.training.trainer import TrainerFactory, TrainingOptions
+
+SIDE, TARGET_IMAGES, SOURCE_IMAGES = 8, 12, 10
+SUBSET = Subset(np.arange(SOURCE_IMAGES)[None], np.full(TARGET_IMAGES, SOURCE_IMAGES))
+OPTIONS = {
+  'images.resize': SIDE,
+  'images.crop': SIDE,
+  'training.steps': 4,
+  'training.batch_size': 8,
+  'training.accumulation': 2,
+  'training.augment': 'resnet',
+  'training.checkpoint_every': 100,
+  'logging.every': 1,
+  'logging.tensorboard': False,
+}
+
+
+class Trunk(nn.Module):
+  """One linear layer on the mean colour of an image, which counts its calls as a statistic."""
+
+  @nn.compact
+  def __call__(self, images, train, is_source):
+    calls = self.variable('batch_stats', 'calls', lambda: jnp.zeros(()))
+    if train:
+      calls.value += 1
+    return nn.Dense(4, name='conv1')(jnp.mean(images, axis=(1, 2)))
+
+
+def make_data(name, images, labels, num_classes):
+  random = np.random.default_rng(images)
+  data = ImageArrays(random.integers(0, 256, (images, SIDE, SIDE, 3), np.uint8))
+  data.name, data.labels = name, labels
+  data.classes = tuple(f'class {i}' for i in range(num_classes))
+  return data
+
+
+def make_domains(*, multi_label=False):
+  labels = np.arange(SOURCE_IMAGES, dtype=np.int32) % 5
+  if multi_label:
+    labels = np.eye(5, dtype=bool)[labels]
+  return Domains(
+    target=make_data('target', TARGET_IMAGES, np.arange(TARGET_IMAGES, dtype=np.int32) % 3, 3),
+    test=make_data('test', 6, np.arange(6, dtype=np.int32) % 3, 3),
+    source=make_data('source', SOURCE_IMAGES, labels, 5),
+  )
+
+
+def make_factory(workdir, domains):
+  network = joint.Joint(Trunk(), num_target_classes=3, num_source_classes=5)
+  variables = joint.init(network, jax.random.key(0), SIDE)
+  return TrainerFactory(epath.Path(workdir), 'a run', domains, network, variables), variables
+
+
+def make_config(**options):
+  c = config.default()
+  c.update_from_flattened_dict(OPTIONS | options)
+  return c
+
+
+@pytest.fixture(scope='module')
+def factory(tmp_path_factory):
+  """A factory whose trainers share their compiled steps among the tests."""
+  return make_factory(tmp_path_factory.mktemp('run'), make_domains())
+
+
+def assert_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize(
+  ('options', 'others', 'is_shared'),
+  [
+    ({}, {}, True),
+    ({}, {'training.steps': 9, 'training.batch_size': 4, 'selection.rounds': 1}, True),
+    ({}, {'solver.learning_rate': 0.5}, False),
+    ({}, {'loss.target_weight': 1.0}, False),
+    # Only a cosine depends on the number of steps.
+    ({'solver.schedule': 'cosine'}, {'solver.schedule': 'cosine', 'training.steps': 9}, False),
+    (
+      {'solver.schedule': 'cosine', 'training.steps': 3},
+      {
+        'solver.schedule': 'cosine',
+        'training.steps': 9,
+        'training.restart_schedule': True,
+        'selection.rounds': 3,
+      },
+      True,
+    ),
+  ],
+)
+def test_trainers_with_equal_solver_and_loss_share_a_step(factory, options, others, is_shared):
+  make_trainer, _ = factory
+  a, b = make_trainer('a', make_config(**options)), make_trainer('b', make_config(**others))
+  assert (a.train_step is b.train_step) == is_shared
+  assert a.evaluator.predict_step is b.evaluator.predict_step
+  assert b.directory.name == 'b'
+  assert b.options == TrainingOptions(**make_config(**others).training)
+
+
+@pytest.mark.parametrize(
+  ('steps', 'rounds', 'restart', 'expected'),
+  [(10, 3, False, 10), (10, 1, True, 10), (10, 3, True, 4), (9, 3, True, 3)],
+)
+def test_schedule_is_as_long_as_the_longest_round_where_each_restarts_it(
+  steps, rounds, restart, expected
+):
+  options = make_config(**{'training.steps': steps, 'training.restart_schedule': restart}).training
+  assert TrainingOptions(**options).schedule_steps(rounds) == expected
+
+
+def test_accumulation_of_0_is_chosen_once_for_each_batch_size(tmp_path, monkeypatch):
+  make_trainer, _ = make_factory(tmp_path, make_domains())
+  automatic = {'training.accumulation': 0}
+  assert make_trainer('a', make_config(**automatic)).options.accumulation == 1
+  assert json.loads((tmp_path / 'accumulation.8.json').read_text()) == 1
+
+  # Another start, on devices with less memory, goes on with the same number.
+  monkeypatch.setattr('sjft_jax.training.accumulation.available_bytes', lambda: 1.0)
+  make_trainer, _ = make_factory(tmp_path, make_domains())
+  assert make_trainer('a', make_config(**automatic)).options.accumulation == 1
+  with pytest.raises(ValueError, match=r'no training\.accumulation .* fit a device'):
+    make_trainer('b', make_config(**automatic, **{'training.batch_size': 4}))
+  (tmp_path / 'accumulation.4.json').write_text('1\n')
+  trainer = make_trainer('b', make_config(**automatic, **{'training.batch_size': 4}))
+  assert trainer.options.accumulation == 1
+  assert make_trainer('b', make_config()).options.accumulation == 2
+
+
+@pytest.mark.parametrize('multi_label', [False, True])
+def test_accumulation_is_chosen_for_the_shapes_of_the_largest_batch(
+  tmp_path, monkeypatch, multi_label
+):
+  chosen_for = []
+
+  def choose(path, train_step, state, batch, *, batch_size):
+    chosen_for.append((state, batch))
+    return 1
+
+  monkeypatch.setattr('sjft_jax.training.trainer.load_or_choose_accumulation', choose)
+  make_trainer, variables = make_factory(tmp_path, make_domains(multi_label=multi_label))
+  trainer = make_trainer('a', make_config(**{'training.accumulation': 0}))
+  ((state, batch),) = chosen_for
+  assert_equal(state.params, jax.eval_shape(lambda: variables['params']))
+  for pairs in (trainer.pairs(SUBSET, 0), trainer.pairs(None, 0, batches=SourcePairs)):
+    assert jax.eval_shape(lambda leaves: leaves, pairs(0)) == batch
+
+
+def train(trainer, variables, *stops):
+  """Train up to each of the steps; return the network and the state on the host."""
+  with trainer.open(variables) as run:
+    for stop in stops:
+      run.train(trainer.pairs(SUBSET, 0), stop)
+      assert run.progress.step == stop
+      assert int(run.progress.state.step[0]) == stop
+    return run.network(), jax.device_get(run.progress.state)
+
+
+def read_log(trainer):
+  """Read the lines of the log, without the throughput."""
+  lines = map(json.loads, (trainer.directory / 'log.jsonl').read_text().splitlines())
+  return [
+    {name: value for name, value in line.items() if not name.endswith('per_second')}
+    for line in lines
+  ]
+
+
+def test_run_goes_on_from_its_newest_checkpoint(factory):
+  make_trainer, variables = factory
+  undisturbed, resumed = (make_trainer(name, make_config()) for name in ('undisturbed', 'resumed'))
+  network, state = train(undisturbed, variables, 4)
+  assert network['batch_stats'] == {'trunk': {'calls': 8}}  # Two micro-batches a step.
+  train(resumed, variables, 1, 2)
+  with resumed.open(variables) as run:
+    assert run.progress.step == 2
+    assert run.progress.seconds > 0
+  resumed_network, resumed_state = train(resumed, variables, 4)
+  assert_equal(resumed_network, network)
+  assert_equal(resumed_state, state)
+  assert [line['step'] for line in read_log(undisturbed)] == [1, 2, 3, 4]
+  assert read_log(resumed) == read_log(undisturbed)
+
+
+def test_save_network_saves_the_average_of_the_parameters(factory, tmp_path):
+  make_trainer, variables = factory
+  trainer = make_trainer('average', make_config(**{'solver.ema': 0.5}))
+  with trainer.open(variables) as run:
+    run.train(trainer.pairs(SUBSET, 0), 2)
+    network = run.network()
+    run.save_network(epath.Path(tmp_path / 'network'))
+    params = jax.tree.map(lambda x: np.asarray(x)[0], run.progress.state.params)
+  assert not np.array_equal(network['params']['target']['kernel'], params['target']['kernel'])
+  assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(network))
+  with Checkpoints(tmp_path / 'network', 'a run') as checkpoints:
+    assert checkpoints.steps() == [2]
+    assert_equal(checkpoints.load_newest(like=network), (network, {}))
+
+
+def test_reset_optimizer_keeps_the_network_and_the_step(factory):
+  make_trainer, variables = factory
+  trainer = make_trainer('reset', make_config())
+  with trainer.open(variables) as run:
+    run.train(trainer.pairs(SUBSET, 0), 2)
+    network = run.network()
+    run.reset_optimizer()
+    assert_equal(run.network(), network)
+    assert run.progress.step == 2
+    state = jax.device_get(run.progress.state)
+  expected = trainer.optimizer.init(network['params'])
+  assert_equal(jax.tree.map(lambda x: x[0], state.opt_state), expected)
+
+
+def test_too_large_loss_ends_the_run_and_names_its_images(factory):
+  make_trainer, variables = factory
+  trainer = make_trainer('too large', make_config(**{'training.max_loss': 1e-6}))
+  with pytest.raises(FloatingPointError, match=r'source_loss is .* at step 1, above .*=1e-06'):
+    train(trainer, variables, 2)
+  names = (trainer.directory / 'bad_step.txt').read_text().splitlines()
+  assert [name.split('/')[0] for name in names] == ['target', 'source'] * 8
+
+
+def test_evaluator_predicts_every_image(factory):
+  make_trainer, variables = factory
+  trainer = make_trainer('predict', make_config())
+  with trainer.open(variables) as run:
+    p = trainer.evaluator(run.progress.state, trainer.domains.test, 'center')
+  assert p.shape == (6, 3)
+  np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
