@@ -1,6 +1,8 @@
 """Train the arms of a configuration and compare them.
 
   python -m sjft_jax.main --config=configs/demo.py --workdir=runs/demo
+
+Stopped at any moment, the same command goes on from its last checkpoint.
 """
 
 from absl import flags
