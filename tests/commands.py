@@ -1,4 +1,4 @@
-"""The commands of the project, started as a person would."""
+"""Start the commands of the project as a person would, and end them."""
 
 import os
 import signal
@@ -18,7 +18,10 @@ def start(
   stdout: int | IO = subprocess.PIPE,
   **environment: str,
 ) -> subprocess.Popen:
-  """From the project's root, on one device; small programs are kept compiled too."""
+  """Start a command from the project's root, on one device.
+
+  XLA's small programs are cached too, so that the next command need not compile them.
+  """
   defaults = {'XLA_FLAGS': '', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
   return subprocess.Popen(
     command,
@@ -31,13 +34,14 @@ def start(
 
 
 def free_port() -> int:
+  """Return a TCP port that is not in use."""
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     return probe.getsockname()[1]
 
 
 def refusal(process: subprocess.Popen) -> str:
-  """The one line that a command ends with which cannot be obeyed."""
+  """Return the one line on stderr with which a command ends that cannot be carried out."""
   output, errors = process.communicate(timeout=300)
   assert process.returncode == 1
   assert not output
@@ -49,7 +53,14 @@ def refusal(process: subprocess.Popen) -> str:
 def stop_one(
   processes: list[subprocess.Popen], *, asked: int, held: int, once: Callable[[], object]
 ) -> None:
-  """SIGTERM to one of them, while another one stands still; as soon as `once` holds."""
+  """Send SIGTERM to one process while another one is suspended, as soon as `once` returns true.
+
+  Args:
+    processes: all processes; none may end before.
+    asked: the index of the one that gets the signal.
+    held: the index of the one that is suspended for a second.
+    once: is called again and again.
+  """
   deadline = time.monotonic() + 300
   while not once():
     assert time.monotonic() < deadline

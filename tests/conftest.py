@@ -1,4 +1,7 @@
-"""Strictness for every test: no silent rank or dtype promotion; four forced devices for pmap."""
+"""Strictness for every test: no silent rank or dtype promotion; four devices for pmap.
+
+Fixtures that several test modules share are here too.
+"""
 
 import os
 import tempfile
@@ -10,20 +13,40 @@ import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
-# What one test has compiled the next one need not. Before the first test: JAX looks once.
-_COMPILED = tempfile.TemporaryDirectory()
-jax.config.update('jax_compilation_cache_dir', _COMPILED.name)
+# Tests share compiled programs. JAX reads these settings once, so they are set before any test.
+_COMPILATION_CACHE = tempfile.TemporaryDirectory()
+jax.config.update('jax_compilation_cache_dir', _COMPILATION_CACHE.name)
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 @pytest.fixture(scope='session', autouse=True)
 def cache(tmp_path_factory):
-  """A user's cache of the tests' own."""
+  """Return an empty user's cache, for all tests instead of the real one."""
   path = tmp_path_factory.mktemp('cache')
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', str(path))
     yield path
 
 
+@pytest.fixture(scope='session')
+def small_data(tmp_path_factory):
+  """Return the folder of the images of `small_run`."""
+  import small_run  # Not above: the package is imported once its annotations can be checked.
+
+  return small_run.write_data(tmp_path_factory.mktemp('small_data'))
+
+
+@pytest.fixture(scope='session')
+def trained_run(small_data, tmp_path_factory):
+  """Return the work directory of a run with two arms, and its results; tests leave it as it is."""
+  import small_run
+
+  import sjft_jax
+
+  workdir = tmp_path_factory.mktemp('trained') / 'run'
+  options = small_run.make_config(small_data, **{'pretrain.steps': 0, 'arms': ('none', 'rounds')})
+  return workdir, sjft_jax.train(options, workdir)
+
+
 def pytest_unconfigure():
-  _COMPILED.cleanup()
+  _COMPILATION_CACHE.cleanup()

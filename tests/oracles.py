@@ -1,10 +1,10 @@
-"""Slow, obvious references in float64 numpy; the tests compare the package with them."""
+"""Slow, obvious references in float64 numpy that the tests compare the package with."""
 
 import numpy as np
 
 
 def symmetric_kl(targets, sources, weights):
-  """Eq. 1 as it is written: two Kullback–Leibler divergences per filter, pair by pair."""
+  """Compute Eq. 1 as it is written: two Kullback–Leibler divergences per filter, pair by pair."""
   targets, sources, weights = (np.asarray(x, np.float64) for x in (targets, sources, weights))
   result = np.zeros((len(targets), len(sources)))
   for i, p in enumerate(targets):
@@ -15,6 +15,6 @@ def symmetric_kl(targets, sources, weights):
 
 
 def nearest(divergences, k):
-  """The k smallest of each row, ties by index."""
+  """Return the indices of the k smallest of each row; ties go to the lower index."""
   order = [sorted(range(len(row)), key=lambda j: (row[j], j))[:k] for row in divergences]
   return np.array(order, np.int64)

@@ -5,7 +5,9 @@ import sys
 import cv2
 import numpy as np
 
-# Of every image in every stage little, so that a run is mostly compiling.
+from sjft_jax import config
+
+# So little of everything that a run consists mostly of compiling.
 SMALL = {
   'bank.layers': ('conv1',),
   'descriptors.resize': 40,
@@ -28,7 +30,7 @@ SMALL = {
 
 
 def write_folder(path, classes, per_class, seed):
-  """Classes that differ in the direction and width of their stripes."""
+  """Write a folder of images whose classes differ in the direction and width of their stripes."""
   rng = np.random.default_rng(seed)
   for number in range(classes):
     folder = path / f'stripes {number}'
@@ -42,6 +44,7 @@ def write_folder(path, classes, per_class, seed):
 
 
 def write_data(path):
+  """Write a target, with training and test images, and a source below `path`; return `path`."""
   write_folder(path / 'target' / 'train', 3, 4, seed=0)
   write_folder(path / 'target' / 'test', 3, 3, seed=1)
   write_folder(path / 'source' / 'train', 6, 8, seed=2)
@@ -49,10 +52,25 @@ def write_data(path):
 
 
 def overrides(data):
+  """Return the options of the run, 'section.option' → value, on the data of `write_data`."""
   return SMALL | {'target.path': str(data / 'target'), 'source.path': str(data / 'source')}
 
 
+def make_config(data, **changes):
+  """Return the configuration of the run; `changes` are named 'section.option' like `overrides`."""
+  return change(config.default(), overrides(data) | changes)
+
+
+def change(options, changes):
+  """Set the options that `changes` names 'section.option'; return the configuration."""
+  for name, value in changes.items():
+    section, _, option = name.rpartition('.')
+    (options[section] if section else options)[option] = value
+  return options
+
+
 def command(data, workdir, *more):
+  """Return the command line of the run."""
   options = [f'--config.{name}={value}' for name, value in overrides(data).items()]
   return [
     *(sys.executable, '-m', 'sjft_jax.main', '--config=configs/folder.py'),

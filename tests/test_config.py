@@ -1,9 +1,25 @@
+import numpy as np
 import pytest
 
 from sjft_jax import config, pipeline
+from sjft_jax.data.dataset import Domains
 
 
-def options(**changes):
+class Images:
+  """A data set as far as checks look at one: labels of ten classes in turn."""
+
+  def __init__(self, size):
+    self.labels = np.arange(size, dtype=np.int32) % 10
+
+  def __len__(self):
+    return len(self.labels)
+
+
+DOMAINS = Domains(Images(100), Images(10), Images(10_000))
+
+
+def make_config(**changes):
+  """Return the defaults with some changes, named section__option."""
   c = config.default()
   for name, value in changes.items():
     section, option = name.split('__')
@@ -11,11 +27,11 @@ def options(**changes):
   return c
 
 
-def check(c, num_devices=1):
-  config.check_values(c, num_target=100, num_source=10_000, num_devices=num_devices)
+def check(c, domains=DOMAINS, num_devices=1):
+  config.check_values(c, domains, num_devices=num_devices)
 
 
-def test_every_option_is_read_and_the_defaults_are_possible():
+def test_every_option_has_a_consumer_and_the_defaults_are_possible():
   c = config.default()
   config.check_consumers(c, pipeline.CONSUMERS)
   check(c)
@@ -49,37 +65,67 @@ def test_a_missing_option_is_an_error():
     ({'descriptors__smoothing': 0.0}, r'smoothing=0\.0 is impossible'),
     ({'descriptors__crop': 300}, r'descriptors\.crop=300 exceeds descriptors\.resize=256'),
     ({'images__crop': 300}, r'images\.crop=300 exceeds images\.resize=256'),
+    ({'target__test_share': 1.0}, r'target\.test_share=1\.0 must lie between 0 and 1'),
+    ({'screening__max_bad_share': 1.5}, r'screening\.max_bad_share=1\.5 .* 1 or less'),
+    ({'screening__max_bad_share': -0.5}, r'screening\.max_bad_share=-0\.5 .* 0 or more'),
     ({'training__steps': 3}, r'training\.steps=3 leaves'),
     ({'training__augment': 'flip'}, r"training\.augment='flip' is unknown"),
-    ({'selection__method': 'near'}, r"selection\.method='near' is unknown"),
-    ({'evaluation__views': ('corner',)}, r"evaluation\.views has 'corner'"),
+    ({'selection__method': 'near'}, r"selection\.method='near' is unknown; did you mean 'nearest'"),
+    ({'evaluation__views': ('corner',)}, r"evaluation\.views='corner' is unknown; .*ten_crop"),
     ({'evaluation__views': ()}, r'evaluation\.views is empty'),
     ({'solver__learning_rate': float('nan')}, r'solver\.learning_rate=nan is impossible'),
     ({'solver__warmup_steps': -1}, r'solver\.warmup_steps=-1 .* 0 or more'),
+    ({'solver__warmup_steps': 16000}, r'warmup_steps=16000 leaves none of the 16000 steps'),
+    (
+      {'solver__warmup_steps': 3200, 'training__restart_schedule': True},
+      r'warmup_steps=3200 leaves none of the 3200 steps of a schedule with training\.steps=16000',
+    ),
+    (
+      {'solver__warmup_steps': 50, 'pretrain__steps': 50},
+      r'warmup_steps=50 leaves none of the 50 steps of a schedule with pretrain\.steps=50',
+    ),
+    ({'solver__schedule': 'linear'}, r"solver\.schedule='linear' is unknown"),
+    ({'solver__momentum_style': 'nesterov'}, r"solver\.momentum_style='nesterov' is unknown"),
     ({'solver__ema': 1.0}, r'solver\.ema=1\.0 is impossible; it must be below 1'),
     ({'solver__layer_decay': 1.5}, r'solver\.layer_decay=1\.5 is impossible; it must be 1 or less'),
     ({'solver__head_rate': 0.0}, r'solver\.head_rate=0\.0 .* above 0'),
-    ({'solver__pull_to_start': -0.1}, r'solver\.pull_to_start=-0\.1 .* 0 or more'),
+    ({'solver__l2_sp': -0.1}, r'solver\.l2_sp=-0\.1 .* 0 or more'),
     ({'loss__label_smoothing': 1.0}, r'loss\.label_smoothing=1\.0 .* below 1'),
     ({'training__class_cap': -2}, r'training\.class_cap=-2 .* 0 or more'),
+    (
+      {'training__class_cap': 1, 'training__accumulation': 5},
+      r'training: class_cap=1 with 10 classes .* raise class_cap to 2',
+    ),
   ],
 )
 def test_impossible_values_are_named_with_their_limit(change, message):
   with pytest.raises(ValueError, match=message):
-    check(options(**change))
+    check(make_config(**change))
+
+
+def test_an_impossible_seed_is_named():
+  c = config.default()
+  c.seed = -1
+  with pytest.raises(ValueError, match=r'seed=-1 is impossible; it must be 0 or more'):
+    check(c)
+
+
+def test_an_empty_training_set_is_an_error():
+  with pytest.raises(ValueError, match='the target training set is empty'):
+    check(config.default(), DOMAINS._replace(target=Images(0)))
 
 
 def test_a_batch_must_divide_over_devices_and_micro_batches():
-  check(options(), num_devices=5)
+  check(make_config(), num_devices=5)
   with pytest.raises(ValueError, match=r'batch_size=100 .* on 8 devices; use a multiple of 80'):
-    check(options(), num_devices=8)
+    check(make_config(), num_devices=8)
 
 
-def test_most_possible_neighbours_are_accepted():
-  check(options(selection__num_neighbors=588))  # 588 + 4·4·588 = 9,996 of 10,000.
+def test_the_most_neighbours_that_the_source_allows_are_accepted():
+  check(make_config(selection__num_neighbors=588))  # 588 + 4·4·588 = 9,996 of 10,000.
   with pytest.raises(ValueError, match='lower selection.num_neighbors'):
-    check(options(selection__num_neighbors=589))
-  check(options(selection__num_neighbors=10_000, selection__rounds=1))
+    check(make_config(selection__num_neighbors=589))
+  check(make_config(selection__num_neighbors=10_000, selection__rounds=1))
 
 
 def test_arms_differ_by_their_overrides_only():
@@ -88,7 +134,11 @@ def test_arms_differ_by_their_overrides_only():
   arm = config.arm_config(c, 'none')
   assert (arm.selection.method, arm.selection.rounds, arm.solver.learning_rate) == ('none', 1, 0.5)
   assert config.arm_config(c, 'rounds').solver.learning_rate == 0.01
-  with pytest.raises(ValueError, match="'noone', which is unknown; known: all, none"):
+
+
+def test_impossible_overrides_are_named():
+  c = config.default()
+  with pytest.raises(ValueError, match="arms='noone' is unknown; did you mean 'none'.*all, none"):
     config.arm_config(c, 'noone')
   c.overrides.none.solver = {'learning_rat': 0.5}
   with pytest.raises(ValueError, match=r'overrides\.none: .*learning_rate'):
@@ -96,3 +146,22 @@ def test_arms_differ_by_their_overrides_only():
   c.overrides.none = {'bank': {'name': 'gabor'}}
   with pytest.raises(ValueError, match=r'overrides\.none\.bank: arms can differ in selection'):
     config.arm_config(c, 'none')
+
+
+def test_pretraining_has_its_own_steps_and_no_start_to_keep():
+  c = make_config(pretrain__steps=70, solver__l2_sp=0.1, solver__layer_decay=0.7)
+  pretraining = config.pretrain_config(c)
+  assert pretraining.training.steps == 70
+  assert (pretraining.solver.l2_sp, pretraining.solver.layer_decay) == (0.0, 1.0)
+  assert (c.training.steps, c.solver.l2_sp, c.solver.layer_decay) == (16000, 0.1, 0.7)
+
+
+def test_changes_are_checked_by_name_and_type():
+  c = config.default()
+  changed = config.with_changes(c, {'bank': {'layers': ['conv1']}, 'loss': {'source_weight': 1}})
+  assert (changed.bank.layers, changed.loss.source_weight) == (('conv1',), 1.0)
+  assert c.bank.layers == ('conv1', 'conv2')
+  with pytest.raises(ValueError, match=r'"nme" does not exist.* Did you mean "name"'):
+    config.with_changes(c, {'bank': {'nme': 'gabor'}})
+  with pytest.raises(ValueError, match="Could not override field 'resize'"):
+    config.with_changes(c, {'descriptors': {'resize': 'large'}})

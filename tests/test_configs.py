@@ -2,7 +2,9 @@
 
 import csv
 import io
+import sys
 
+import commands
 import ml_collections
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from data.builders import test_coco as coco
 from data.builders import test_imagenet2012 as imagenet
 from data.builders import test_places as places
 from data.builders import test_stanford_dogs as stanford
-from small_run import SMALL
+from small_run import SMALL, change
 
 from configs import caltech256, dogs, flowers, folder, indoor
 from sjft_jax import config, pipeline
@@ -44,25 +46,28 @@ def monkeymodule():
 
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory, monkeymodule):
-  """Where data sets are prepared: `data_dir(name, files)` from archives that `files` writes."""
-  path = tmp_path_factory.mktemp('tfds')
-  done = set()
+  """Return a function that prepares a data set, once, and returns the data directory.
 
-  def prepared(name, write):
-    if name not in done:
-      official = tmp_path_factory.mktemp(name.replace('/', '_'))
-      write(official)
+  It takes the name of the data set and a function that writes its archives to a folder.
+  """
+  path = tmp_path_factory.mktemp('tfds')
+  names = set()
+
+  def prepare_once(name, write):
+    if name not in names:
+      folder = tmp_path_factory.mktemp(name.replace('/', '_'))
+      write(folder)
       monkeymodule.setattr(imagenet2012, 'validation_labels', lambda: VALIDATION)
-      archives.declare_official(monkeymodule, builders.load(name.partition('/')[0]), official)
-      prepare(name, str(path), str(official))
-      done.add(name)
+      archives.declare_official(monkeymodule, builders.load(name.partition('/')[0]), folder)
+      prepare(name, str(path), str(folder))
+      names.add(name)
     return path
 
-  return prepared
+  return prepare_once
 
 
 def write_imagenet(path):
-  # 120 images of the first three classes, of which one cannot be read.
+  """Write 120 images of the first three classes, of which one cannot be read."""
   images = {
     f'{name}_{i}.JPEG': picture(10_000 + 100 * c + i)
     for c, name in enumerate(imagenet.CLASSES[:3])
@@ -129,7 +134,7 @@ def write_indoor(path):
 
 
 def write_coco(path):
-  """Sixty images, each with the second of three things and one of the others."""
+  """Write sixty images, each with the second of three things and one of the others."""
   for year in ('2014', '2017'):
     lists = {}
     for part, ids in (('train', range(60)), ('val', range(60, 61))):
@@ -142,19 +147,20 @@ def write_coco(path):
       ]
       images = {f'{part}{year}/{name}': picture(30_000 + i) for i, name in names.items()}
       coco.write_zip(path / f'{part}{year}.zip', images)
-      written = coco.format_annotations(year, names, objects)
-      lists[f'annotations/instances_{part}{year}.json'] = written
+      annotations = coco.format_annotations(year, names, objects)
+      lists[f'annotations/instances_{part}{year}.json'] = annotations
     coco.write_zip(path / f'annotations_trainval{year}.zip', lists)
 
 
 def caltech_with_few():
+  """Return a task with two training images of each class, as the miniature archive has three."""
   task = caltech256.get_config('15')
   task.target.train_per_class = 2
   return task
 
 
 def flowers_and_coco():
-  """A source whose images show several classes each."""
+  """Return a task with a source whose images show several classes each."""
   task = flowers.get_config()
   task.source.dataset = 'coco/2017'
   return task
@@ -188,10 +194,7 @@ def test_each_task_runs_on_its_official_archives(task, sizes, classes, data_dir,
     path = data_dir(name, WRITERS[name])
   task.target.path = task.source.path = str(path)
   task.screening.max_bad_share = 0.05
-  for name, value in FEW.items():
-    section, _, option = name.rpartition('.')
-    (task[section] if section else task)[option] = value
-  results = pipeline.run(task, tmp_path / 'run')
+  results = pipeline.run(change(task, FEW), tmp_path / 'run')
   assert results['test_images'] == sizes[1]
   assert 0 <= results['table'][0]['mean_class_accuracy'] <= 1
   output = ' '.join(capsys.readouterr().out.split())
@@ -209,6 +212,38 @@ def test_each_task_runs_on_its_official_archives(task, sizes, classes, data_dir,
   if is_drawn:
     rows = list(csv.DictReader(io.StringIO((tmp_path / 'run' / 'split.csv').read_text())))
     assert [row['set'] for row in rows].count('train') == 2 * 257
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'file',
+  [
+    *('dogs.py', 'flowers.py', 'indoor.py', 'caltech256.py'),
+    *(f'indoor.py:{source}' for source in ('places', 'imagenet', 'hybrid')),
+    *(f'caltech256.py:{per_class}' for per_class in (15, 30, 45, 60)),
+  ],
+)
+def test_each_configuration_is_found_from_the_command_line(file, tmp_path):
+  """Without prepared data sets, the command ends at the first one that is missing."""
+  main = [sys.executable, '-m', 'sjft_jax.main', f'--config=configs/{file}']
+  paths = f'--workdir={tmp_path / "run"}', f'--config.target.path={tmp_path}'
+  message = commands.refusal(commands.start([*main, *paths]))
+  assert 'config.target: there is no prepared ' in message
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('file', 'message'),
+  [
+    ('indoor.py:coco', 'indoor.py:coco: use one of :imagenet :places :hybrid'),
+    ('caltech256.py:20', 'caltech256.py:20: use one of :15 :30 :45 :60'),
+    ('nothing.py', 'nothing.py: no such file; see configs/'),
+  ],
+)
+def test_a_configuration_that_is_not_known_ends_in_one_line(file, message, tmp_path):
+  main = [sys.executable, '-m', 'sjft_jax.main', f'--config=configs/{file}']
+  assert message in commands.refusal(commands.start([*main, f'--workdir={tmp_path / "run"}']))
 
 
 def test_the_papers_numbers_of_neighbours_and_images():

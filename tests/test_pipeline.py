@@ -16,37 +16,31 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
-from small_run import command, overrides, write_data
+from small_run import command, make_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sjft_jax import config, pipeline, workdir
+from sjft_jax import pipeline
 from sjft_jax.runtime import console
+from sjft_jax.runtime.lock import LockLostError
 
 ARMS = ('none', 'random', 'all', 'selected', 'rounds')
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory):
-  return write_data(tmp_path_factory.mktemp('data'))
-
-
-def small(data, **changes):
-  c = config.default()
-  for name, value in (overrides(data) | changes).items():
-    section, _, option = name.rpartition('.')
-    (c[section] if section else c)[option] = value
-  return c
+def data(small_data):
+  return small_data
 
 
 @pytest.fixture(scope='module')
-def finished(data, tmp_path_factory):
+def finished_run(data, tmp_path_factory):
+  """Return the work directory of a run with all arms, and its results."""
   workdir = tmp_path_factory.mktemp('finished') / 'run'
-  return workdir, pipeline.run(small(data, arms=ARMS), workdir)
+  return workdir, pipeline.run(make_config(data, arms=ARMS), workdir)
 
 
 @pytest.mark.slow
-def test_results_hold_every_arm_round_and_view(finished):
-  workdir, results = finished
+def test_results_hold_every_arm_round_and_view(finished_run):
+  workdir, results = finished_run
   assert results == json.loads((workdir / 'results.json').read_text())
   assert list(results['arms']) == ['none', 'random', 'all', 'selected', 'rounds']
   for name, arm in results['arms'].items():
@@ -70,12 +64,13 @@ def test_results_hold_every_arm_round_and_view(finished):
   assert {'rank', 'pretrain', 'train none', 'train rounds'} <= results['seconds'].keys()
   versions = json.loads((workdir / 'versions.json').read_text())
   assert {'jax', 'flax', 'numpy'} <= versions.keys()
-  assert json.loads((workdir / 'config.json').read_text())['selection']['rounds'] == 3
+  saved = json.loads((workdir / 'config.json').read_text())
+  assert (saved['format'], saved['options']['selection']['rounds']) == (2, 3)
 
 
 @pytest.mark.slow
-def test_selection_is_the_rankings_prefix_and_hard_images_get_more(finished):
-  workdir, _ = finished
+def test_selection_is_the_rankings_prefix_and_hard_images_get_more(finished_run):
+  workdir, _ = finished_run
   ranking = np.load(workdir / 'ranking.npz')
   assert ranking['indices'].shape == (12, 3 + 2 * 12)
   before = np.full(12, 3)
@@ -100,8 +95,8 @@ def test_selection_is_the_rankings_prefix_and_hard_images_get_more(finished):
 
 
 @pytest.mark.slow
-def test_the_picture_shows_targets_and_neighbours(finished):
-  workdir, _ = finished
+def test_the_figure_shows_targets_and_neighbours(finished_run):
+  workdir, _ = finished_run
   with Image.open(workdir / 'neighbors.png') as picture:
     # A target and its 1st, 10th and 20th neighbour, for each of three classes.
     assert picture.size[0] > 4 * 144
@@ -110,48 +105,48 @@ def test_the_picture_shows_targets_and_neighbours(finished):
 
 
 @pytest.mark.slow
-def test_a_finished_run_says_so_and_repeats_nothing(data, finished, capsys):
-  workdir, results = finished
+def test_a_finished_run_says_so_and_repeats_nothing(data, finished_run, capsys):
+  workdir, results = finished_run
   before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*.npz')}
-  again = pipeline.run(small(data, arms=ARMS), workdir)
+  again = pipeline.run(make_config(data, arms=ARMS), workdir)
   assert again == results
   assert 'is finished, nothing is repeated' in capsys.readouterr().out
   assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob('*.npz')}
 
 
 @pytest.mark.slow
-def test_other_images_in_the_same_work_directory_are_refused(data, finished, tmp_path):
-  workdir, _ = finished
+def test_other_images_in_the_same_work_directory_are_refused(data, finished_run, tmp_path):
+  workdir, _ = finished_run
   shutil.copytree(workdir, tmp_path / 'run')
   folder = data / 'source' / 'train' / 'stripes 0'
   shutil.copy(folder / '0.png', folder / 'more.png')
   try:
     with pytest.raises(ValueError, match='made from other data; use a new --workdir'):
-      pipeline.run(small(data, arms=ARMS), tmp_path / 'run')
+      pipeline.run(make_config(data, arms=ARMS), tmp_path / 'run')
   finally:
     (folder / 'more.png').unlink()
 
 
 @pytest.mark.slow
-def test_other_options_in_the_same_work_directory_are_refused(data, finished):
-  workdir, _ = finished
+def test_other_options_in_the_same_work_directory_are_refused(data, finished_run):
+  workdir, _ = finished_run
   with pytest.raises(ValueError, match=r'solver\.learning_rate was 0\.01, now 0\.5'):
     pipeline.run(
-      small(data, arms=ARMS, **{'solver.learning_rate': 0.5}),
+      make_config(data, arms=ARMS, **{'solver.learning_rate': 0.5}),
       workdir,
     )
 
 
-def stop_at(patch, kind, title):
-  """Ctrl-C as soon as the run tells this."""
-  tell = getattr(console, kind)
+def interrupt_at(patch, function, title):
+  """Interrupt the run as soon as it prints `title` through this function of the console."""
+  show = getattr(console, function)
 
-  def stop(text):
-    tell(text)
+  def show_and_interrupt(text):
+    show(text)
     if title in text:
       raise KeyboardInterrupt
 
-  patch.setattr(console, kind, stop)
+  patch.setattr(console, function, show_and_interrupt)
 
 
 @pytest.mark.slow
@@ -159,15 +154,16 @@ def test_harmless_options_can_change_between_runs(data, tmp_path, monkeypatch):
   def run(**changes):
     options = {'pretrain.steps': 0, 'arms': ('selected',)} | changes
     with pytest.raises(KeyboardInterrupt):
-      pipeline.run(small(data, **options), tmp_path / 'run', resume_with_changes=True)
+      pipeline.run(make_config(data, **options), tmp_path / 'run', resume_with_changes=True)
     return (tmp_path / 'run' / 'ranking.npz').stat().st_mtime_ns
 
-  stop_at(monkeypatch, 'stage', 'Arm 1')
+  interrupt_at(monkeypatch, 'stage', 'Arm 1')
   assert run() == run(**{'descriptors.workers': 1, 'training.checkpoint_every': 3})
   then, now = (
     json.loads((tmp_path / 'run' / name).read_text()) for name in ('config.1.json', 'config.json')
   )
-  assert (then['descriptors']['workers'], now['descriptors']['workers']) == (0, 1)
+  workers = [saved['options']['descriptors']['workers'] for saved in (then, now)]
+  assert workers == [0, 1]
 
 
 @pytest.mark.slow
@@ -178,10 +174,8 @@ def test_a_work_directory_that_vanishes_ends_the_run_with_a_line(data, tmp_path,
 
   monkeypatch.setattr(console, 'stage', lose)
   options = {'pretrain.steps': 0, 'arms': ('none',)}
-  with pytest.raises(
-    workdir.LockLostError, match=r'run/lock\.json vanished, perhaps with all beside it'
-  ):
-    pipeline.run(small(data, **options), tmp_path / 'run')
+  with pytest.raises(LockLostError, match=r'run/lock\.json vanished, perhaps with all beside it'):
+    pipeline.run(make_config(data, **options), tmp_path / 'run')
   assert not (tmp_path / 'run' / 'results.json').exists()
 
 
@@ -192,22 +186,38 @@ def test_too_many_bad_images_can_be_allowed_in_the_same_work_directory(data, tmp
   file.write_bytes(file.read_bytes()[:100])
   options = {'source.path': str(source), 'pretrain.steps': 0, 'arms': ('selected',)}
   with pytest.raises(ValueError, match=r'1 of 48 images .* above max_bad_share=0\.01: .*3\.png'):
-    pipeline.run(small(data, **options), tmp_path / 'run')
+    pipeline.run(make_config(data, **options), tmp_path / 'run')
   assert not (tmp_path / 'run' / 'config.json').exists()
   options |= {'screening.max_bad_share': 0.05}
-  results = pipeline.run(small(data, **options), tmp_path / 'run')
+  results = pipeline.run(make_config(data, **options), tmp_path / 'run')
   assert list(results['arms']) == ['selected']
-  bad = (tmp_path / 'run' / 'bad_images.csv').read_text().splitlines()
-  assert bad[1:] == ['source/train,stripes 2/3.png,is truncated']
+  with (tmp_path / 'run' / 'bad_images.csv').open() as file:
+    rows = list(csv.reader(file))
+  assert rows[1:] == [['source/train', 'stripes 2/3.png', 'is truncated']]
   assert np.load(tmp_path / 'run' / 'ranking.npz')['indices'].max() < 47
 
 
+def test_too_few_source_images_after_screening_can_be_remedied_in_the_same_work_directory(
+  data, tmp_path
+):
+  source = shutil.copytree(data / 'source', tmp_path / 'source')
+  for number in range(4):
+    (source / 'train' / f'stripes {number}' / '3.png').write_bytes(b'')
+  # 48 images are there, of which 44 can be read and at most 43 are no copies.
+  options = {'source.path': str(source), 'screening.max_bad_share': 0.1}
+  with pytest.raises(ValueError, match=r'can grow to 45 in 3 rounds, .* 4[0-4] source images'):
+    pipeline.run(make_config(data, **options, **{'selection.num_neighbors': 5}), tmp_path / 'run')
+  assert not (tmp_path / 'run' / 'config.json').exists()
+  assert not (tmp_path / 'run' / 'ranking.npz').exists()
+  assert (tmp_path / 'run' / 'bad_images.csv').exists()
+
+
 @pytest.mark.slow
-def test_the_trunk_of_an_earlier_run_is_a_pretrained_one(data, finished, tmp_path):
-  workdir, results = finished
+def test_the_trunk_of_an_earlier_run_is_a_pretrained_one(data, finished_run, tmp_path):
+  workdir, results = finished_run
   source = {'pretrain.steps': 0, 'model.pretrained': str(workdir / 'pretrain')}
   views = {'evaluation.views': ('multi_scale', 'center')}
-  again = pipeline.run(small(data, arms=('none',), **source, **views), tmp_path / 'run')
+  again = pipeline.run(make_config(data, arms=('none',), **source, **views), tmp_path / 'run')
   assert again['view'] == 'multi_scale'
   before, now = (run['arms']['none']['rounds'][0]['test']['center'] for run in (results, again))
   assert now == before
@@ -216,7 +226,7 @@ def test_the_trunk_of_an_earlier_run_is_a_pretrained_one(data, finished, tmp_pat
     ({'model.pretrained': str(workdir)}, 'give the folder of one training; .*pretrain'),
   ):
     with pytest.raises(ValueError, match=message):
-      pipeline.run(small(data, arms=('none',), **source | change), tmp_path / 'other')
+      pipeline.run(make_config(data, arms=('none',), **source | change), tmp_path / 'other')
 
 
 @pytest.mark.slow
@@ -238,13 +248,13 @@ def test_an_option_combination_of_alternatives_runs(data, tmp_path):
     'solver.schedule': 'cosine',
     'solver.warmup_steps': 1,
     'solver.layer_decay': 0.7,
-    'solver.pull_to_start': 0.01,
+    'solver.l2_sp': 0.01,
     'solver.ema': 0.9,
     'loss.label_smoothing': 0.1,
     'arms': ('rounds',),
     'evaluation.views': ('center',),
   }
-  results = pipeline.run(small(data, **changes), tmp_path / 'run')
+  results = pipeline.run(make_config(data, **changes), tmp_path / 'run')
   assert len(results['arms']['rounds']['rounds']) == 3
   assert 'gain' not in results['table'][0]  # There is no baseline to compare with.
   assert json.loads((tmp_path / 'run' / 'accumulation.8.json').read_text()) == 1
@@ -260,7 +270,7 @@ def test_an_option_combination_of_alternatives_runs(data, tmp_path):
 def test_a_loss_that_is_too_large_ends_with_the_images_of_the_step(data, tmp_path):
   options = {'pretrain.steps': 0, 'arms': ('none',), 'training.max_loss': 0.5}
   with pytest.raises(FloatingPointError, match=r'target_loss is 1\.\d+ at step 1, above.*lower so'):
-    pipeline.run(small(data, **options), tmp_path / 'run')
+    pipeline.run(make_config(data, **options), tmp_path / 'run')
   names = (tmp_path / 'run' / 'arms' / 'none' / 'bad_step.txt').read_text().splitlines()
   assert len(names) == 4
   assert all(re.fullmatch(r'target/train/stripes \d/\d\.png', name) for name in names)
@@ -269,19 +279,24 @@ def test_a_loss_that_is_too_large_ends_with_the_images_of_the_step(data, tmp_pat
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'training.class_cap': 1}, r'raise training\.class_cap to 2'),
+    ({'training.class_cap': 1}, r'training: class_cap=1 .* raise class_cap to 2'),
     ({'selection.num_neighbors': 6}, r'can grow to 54 in 3 rounds, .* 48 source images'),
-    ({'bank.name': 'sift'}, r"bank\.name='sift' is unknown; known: alexnet, alexnet_caffe, gabor"),
-    ({'model.name': 'resnet18'}, r"'resnet18' is unknown"),
-    ({'model.pretrained': '/no/such/file'}, r'/no/such/file: no such file'),
+    ({'bank.name': 'sift'}, r"bank: .*name='sift' is unknown; .*alexnet, alexnet_caffe, gabor"),
+    ({'model.name': 'resnet18'}, r"model: name='resnet18' is unknown; did you mean 'resnet18v2'"),
+    ({'model.pretrained': '/no/such/file'}, r'model: .*/no/such/file: no such file'),
     ({'solver.momentum_style': 'nesterov'}, r"'nesterov' is unknown"),
-    ({'target.test_split': 'validation'}, 'validation'),
-    ({'arms': ('none', 'best')}, "'best', which is unknown"),
+    ({'target.test_split': 'validation'}, r"config\.target: .*'validation'"),
+    ({'source.dataset': 'fodler'}, r"config\.source: dataset='fodler' is unknown; did you mean"),
+    ({'arms': ('none', 'best')}, "arms='best' is unknown"),
+    (
+      {'solver.warmup_steps': 3},
+      r'solver\.warmup_steps=3 leaves none of the 3 .*pretrain\.steps=3',
+    ),
   ],
 )
 def test_impossible_options_end_before_any_work(data, tmp_path, change, message):
   with pytest.raises((ValueError, OSError), match=message):
-    pipeline.run(small(data, **change), tmp_path / 'run')
+    pipeline.run(make_config(data, **change), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
@@ -289,7 +304,7 @@ def test_a_class_without_test_images_is_named(data, tmp_path):
   shutil.copytree(data / 'target', tmp_path / 'target')
   shutil.rmtree(tmp_path / 'target' / 'test' / 'stripes 1')
   with pytest.raises(ValueError, match=r"class 'stripes 1' in only one of 'train' and 'test'"):
-    pipeline.run(small(data, **{'target.path': str(tmp_path / 'target')}), tmp_path / 'run')
+    pipeline.run(make_config(data, **{'target.path': str(tmp_path / 'target')}), tmp_path / 'run')
 
 
 def start(*arguments):
@@ -317,7 +332,7 @@ def scores(workdir):
 def test_once_a_full_disk_has_room_again_the_run_goes_on(data, undisturbed, tmp_path):
   disk = tmp_path / 'disk'
   disk.mkdir()
-  # In a namespace where anybody may mount; what is mounted there ends with it.
+  # In a namespace of its own anybody may mount a file system, which ends with the namespace.
   inside = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c']
   mount = f'mount -t tmpfs -o size=12k tmpfs {disk}'
   if (
@@ -327,17 +342,17 @@ def test_once_a_full_disk_has_room_again_the_run_goes_on(data, undisturbed, tmp_
     pytest.skip('no file system can be mounted here')
   run = shlex.join(command(data, disk / 'run'))
   grow = f'mount -o remount,size={{}} {disk}'
-  # There is room for the lock, for all but checkpoints, for everything.
+  # The disk has room for the lock, then for all but checkpoints, then for everything.
   script = [mount, run, grow.format('12m'), run, grow.format('1g'), run]
   keep = f'cp {disk}/run/results.json {tmp_path}'
   process = commands.start([*inside, '; '.join([*script, keep])])
   output, errors = process.communicate(timeout=300)
   small, checkpoint = errors.splitlines()
-  told = (
+  message = (
     rf'error: the disk is full at {disk}/run/.*; make room and run the same command: it goes on'
   )
-  assert re.fullmatch(told, small)
-  assert re.fullmatch(told, checkpoint)
+  assert re.fullmatch(message, small)
+  assert re.fullmatch(message, checkpoint)
   assert '/pretrain/checkpoints/2' in checkpoint
   assert 'done before' in output
   assert scores(tmp_path) == scores(undisturbed)
@@ -345,7 +360,7 @@ def test_once_a_full_disk_has_room_again_the_run_goes_on(data, undisturbed, tmp_
 
 @pytest.fixture
 def bucket(monkeypatch):
-  """An empty one in a Google Cloud Storage of this machine."""
+  """Return an empty bucket in an emulator of Google Cloud Storage on this machine."""
   pytest.importorskip('gcsfs')
   emulator = pytest.importorskip('storage_emulator').__file__
   port = commands.free_port()
@@ -379,24 +394,38 @@ def test_a_run_in_an_object_store_resumes_and_gives_what_it_gives_on_a_disk(
   options = {'pretrain.steps': 2, 'training.steps': 4, 'selection.rounds': 2, 'arms': ('rounds',)}
 
   def run(workdir):
-    return pipeline.run(small(data, **options), workdir)
+    return pipeline.run(make_config(data, **options), workdir)
 
   with monkeypatch.context() as patch:
-    stop_at(patch, 'say', 'round 2 of 2')
+    interrupt_at(patch, 'say', 'round 2 of 2')
     with pytest.raises(KeyboardInterrupt):
       run(f'{bucket}/run')
-  there = epath.Path(f'{bucket}/run')
-  assert not (there / 'lock.json').exists()
-  assert (there / 'arms' / 'rounds' / 'rounds' / '1' / 'round.npz').exists()
-  stored, kept = run(there), run(tmp_path / 'run')
-  assert run(there) == stored  # Nothing is repeated.
-  for results in (stored, kept):
+  remote = epath.Path(f'{bucket}/run')
+  assert not (remote / 'lock.json').exists()
+  assert (remote / 'arms' / 'rounds' / 'rounds' / '1' / 'round.npz').exists()
+  remote_results, local_results = run(remote), run(tmp_path / 'run')
+  assert run(remote) == remote_results  # Nothing is repeated.
+  for results in (remote_results, local_results):
     del results['seconds'], results['arms']['rounds']['rounds'][0]['seconds']
     del results['arms']['rounds']['rounds'][1]['seconds']
-  assert stored == kept
+  assert remote_results == local_results
   # Another run can start from it.
-  again = {'model.pretrained': f'{there}/pretrain', 'pretrain.steps': 0, 'arms': ('none',)}
-  pipeline.run(small(data, **options | again), tmp_path / 'again')
+  changes = {'model.pretrained': f'{remote}/pretrain', 'pretrain.steps': 0, 'arms': ('none',)}
+  pipeline.run(make_config(data, **options | changes), tmp_path / 'again')
+
+
+@pytest.mark.slow
+def test_a_work_directory_of_an_older_version_is_refused(data, tmp_path):
+  """Before format 2, config.json held the options alone."""
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  (workdir / 'config.json').write_text(make_config(data).to_json())
+  (workdir / 'results.json').write_text('{"made_from": "0123456789abcdef", "table": []}')
+  files = sorted(workdir.iterdir())
+  message = commands.refusal(commands.start(command(data, workdir)))
+  assert f'{workdir} was made by another version of sjft_jax' in message
+  assert 'use a new --workdir' in message
+  assert sorted(workdir.iterdir()) == files
 
 
 @pytest.mark.slow

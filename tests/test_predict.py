@@ -1,5 +1,6 @@
 """A trained run applied to a folder of images, from the command line."""
 
+import json
 import shutil
 import sys
 
@@ -8,15 +9,15 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from small_run import overrides, write_data
+from small_run import make_config, write_data
 
-from sjft_jax import config, pipeline
+from sjft_jax import pipeline
 from sjft_jax.data.folder import UnlabelledFolder
 from sjft_jax.models.weights import run_checkpoint
 
-# Both domains' statistics, and an average of the parameters.
+# The network has statistics of both domains and an average of the parameters.
 CHANGES = {
-  'arms': ('selected',),
+  'arms': ('rounds',),
   'pretrain.steps': 0,
   'model.name': 'resnet18v2',
   'model.width': 0.25,
@@ -37,38 +38,42 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def run(data, tmp_path_factory):
-  c = config.default()
-  for name, value in (overrides(data) | CHANGES).items():
-    section, _, option = name.rpartition('.')
-    (c[section] if section else c)[option] = value
+  """Return a work directory with an arm and what looks like a pretraining."""
   workdir = tmp_path_factory.mktemp('run') / 'run'
-  pipeline.run(c, workdir)
-  shutil.copytree(workdir / 'arms' / 'selected', workdir / 'pretrain')
+  pipeline.run(make_config(data, **CHANGES), workdir)
+  shutil.copytree(workdir / 'arms' / 'rounds', workdir / 'pretrain')
   return workdir
 
 
-def start(run, images, output, *more):
-  options = f'--run={run}', f'--images={images}', f'--output={output}'
+def start(arm, images, output, *more):
+  options = f'--run={arm}', f'--images={images}', f'--output={output}'
   return commands.start([sys.executable, '-m', 'sjft_jax.predict', *options, *more])
 
 
+def finish(process):
+  """Return what a command printed that ended well."""
+  output, errors = process.communicate(timeout=300)
+  assert process.returncode == 0, output + errors
+  return output
+
+
 @pytest.mark.slow
-def test_it_gives_the_probabilities_that_the_run_scored(run, data, tmp_path):
+def test_predictions_are_the_probabilities_that_the_run_scored(run, data, tmp_path):
   images = tmp_path / 'images'
   shutil.copytree(data / 'target' / 'test', images)
   (images / 'broken.png').write_text('no image')
-  outputs = [tmp_path / name for name in ('some.csv', 'all.parquet')]
-  arm, test = run / 'arms' / 'selected', data / 'target' / 'test'
+  outputs = [tmp_path / name for name in ('some.csv', 'all.parquet', 'fused.parquet')]
+  arm, test = run / 'arms' / 'rounds', data / 'target' / 'test'
   processes = [
     start(arm, images, outputs[0], '--max_bad_share=0.2'),
     start(arm, test, outputs[1], '--view=center', '--every_class', '--batch_size=2'),
+    start(arm, test, outputs[2], '--fused', '--every_class'),
   ]
-  for process in processes:
-    told, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, told + errors
-    assert '9 images' in told
-    assert 'after 9 of 9 steps' in told
-  scored = np.load(arm / 'rounds' / '1' / 'round.npz')
+  printed = [finish(process) for process in processes]
+  assert all('9 images' in text for text in printed)
+  assert all('after 9 of 9 steps' in text for text in printed[:2])
+  assert 'after each of its rounds' in printed[2]
+  scores = [np.load(arm / 'rounds' / number / 'round.npz') for number in '123']
   names = [UnlabelledFolder(str(test)).key(i) for i in range(9)]
   # Another order of the classes would show: the run sorts them as the folder does its images.
   classes = ['stripes 1', 'stripes 2', 'é, "x"']
@@ -76,23 +81,26 @@ def test_it_gives_the_probabilities_that_the_run_scored(run, data, tmp_path):
   some = pyarrow.csv.read_csv(outputs[0]).to_pydict()
   assert list(some) == ['image', 'class', 'probability']
   assert some['image'] == names
-  expected = scored['test/ten_crop']
+  expected = scores[-1]['test/ten_crop']
   assert some['class'] == [classes[i] for i in expected.argmax(axis=1)]
   np.testing.assert_allclose(some['probability'], expected.max(axis=1), rtol=1e-4)
   assert 'broken.png' in (tmp_path / 'some.csv.bad_images.csv').read_text()
 
-  every = pyarrow.parquet.read_table(outputs[1])
-  assert every.column_names[3:] == [f'probability of {name}' for name in classes]
-  expected = scored['test/center']
-  np.testing.assert_allclose(np.stack(every.columns[3:], axis=1), expected, rtol=1e-4)
-  assert every['class'].to_pylist() == [classes[i] for i in expected.argmax(axis=1)]
-  assert not (tmp_path / 'all.parquet.bad_images.csv').exists()
+  for output, expected in (
+    (outputs[1], scores[-1]['test/center']),
+    (outputs[2], np.mean([score['test/ten_crop'] for score in scores], axis=0)),
+  ):
+    table = pyarrow.parquet.read_table(output)
+    assert table.column_names[3:] == [f'probability of {name}' for name in classes]
+    np.testing.assert_allclose(np.stack(table.columns[3:], axis=1), expected, rtol=1e-4)
+    assert table['class'].to_pylist() == [classes[i] for i in expected.argmax(axis=1)]
+    assert not output.with_name(f'{output.name}.bad_images.csv').exists()
 
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used_once_it_is_deleted(run, tmp_path):
   shutil.copytree(run, tmp_path / 'run')
-  arm = tmp_path / 'run' / 'arms' / 'selected'
+  arm = tmp_path / 'run' / 'arms' / 'rounds'
   before, newest = sorted((arm / 'checkpoints').iterdir(), key=lambda path: int(path.name))
   for file in [path for path in (newest / 'state').rglob('*') if path.is_file()]:
     file.write_bytes(file.read_bytes()[:10])
@@ -109,11 +117,24 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used_once_it_is_del
   [
     ('arms/nobody', '', 'give the folder of one training; with checkpoints there: none'),
     ('pretrain', '', 'knows no class of the target; give a folder below '),
-    ('arms/selected', '--images=/nowhere', "'/nowhere' is not a folder"),
-    ('arms/selected', '--output=p.txt', 'the name must end in .csv or .parquet'),
+    ('arms/rounds', '--images=/nowhere', "'/nowhere' is not a folder"),
+    ('arms/rounds', '--output=p.txt', 'the name must end in .csv or .parquet'),
   ],
 )
-def test_what_is_wrong_is_said_in_one_line(run, data, tmp_path, folder, argument, message):
+def test_a_mistake_ends_in_one_line(run, data, tmp_path, folder, argument, message):
   process = start(run / folder, data / 'target', tmp_path / 'p.csv', *argument.split())
   assert message in commands.refusal(process)
   assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_run_of_an_older_version_is_refused(run, data, tmp_path):
+  """Before format 2, config.json held the options alone."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(run, workdir)
+  options = json.loads((workdir / 'config.json').read_text())['options']
+  (workdir / 'config.json').write_text(json.dumps(options))
+  output = tmp_path / 'p.csv'
+  message = commands.refusal(start(workdir / 'arms' / 'rounds', data / 'target', output))
+  assert f'{workdir} was made by another version of sjft_jax' in message
+  assert not output.exists()

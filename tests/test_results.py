@@ -1,0 +1,187 @@
+"""The files that a run leaves, and the scores in them."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.csv
+import pytest
+from etils import epath
+from PIL import Image
+
+from sjft_jax import results
+from sjft_jax.data.dataset import Domains, ImageArrays, SubsetDataset
+from sjft_jax.report.image_grid import GAP, LINE, LINES, SIDE
+from sjft_jax.results import Round
+from sjft_jax.retrieval.knn import Ranking
+from sjft_jax.selection.subset import Subset
+from sjft_jax.training import metrics
+
+CLASSES = ('a', 'b, c')
+
+
+def make_images(labels):
+  size = len(labels)
+  rng = np.random.default_rng(size)
+  images = ImageArrays(rng.integers(0, 256, (size, 8, 8, 3), np.uint8))
+  images.classes, images.labels = CLASSES, np.array(labels, np.int32)
+  return images
+
+
+@pytest.fixture
+def trainer(tmp_path):
+  domains = Domains(make_images([0, 1, 1]), make_images([0, 0, 1, 1]), make_images([0] * 12))
+  return SimpleNamespace(
+    directory=epath.Path(tmp_path / 'arms' / 'rounds'), fingerprint='this', domains=domains
+  )
+
+
+def make_round(*test, source_images=5, seconds=1.5):
+  """Return a round after which the test images have these probabilities of the first class."""
+  p = np.array(test, np.float32)
+  return Round(
+    num_neighbors=np.array([2, 4, 3]),
+    source_images=source_images,
+    hardness=np.array([0.1, 0.6, 0.2]),
+    is_correct=np.array([True, False, True]),
+    test={'center': np.stack([p, 1 - p], axis=1)},
+    seconds=seconds,
+  )
+
+
+RANKING = Ranking(
+  np.array([[3, 1, 2, 0], [5, 4, 6, 7], [8, 9, 10, 11]], np.int32),
+  np.arange(12, dtype=np.float32).reshape(3, 4) / 8,
+)
+
+
+def test_a_round_is_loaded_as_it_was_saved(trainer):
+  assert results.load_round(trainer, 1) is None
+  results.save_round(trainer, 1, make_round(0.75, 0.25, 0.25, 0.5))
+  assert (trainer.directory / 'rounds' / '2' / 'round.npz').exists()
+  loaded, expected = results.load_round(trainer, 1), make_round(0.75, 0.25, 0.25, 0.5)
+  assert (loaded.source_images, loaded.seconds) == (5, 1.5)
+  for name in ('num_neighbors', 'hardness', 'is_correct'):
+    np.testing.assert_array_equal(getattr(loaded, name), getattr(expected, name))
+  assert loaded.test.keys() == {'center'}
+  np.testing.assert_array_equal(loaded.test['center'], expected.test['center'])
+  trainer.fingerprint = 'other'
+  with pytest.raises(ValueError, match='made from other data'):
+    results.load_round(trainer, 1)
+
+
+def read_selection(trainer, subset):
+  results.save_selection(trainer, 0, subset, RANKING)
+  path = trainer.directory / 'rounds' / '1' / 'selection.csv'
+  table = pyarrow.csv.read_csv(path)
+  assert table.column_names == ['target', 'source', 'rank', 'divergence']
+  return table.to_pydict()
+
+
+def test_a_selection_lists_each_target_with_its_neighbours(trainer):
+  rows = read_selection(trainer, Subset(RANKING.indices, np.array([1, 3, 2])))
+  assert rows['target'] == [0, 1, 1, 1, 2, 2]
+  assert rows['source'] == [3, 5, 4, 6, 8, 9]
+  assert rows['rank'] == [1, 1, 2, 3, 1, 2]
+  np.testing.assert_allclose(rows['divergence'], [0, 0.5, 0.625, 0.75, 1, 1.125])
+
+
+def test_a_shared_pool_is_listed_once_and_none_has_no_rows(trainer):
+  rows = read_selection(trainer, Subset(np.array([[7, 2, 9]]), np.array([3, 3, 3])))
+  assert rows['source'] == [2, 7, 9]
+  assert rows['target'] == rows['rank'] == rows['divergence'] == [None] * 3
+  assert read_selection(trainer, None)['source'] == []
+
+
+def test_the_split_is_written_where_it_was_drawn(trainer, tmp_path):
+  path = epath.Path(tmp_path / 'split.csv')
+  results.save_split(path, trainer.domains)
+  assert not path.exists()
+  whole = make_images([0, 1, 0, 1])
+  train, test = (SubsetDataset(whole, np.array(part)) for part in ([0, 3], [1, 2]))
+  results.save_split(path, trainer.domains._replace(target=train, test=test))
+  assert pyarrow.csv.read_csv(path).to_pydict() == {
+    'image': [0, 3, 1, 2],
+    'class': ['a', 'b, c', 'b, c', 'a'],
+    'set': ['train', 'train', 'test', 'test'],
+  }
+
+
+def test_the_figure_has_a_row_for_each_class_and_a_column_for_each_rank(trainer, tmp_path):
+  path = epath.Path(tmp_path / 'neighbors.png')
+  ranking = Ranking(np.tile(np.arange(12, dtype=np.int32), (3, 1)), np.ones((3, 12), np.float32))
+  results.save_neighbor_figure(path, trainer.domains, ranking)
+  figure = results.neighbor_figure(trainer.domains, ranking, np.array([0, 1]))
+  # A target image, its nearest neighbour and the tenth.
+  assert figure.width == GAP + 3 * (SIDE + GAP)
+  assert figure.height == GAP + LINE + 6 + 2 * (SIDE + LINES * LINE + GAP)
+  with Image.open(path) as written:
+    np.testing.assert_array_equal(np.asarray(written), np.asarray(figure))
+
+
+def test_the_log_of_a_round_has_scores_and_the_hardest_images(trainer):
+  round_ = make_round(0.75, 0.25, 0.25, 0.75)
+  values = results.round_metrics(trainer.domains, round_, RANKING)
+  assert set(values) == {'test_accuracy_center', 'hardness', 'num_neighbors', 'hardest'}
+  assert values['test_accuracy_center'] == 0.5
+  hardest = results.neighbor_figure(trainer.domains, RANKING, np.array([1, 2, 0]))
+  np.testing.assert_array_equal(np.asarray(values['hardest']), np.asarray(hardest))
+  no_ranking = Ranking(RANKING.indices[:, :0], RANKING.divergences[:, :0])
+  values = results.round_metrics(trainer.domains, round_, no_ranking)
+  assert set(values) == {'test_accuracy_center', 'hardness'}
+
+
+def test_gains_are_over_plain_fine_tuning(trainer):
+  baseline = make_round(0.75, 0.25, 0.25, 0.75, source_images=0)  # Two of four are right.
+  first, last = make_round(0.75, 0.5, 0.75, 0.25), make_round(0.75, 0.75, 0.5, 0.25)
+  rounds = {'none': [baseline], 'rounds': [first, last]}
+  test = trainer.domains.test
+  summary = results.summarize(rounds, test, ('center',))
+  assert (summary['test_images'], summary['view']) == (4, 'center')
+  plain, growing, fused = summary['table']
+  titles = [row['name'] for row in summary['table']]
+  assert titles == ['no source', 'selected, growing', 'selected, growing, fused']
+  assert [row['source_images'] for row in summary['table']] == [0, 5, 5]
+  assert 'gain' not in plain
+  assert plain['top1'] == plain['mean_class_accuracy'] == 0.5
+  for row, p in (
+    (growing, last.test['center']),
+    (fused, (first.test['center'] + last.test['center']) / 2),
+  ):
+    gain = metrics.paired_gain(p, baseline.test['center'], test.labels)
+    assert (row['gain'], row['standard_error']) == gain
+    assert row['cross_entropy'] == pytest.approx(metrics.cross_entropy(p, test.labels))
+  arms = summary['arms']
+  assert [len(arm['rounds']) for arm in arms.values()] == [1, 2]
+  assert 'fused' not in arms['none']
+  assert arms['rounds']['fused']['center']['top1'] == fused['top1']
+  assert arms['rounds']['rounds'][0] == {
+    'source_images': 5,
+    'num_neighbors': {'mean': 3.0, 'max': 4},
+    'hardness': pytest.approx(0.3),
+    'training_accuracy': pytest.approx(2 / 3),
+    'seconds': 1.5,
+    'test': {
+      'center': {
+        'mean_class_accuracy': metrics.mean_class_accuracy(first.test['center'], test.labels, 2),
+        'top1': metrics.top1(first.test['center'], test.labels),
+        'cross_entropy': metrics.cross_entropy(first.test['center'], test.labels),
+      }
+    },
+  }
+
+
+def test_without_plain_fine_tuning_there_is_no_gain(trainer):
+  rounds = {'selected': [make_round(0.75, 0.25, 0.25, 0.75)]}
+  (row,) = results.summarize(rounds, trainer.domains.test, ('center',))['table']
+  assert row['name'] == 'selected'
+  assert 'gain' not in row
+
+
+def test_results_of_other_data_are_refused(tmp_path):
+  path = epath.Path(tmp_path / 'results.json')
+  assert results.load_results(path, 'this') is None
+  path.write_text(json.dumps({'fingerprint': 'this', 'table': []}))
+  assert results.load_results(path, 'this') == {'fingerprint': 'this', 'table': []}
+  with pytest.raises(ValueError, match=r'results\.json was made from other data; use a new'):
+    results.load_results(path, 'other')
