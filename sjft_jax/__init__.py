@@ -18,7 +18,7 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
   from sjft_jax.classifier import Classifier
-  from sjft_jax.ranking import FolderRanking
+  from sjft_jax.folder_ranking import FolderRanking
 
 __version__ = metadata.version('sjft_jax')
 __all__ = ['__version__', 'load', 'rank', 'train']
@@ -53,18 +53,20 @@ def rank(
   """
   from etils import epath
 
-  from sjft_jax import config, ranking
+  from sjft_jax import config
+  from sjft_jax.folder_ranking import rank_folders
+  from sjft_jax.ranking import DescriptorOptions
 
   default = config.default()
   with default.unlocked():
     default.bank.update(bank or {})
     default.descriptors.update(descriptors or {})
-  return ranking.rank_folders(
+  return rank_folders(
     os.fspath(target),
     os.fspath(source),
     k=k,
     bank=default.bank.to_dict(),
-    descriptors=ranking.DescriptorOptions(**default.descriptors),
+    descriptors=DescriptorOptions(**default.descriptors),
     max_bad_share=max_bad_share,
     path=None if path is None else epath.Path(path),
   )
