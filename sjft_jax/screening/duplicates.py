@@ -68,7 +68,8 @@ def _compare(source: Dataset, target: Dataset) -> DuplicatePairs:
   pairs = perceptual_hash.find_near_pairs(scan(source).hashes, scan(target).hashes)
   divergence = _divergences(source, target, pairs) if len(pairs) else np.zeros(0)
   is_copy = (pairs[:, 2] / _MAX_BITS) ** 2 + (divergence / _MAX_NATS) ** 2 < 1
-  return DuplicatePairs(*pairs[is_copy].T, divergence[is_copy])
+  source_indices, target_indices, bits = pairs[is_copy].T
+  return DuplicatePairs(source_indices, target_indices, bits, divergence[is_copy])
 
 
 def _divergences(
