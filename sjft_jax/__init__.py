@@ -53,20 +53,18 @@ def rank(
   """
   from etils import epath
 
-  from sjft_jax import config
-  from sjft_jax.folder_ranking import rank_folders
-  from sjft_jax.ranking import DescriptorOptions
+  from sjft_jax import config, folder_ranking, ranking
 
   default = config.default()
   with default.unlocked():
     default.bank.update(bank or {})
     default.descriptors.update(descriptors or {})
-  return rank_folders(
+  return folder_ranking.rank_folders(
     os.fspath(target),
     os.fspath(source),
     k=k,
     bank=default.bank.to_dict(),
-    descriptors=DescriptorOptions(**default.descriptors),
+    descriptors=ranking.DescriptorOptions(**default.descriptors),
     max_bad_share=max_bad_share,
     path=None if path is None else epath.Path(path),
   )

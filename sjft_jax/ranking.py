@@ -121,6 +121,24 @@ def load_or_rank(
   return result
 
 
+def _load_ranking(
+  path: epath.Path, fingerprint: str, shape: tuple[int, int], edges_shape: tuple[int, int]
+) -> RankingResult:
+  """Load a ranking in the first process and send it to all."""
+  # In the other processes `broadcast` needs arrays of the same shapes and types, of any contents.
+  indices, divergences = np.empty(shape, np.int32), np.empty(shape, np.float32)
+  edges, seconds = np.empty(edges_shape, np.float32), np.empty((), np.float32)
+  if distributed.is_lead_host():
+    arrays = _load_arrays(path, fingerprint)
+    assert arrays is not None
+    indices, divergences, edges = arrays['indices'], arrays['divergences'], arrays['edges']
+    seconds = arrays['seconds'].astype(np.float32)
+  indices, divergences, edges, seconds = map(
+    distributed.broadcast, (indices, divergences, edges, seconds)
+  )
+  return RankingResult(Ranking(indices, divergences), edges, float(seconds))
+
+
 def rank_sources(
   partial: epath.Path,
   fingerprint: str,
@@ -166,12 +184,38 @@ def rank_sources(
   )
 
   def save() -> None:
-    state = _SearchState(search.position, search.keys(), edges, time.monotonic() - start_time)
-    artifacts.save(partial, fingerprint, **state._asdict())
+    seconds = time.monotonic() - start_time
+    now = _SearchState(search.position, search.keys(), edges, seconds)
+    artifacts.save(partial, fingerprint, **now._asdict())
 
   _search(search, describer, edges, source, shard, save)
   ranking = knn.decode_keys(_merge_processes(search.keys(), depth), depth)
   return RankingResult(ranking, edges, time.monotonic() - start_time)
+
+
+class _SearchState(NamedTuple):
+  """A search that was stopped, or is yet to begin.
+
+  Attributes:
+    position: index of the next source image.
+    keys: of the neighbours among the images before it, if there are any.
+    edges: of the bins.
+    seconds: that the search took so far.
+  """
+
+  position: int
+  keys: knn.Keys | None
+  edges: Edges
+  seconds: float
+
+
+def _load_search(path: epath.Path, fingerprint: str) -> _SearchState | None:
+  """Load a search that was stopped, if there is one at `path`."""
+  arrays = _load_arrays(path, fingerprint)
+  if arrays is None:
+    return None
+  position, seconds = int(arrays['position']), float(arrays['seconds'])
+  return _SearchState(position, arrays['keys'], arrays['edges'], seconds)
 
 
 @dataclass(frozen=True)
@@ -296,49 +340,6 @@ def _merge_processes(keys: knn.Keys, k: int) -> knn.Keys:
   for part in distributed.all_gather(padded.view(np.uint32)):
     merged.add_keys(np.ascontiguousarray(part).view(np.uint64))
   return merged.keys()
-
-
-class _SearchState(NamedTuple):
-  """A search that was stopped, or is yet to begin.
-
-  Attributes:
-    position: index of the next source image.
-    keys: of the neighbours among the images before it, if there are any.
-    edges: of the bins.
-    seconds: that the search took so far.
-  """
-
-  position: int
-  keys: knn.Keys | None
-  edges: Edges
-  seconds: float
-
-
-def _load_search(path: epath.Path, fingerprint: str) -> _SearchState | None:
-  """Load a search that was stopped, if there is one at `path`."""
-  arrays = _load_arrays(path, fingerprint)
-  if arrays is None:
-    return None
-  position, seconds = int(arrays['position']), float(arrays['seconds'])
-  return _SearchState(position, arrays['keys'], arrays['edges'], seconds)
-
-
-def _load_ranking(
-  path: epath.Path, fingerprint: str, shape: tuple[int, int], edges_shape: tuple[int, int]
-) -> RankingResult:
-  """Load a ranking in the first process and send it to all."""
-  # In the other processes `broadcast` needs arrays of the same shapes and types, of any contents.
-  indices, divergences = np.empty(shape, np.int32), np.empty(shape, np.float32)
-  edges, seconds = np.empty(edges_shape, np.float32), np.empty((), np.float32)
-  if distributed.is_lead_host():
-    arrays = _load_arrays(path, fingerprint)
-    assert arrays is not None
-    indices, divergences, edges = arrays['indices'], arrays['divergences'], arrays['edges']
-    seconds = arrays['seconds'].astype(np.float32)
-  indices, divergences, edges, seconds = map(
-    distributed.broadcast, (indices, divergences, edges, seconds)
-  )
-  return RankingResult(Ranking(indices, divergences), edges, float(seconds))
 
 
 def _load_arrays(path: epath.Path, fingerprint: str) -> dict[str, np.ndarray] | None:

@@ -38,7 +38,7 @@ class QuantileSketch:
 
   Counts responses in the 65,536 buckets of float32 values with the same upper 16 bits: 0.5 MiB a
   filter, however many responses. The result does not depend on the order of the responses or on
-  how they are batched, and sketches of parts add up to the sketch of the whole (`merge`).
+  how they are batched.
 
   Error: an edge lies in the same bucket as the exact quantile, thus within 2^-7 of it relative to
   its magnitude, and the mass below it is wrong by less than the mass of that bucket. Inside a
@@ -75,12 +75,6 @@ class QuantileSketch:
       self.low[filters] = np.minimum(self.low[filters], low)
       self.high[filters] = np.maximum(self.high[filters], high)
       first += len(buckets)
-
-  def merge(self, other: 'QuantileSketch') -> None:
-    """Add the responses that another sketch has counted."""
-    self.counts += other.counts
-    self.low = np.minimum(self.low, other.low)
-    self.high = np.maximum(self.high, other.high)
 
   def edges(self, *, num_bins: int) -> Float32[np.ndarray, 'filter edge']:
     """Return the `num_bins - 1` inner edges of each filter's bins, ascending.
