@@ -18,7 +18,7 @@ if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
   from sjft_jax.classifier import Classifier
-  from sjft_jax.ranking import FolderRanking
+  from sjft_jax.folder_ranking import FolderRanking
 
 __version__ = metadata.version('sjft_jax')
 __all__ = ['__version__', 'load', 'rank', 'train']
@@ -57,7 +57,7 @@ def rank(
   """
   from etils import epath
 
-  from sjft_jax import config, ranking
+  from sjft_jax import config, folder_ranking, ranking
 
   if k < 1:
     raise ValueError(f'k={k} must be 1 or more')
@@ -70,7 +70,7 @@ def rank(
     },
   )
   config.check_ranges(options)
-  return ranking.rank_folders(
+  return folder_ranking.rank_folders(
     os.fspath(target),
     os.fspath(source),
     k=k,

@@ -1,44 +1,32 @@
-"""From images to the ranking, in one pass over each data set.
+"""Rank the source images for every target image, in one pass over each data set.
 
-The target decides the histograms' bins and is described; the source streams past it: decode →
-responses → histograms → divergences → the k nearest so far. Nothing else is kept of a source image.
+The target decides the histograms' bins and is described. The source streams past it: decode →
+responses → histograms → divergences → the nearest so far. No descriptor of the source is stored.
 """
 
 import functools
-import math
-import os
-import tempfile
+import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-import pyarrow as pa
 from etils import epath
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Float, UInt8
 
 from sjft_jax.data import transforms
 from sjft_jax.data.dataset import Dataset
-from sjft_jax.data.folder import UnlabelledFolder
 from sjft_jax.data.loader import views
-from sjft_jax.descriptors import bank as banks
-from sjft_jax.descriptors import describe
+from sjft_jax.descriptors import describe, histogram
 from sjft_jax.descriptors.bank import FilterBank
-from sjft_jax.report import tables
 from sjft_jax.retrieval import knn
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.runtime import artifacts, console, distributed, memory, preemption
-from sjft_jax.screening.screen import exclude_unreadable
 
-# Of `DescriptorOptions`, those that decide the ranking. The last bits of convolutions depend on the
-# size of a batch.
-DECIDING_OPTIONS = ('num_bins', 'smoothing', 'resize', 'crop', 'batch_size')
-# Rows of a table that are written at once.
-_ROWS = 2**18
+Edges = Float[np.ndarray, 'filter edge']
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +34,16 @@ class DescriptorOptions:
   """The section `descriptors` of the configuration.
 
   Attributes:
-    resize, crop: the view of an image that is described, pixels.
+    resize: images are warped to a square of this side, pixels.
+    crop: side of the centre square that is described, pixels.
     num_bins: equal-mass bins of each filter's histogram.
     smoothing: pseudo-count added to every bin, in pixels.
     batch_size: images described at once.
     workers: processes that decode images; 0: threads of this one.
-    checkpoint_minutes: how much of the ranking a killed run repeats at most.
+    checkpoint_minutes: minutes of the ranking that a killed run repeats at most.
+
+  Raises:
+    ValueError: an impossible crop, number of bins or smoothing.
   """
 
   resize: int
@@ -62,113 +54,25 @@ class DescriptorOptions:
   workers: int
   checkpoint_minutes: float
 
+  def __post_init__(self) -> None:
+    if self.crop > self.resize:
+      raise ValueError(f'crop={self.crop} exceeds resize={self.resize}')
+    histogram.check_num_bins(self.num_bins)
+    histogram.check_smoothing(self.smoothing)
+
+  @property
+  def result_options(self) -> list[float]:
+    """Return the options that decide a ranking."""
+    # The last bits of convolutions depend on the batch size.
+    return [self.num_bins, self.smoothing, self.resize, self.crop, self.batch_size]
+
 
 class RankingResult(NamedTuple):
-  """A ranking, the bin edges it was made with, and the seconds it took."""
+  """A ranking, the bin edges of its descriptors, and the seconds that it took."""
 
   ranking: Ranking
-  edges: Float[np.ndarray, 'filter edge']
+  edges: Edges
   seconds: float
-
-
-@dataclass(frozen=True)
-class FolderRanking:
-  """The neighbours of the images of one folder among those of another.
-
-  Attributes:
-    targets: the names of the target images, paths below their folder.
-    sources: those of the source images.
-    indices: of the neighbours in `sources`, nearest first.
-    divergences: from the target, in nats.
-    seconds: that the search took.
-  """
-
-  targets: list[str]
-  sources: list[str]
-  indices: Int32[np.ndarray, 'target k']
-  divergences: Float32[np.ndarray, 'target k']
-  seconds: float
-
-  def save(self, path: os.PathLike[str] | str) -> None:
-    """Write a table, .csv or .parquet, with a row for each target image and neighbour.
-
-    Its columns are target, source, rank (1 is the nearest) and divergence (nats).
-    """
-    num_targets, k = self.indices.shape
-    targets, sources = pa.array(self.targets), pa.array(self.sources)
-    ranks = np.arange(1, k + 1, dtype=np.int32)
-    step = max(1, _ROWS // k)
-
-    def part(rows: slice) -> tuple[Any, ...]:
-      indices = self.indices[rows]
-      return (
-        targets[rows].take(pa.array(np.repeat(np.arange(len(indices)), k))),
-        sources.take(pa.array(indices.ravel())),
-        np.tile(ranks, len(indices)),
-        self.divergences[rows].ravel(),
-      )
-
-    parts = (part(slice(start, start + step)) for start in range(0, num_targets, step))
-    tables.write_table(path, tables.NEIGHBOR_COLUMNS, parts)
-
-
-def rank_folders(
-  target: str,
-  source: str,
-  *,
-  k: int,
-  bank: Mapping[str, Any],
-  descriptors: DescriptorOptions,
-  max_bad_share: float,
-  path: epath.Path | None = None,
-  bad_images: os.PathLike[str] | None = None,
-) -> FolderRanking:
-  """Rank the images of one folder by their likeness to each image of another.
-
-  Args:
-    target: the folder of the query images, which are read at any depth.
-    source: the folder of the images to be ranked.
-    k: neighbours of each target image.
-    bank: the keywords of `bank.load`.
-    descriptors: how images are described.
-    max_bad_share: share of a folder, 0–1, that may be unreadable.
-    path: an .npz file that keeps the ranking, and beside which a search that is stopped is resumed.
-    bad_images: the table that lists images that cannot be read, if there are any.
-
-  Raises:
-    ValueError: an impossible option, a folder without images, k exceeds the source images, or too
-      many images cannot be read.
-  """
-  folders = UnlabelledFolder(target), UnlabelledFolder(source)
-  if k > len(folders[1]):
-    raise ValueError(f'k={k} exceeds the {len(folders[1]):,} images below {source}')
-  if not 0 < descriptors.smoothing < math.inf:
-    raise ValueError(f'smoothing={descriptors.smoothing} must be above 0')
-  if descriptors.crop > descriptors.resize:
-    raise ValueError(f'crop={descriptors.crop} exceeds resize={descriptors.resize}')
-  filter_bank = banks.load(**bank)
-  with tempfile.TemporaryDirectory() as scratch:
-    listing = bad_images or Path(scratch) / 'bad_images.csv'
-    targets, sources = exclude_unreadable(folders, listing, max_bad_share=max_bad_share)
-    if (targets, sources) == folders:  # The list is empty.
-      Path(listing).unlink(missing_ok=True)
-    console.say(f'Target: {len(targets):,} images. Source: {len(sources):,} images.')
-    fingerprint = artifacts.fingerprint(
-      targets.fingerprint,
-      sources.fingerprint,
-      dict(bank),
-      [getattr(descriptors, name) for name in DECIDING_OPTIONS],
-      k,
-    )
-    kept = epath.Path(scratch) / 'ranking.npz' if path is None else path
-    result = load_or_rank(kept, fingerprint, targets, sources, filter_bank, k, descriptors)
-  return FolderRanking(
-    [targets.key(i) for i in range(len(targets))],
-    [sources.key(i) for i in range(len(sources))],
-    result.ranking.indices,
-    result.ranking.divergences,
-    result.seconds,
-  )
 
 
 def load_or_rank(
@@ -186,10 +90,10 @@ def load_or_rank(
 
   Args:
     path: an .npz file; beside it a search that is stopped leaves `<name>.partial.npz`.
-    fingerprint: of all that decides the ranking.
-    target: whose images are queries; they decide the bins.
-    source: whose images are ranked.
-    bank: of filters.
+    fingerprint: of everything that decides the ranking.
+    target: the images to find neighbours of; they also decide the bins.
+    source: the images to find neighbours among.
+    bank: the filters that describe them.
     depth: neighbours of each target image.
     options: of the descriptors.
 
@@ -200,7 +104,8 @@ def load_or_rank(
   partial = path.with_name(f'{path.stem}.partial.npz')
   if distributed.broadcast(np.array(path.exists(), np.int32)):
     console.say(f'  done before: {path}')
-    result = _load(path, fingerprint, (len(target), depth), bank, options.num_bins)
+    edges_shape = sum(bank.num_filters), options.num_bins - 1
+    result = _load_ranking(path, fingerprint, (len(target), depth), edges_shape)
   else:
     result = rank_sources(partial, fingerprint, target, source, bank, depth, options)
     if distributed.is_lead_host():
@@ -211,10 +116,27 @@ def load_or_rank(
         edges=result.edges,
         seconds=result.seconds,
       )
-    distributed.barrier()  # Only then is the partial search not needed any more.
-  own_partial = artifacts.per_process_path(partial, jax.process_index(), jax.process_count())
-  own_partial.unlink(missing_ok=True)
+    distributed.barrier()  # Only after it is the partial search not needed any more.
+  _per_process(partial).unlink(missing_ok=True)
   return result
+
+
+def _load_ranking(
+  path: epath.Path, fingerprint: str, shape: tuple[int, int], edges_shape: tuple[int, int]
+) -> RankingResult:
+  """Load a ranking in the first process and send it to all."""
+  # In the other processes `broadcast` needs arrays of the same shapes and types, of any contents.
+  indices, divergences = np.empty(shape, np.int32), np.empty(shape, np.float32)
+  edges, seconds = np.empty(edges_shape, np.float32), np.empty((), np.float32)
+  if distributed.is_lead_host():
+    arrays = _load_arrays(path, fingerprint)
+    assert arrays is not None
+    indices, divergences, edges = arrays['indices'], arrays['divergences'], arrays['edges']
+    seconds = arrays['seconds'].astype(np.float32)
+  indices, divergences, edges, seconds = map(
+    distributed.broadcast, (indices, divergences, edges, seconds)
+  )
+  return RankingResult(Ranking(indices, divergences), edges, float(seconds))
 
 
 def rank_sources(
@@ -232,68 +154,120 @@ def rank_sources(
   all return the whole ranking.
 
   Args:
-    partial: where a search that is stopped leaves its state, to resume; each process has a name of
-      its own.
+    partial: where a search that is stopped saves its state, to be resumed; each process adds its
+      number to the name.
     fingerprint, target, source, bank, depth, options: as for `load_or_rank`.
 
   Raises:
-    ValueError: the source has fewer than `depth` images, or an image cannot be read.
+    ValueError: as for `load_or_rank`.
   """
-  start_time = time.monotonic()
   if depth > len(source):
-    raise ValueError(f'{depth} neighbours of each image exceed the {len(source)} source images')
-  view = functools.partial(transforms.describe_view, resize=options.resize, crop=options.crop)
-  batches = functools.partial(
-    views,
-    view=view,
-    batch_size=options.batch_size,
-    min_side=options.resize,
-    workers=options.workers,
-  )
+    raise ValueError(
+      f'{depth} neighbours of each target image exceed the {len(source):,} source images; lower '
+      'their number'
+    )
+  start_time = time.monotonic()
+  partial = _per_process(partial)
+  describer = _Describer(bank, options)
   # In whole tiles, so that the products are the same ones as in a single process.
-  start, stop = distributed.shard_bounds(len(source), unit=knn.TILE)
-  partial = artifacts.per_process_path(partial, jax.process_index(), jax.process_count())
-
-  saved_search = load_partial(partial, fingerprint) or {}
-  if saved_search:
-    start_time -= float(saved_search['seconds'])
-    console.say(f'  resumes at source image {int(saved_search["position"]):,}')
-    edges = saved_search['edges']
+  shard = distributed.shard_bounds(len(source), unit=knn.TILE)
+  state = _load_search(partial, fingerprint)
+  if state is None:
+    state = _SearchState(shard[0], None, describer.fit_edges(target), 0.0)
   else:
-    with console.progress(f'adaptive bins of {target.name}', len(target)) as advance:
-      images = console.with_progress(batches(target), advance)
-      edges = describe.fit_edges(bank, images, num_bins=options.num_bins)
-  edges = distributed.broadcast(np.asarray(edges))
-
-  describe_batches = functools.partial(
-    describe.describe,
-    bank,
-    edges,
-    smoothing=options.smoothing,
-    batch_size=options.batch_size,
-  )
-  with console.progress(f'histograms of {target.name}', len(target)) as advance:
-    images = console.with_progress(batches(target), advance)
-    targets = np.concatenate([np.asarray(block) for block in describe_batches(images)])
-
+    console.say(f'  resumes at source image {state.position:,}')
+    start_time -= state.seconds
+  edges = distributed.broadcast(state.edges)
+  targets = describer.describe_all(target, edges)
   search = knn.Search(
-    targets,
-    weights=bank.weights,
-    k=depth,
-    position=int(saved_search.get('position', start)),
-    keys=saved_search.get('keys'),
+    targets, weights=bank.weights, k=depth, position=state.position, keys=state.keys
   )
 
-  def save_partial() -> None:
-    artifacts.save(
-      partial,
-      fingerprint,
-      position=search.position,
-      keys=search.keys(),
-      edges=edges,
-      seconds=time.monotonic() - start_time,
+  def save() -> None:
+    seconds = time.monotonic() - start_time
+    now = _SearchState(search.position, search.keys(), edges, seconds)
+    artifacts.save(partial, fingerprint, **now._asdict())
+
+  _search(search, describer, edges, source, shard, save)
+  ranking = knn.decode_keys(_merge_processes(search.keys(), depth), depth)
+  return RankingResult(ranking, edges, time.monotonic() - start_time)
+
+
+class _SearchState(NamedTuple):
+  """A search that was stopped, or is yet to begin.
+
+  Attributes:
+    position: index of the next source image.
+    keys: of the neighbours among the images before it, if there are any.
+    edges: of the bins.
+    seconds: that the search took so far.
+  """
+
+  position: int
+  keys: knn.Keys | None
+  edges: Edges
+  seconds: float
+
+
+def _load_search(path: epath.Path, fingerprint: str) -> _SearchState | None:
+  """Load a search that was stopped, if there is one at `path`."""
+  arrays = _load_arrays(path, fingerprint)
+  if arrays is None:
+    return None
+  position, seconds = int(arrays['position']), float(arrays['seconds'])
+  return _SearchState(position, arrays['keys'], arrays['edges'], seconds)
+
+
+@dataclass(frozen=True)
+class _Describer:
+  """Describes the images of data sets with the filters of a bank."""
+
+  bank: FilterBank
+  options: DescriptorOptions
+
+  def batches(
+    self, dataset: Dataset, start: int = 0, stop: int | None = None
+  ) -> Iterator[UInt8[np.ndarray, 'batch crop crop 3']]:
+    """Yield the views of images start..stop-1."""
+    o = self.options
+    view = functools.partial(transforms.describe_view, resize=o.resize, crop=o.crop)
+    return views(
+      dataset, view, o.batch_size, min_side=o.resize, start=start, stop=stop, workers=o.workers
     )
 
+  def fit_edges(self, dataset: Dataset) -> Edges:
+    """Fit the bins to all images."""
+    with console.progress(f'adaptive bins of {dataset.name}', len(dataset)) as advance:
+      batches = console.with_progress(self.batches(dataset), advance)
+      return describe.fit_edges(self.bank, batches, num_bins=self.options.num_bins)
+
+  def describe(self, batches: Iterator[np.ndarray], edges: Edges) -> Iterator[jax.Array]:
+    """Yield the descriptors of each batch."""
+    return describe.describe(
+      self.bank,
+      edges,
+      batches,
+      smoothing=self.options.smoothing,
+      batch_size=self.options.batch_size,
+    )
+
+  def describe_all(self, dataset: Dataset, edges: Edges) -> Float[np.ndarray, 'image filter bin']:
+    """Return the descriptors of all images."""
+    with console.progress(f'histograms of {dataset.name}', len(dataset)) as advance:
+      batches = console.with_progress(self.batches(dataset), advance)
+      return np.concatenate([np.asarray(block) for block in self.describe(batches, edges)])
+
+
+def _search(
+  search: knn.Search,
+  describer: _Describer,
+  edges: Edges,
+  source: Dataset,
+  shard: tuple[int, int],
+  save: Callable[[], None],
+) -> None:
+  """Add the rest of a shard of the source to the search; save it now and then, and if stopped."""
+  (start, stop), options = shard, describer.options
   save_time = time.monotonic()
   with (
     console.progress(f'ranking {source.name}', stop - start, search.position - start) as advance,
@@ -305,59 +279,25 @@ def rank_sources(
     ),
     preemption.defer_signals(),
   ):
-    stream = _TimedBatches(batches(source, start=search.position, stop=stop))
-    for block in _pipelined(describe_batches(stream)):
+    batches = _TimedBatches(describer.batches(source, search.position, stop))
+    for block in _pipelined(describer.describe(batches, edges)):
       search.add(block)
-      advance(len(block), stream.slower_stage())
-      if preemption.should_stop():
-        save_partial()
-        preemption.raise_if_stopping()
-      if time.monotonic() - save_time > 60 * options.checkpoint_minutes:
-        save_partial()
+      advance(len(block), batches.slower_stage())
+      is_stopping = preemption.should_stop()
+      if is_stopping or time.monotonic() - save_time > 60 * options.checkpoint_minutes:
+        save()
         save_time = time.monotonic()
+      if is_stopping:
+        preemption.raise_if_stopping()
     search.flush()
-  ranking = knn.neighbors(_merge_processes(search.keys(), depth), depth)
-  return RankingResult(ranking, edges, time.monotonic() - start_time)
-
-
-def load_partial(path: epath.Path, fingerprint: str) -> dict[str, np.ndarray] | None:
-  """Load the state of a search that was stopped, if there is one at `path`.
-
-  Raises:
-    ValueError: the file is damaged, or of a search for something else.
-  """
-  try:
-    return artifacts.load(path, fingerprint)
-  except ValueError as error:
-    raise ValueError(
-      f'{path} is damaged, or was left by a search with other images or options; delete it to '
-      'start anew'
-    ) from error
-
-
-def _load(
-  path: epath.Path, fingerprint: str, shape: tuple[int, int], bank: FilterBank, num_bins: int
-) -> RankingResult:
-  indices, divergences = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-  edges = np.zeros((sum(bank.num_filters), num_bins - 1), np.float32)
-  seconds = np.zeros((), np.float32)
-  if distributed.is_lead_host():
-    arrays = load_partial(path, fingerprint)
-    assert arrays is not None
-    indices, divergences, edges = (arrays[name] for name in ('indices', 'divergences', 'edges'))
-    seconds = arrays['seconds'].astype(np.float32)
-  indices, divergences, edges, seconds = map(
-    distributed.broadcast, (indices, divergences, edges, seconds)
-  )
-  return RankingResult(Ranking(indices, divergences), edges, float(seconds))
 
 
 class _TimedBatches:
-  """Batches, and how long the consumer has waited for them."""
+  """Iterates over batches and measures how long the consumer waits for them."""
 
   def __init__(self, batches: Iterator[np.ndarray]):
     self._batches = batches
-    self._waiting_seconds, self._start_time = 0.0, time.monotonic()
+    self._start_time, self._waiting_seconds = time.monotonic(), 0.0
 
   def __iter__(self) -> '_TimedBatches':
     return self
@@ -369,16 +309,17 @@ class _TimedBatches:
     return batch
 
   def slower_stage(self) -> str:
+    """Return a note that names the stage which takes most of the time."""
     is_waiting = self._waiting_seconds > (time.monotonic() - self._start_time) / 2
     return f'{"decoding" if is_waiting else "describing"} is the slower stage'
 
 
 def _pipelined(blocks: Iterator[jax.Array]) -> Iterator[jax.Array]:
-  """Yield the blocks, computed by each device in turn, several at a time."""
+  """Yield the blocks, computed by the devices in turn, several ahead."""
   devices = jax.local_devices()
   pending: deque[jax.Array] = deque()
-  for number in range(10**18):
-    with jax.default_device(devices[number % len(devices)]):
+  for device in itertools.cycle(devices):
+    with jax.default_device(device):
       block = next(blocks, None)
     if block is None:
       break
@@ -399,3 +340,22 @@ def _merge_processes(keys: knn.Keys, k: int) -> knn.Keys:
   for part in distributed.all_gather(padded.view(np.uint32)):
     merged.add_keys(np.ascontiguousarray(part).view(np.uint64))
   return merged.keys()
+
+
+def _load_arrays(path: epath.Path, fingerprint: str) -> dict[str, np.ndarray] | None:
+  """Load what a search for the same images and options has saved, or None.
+
+  Raises:
+    ValueError: the file is damaged, or was saved by another search.
+  """
+  try:
+    return artifacts.load(path, fingerprint)
+  except ValueError as error:
+    raise ValueError(
+      f'{path} is damaged, or was left by a search with other images or options; delete it to '
+      'start anew'
+    ) from error
+
+
+def _per_process(path: epath.Path) -> epath.Path:
+  return artifacts.per_process_path(path, jax.process_index(), jax.process_count())

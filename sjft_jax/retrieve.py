@@ -1,15 +1,15 @@
-"""Rank the images of one folder by their low-level likeness to each image of another.
+"""Rank the images of one folder by their low-level similarity to each image of another.
 
   python -m sjft_jax.retrieve --target=DIR --source=DIR --k=100 --output=neighbors.csv
 
 Nothing is trained: this is the search of selective joint fine-tuning (Ge & Yu, CVPR 2017) for those
 who train elsewhere. All images below the folders are read, at any depth; labels are not needed. The
 output has a row for each target image and neighbour: target and source (paths below their folders),
-rank (1 is the nearest) and divergence (nats). An image that lies in both folders is its own nearest
-neighbour. Stopped at any moment, the same command goes on from its last checkpoint.
+rank (1 is the nearest) and divergence (nats). An image that is in both folders is its own nearest
+neighbour. If the command is stopped, the same command goes on from its last checkpoint.
 
-Several processes share the search, each with the GPUs it sees; all need both folders, and the first
-one writes the output:
+Several processes can share the search, each on the GPUs that it sees. All need both folders, and
+the first one writes the output:
 
   python -m sjft_jax.retrieve ... --coordinator=HOST:PORT --num_processes=2 --process_id=0
   python -m sjft_jax.retrieve ... --coordinator=HOST:PORT --num_processes=2 --process_id=1
@@ -38,7 +38,7 @@ def define_flags() -> None:
     'k', default.selection.num_neighbors, 'Neighbours of each target image.', lower_bound=1
   )
   flags.DEFINE_string(
-    'output', None, 'File to write, .csv or .parquet; one that is there is replaced.', required=True
+    'output', None, 'File to write, .csv or .parquet; an older one is replaced.', required=True
   )
   flags.DEFINE_enum(
     'bank',
@@ -49,7 +49,7 @@ def define_flags() -> None:
   flags.DEFINE_list(
     'layers',
     list(bank.layers),
-    "AlexNet's layers, any of conv1 … conv5: deeper ones tell more of objects.",
+    "AlexNet's layers, any of conv1 … conv5: deeper ones respond more to objects.",
   )
   flags.DEFINE_enum(
     'tap',
@@ -65,7 +65,7 @@ def define_flags() -> None:
   flags.DEFINE_list(
     'layer_weights',
     list(bank.layer_weights),
-    'One factor per layer on its divergence; none: 1 for all.',
+    'A factor on the divergence of each layer; none: 1 for all.',
   )
   flags.DEFINE_integer(
     'num_bins', descriptors.num_bins, 'Bins of the histogram of each filter.', lower_bound=2
@@ -76,20 +76,20 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'resize',
     descriptors.resize,
-    'Images are warped to this many pixels squared; fewer are faster and tell less of fine '
+    'Images are warped to a square of this side, in pixels; a smaller one is faster and loses fine '
     'texture.',
     lower_bound=1,
   )
   flags.DEFINE_integer(
     'crop',
     descriptors.crop,
-    'Side in pixels of the centre square that is described; as large as resize for all.',
+    'Side of the centre square that is described, in pixels; all of the image if it equals resize.',
     lower_bound=1,
   )
   flags.DEFINE_integer(
     'batch_size',
     descriptors.batch_size,
-    'Images described at once: speed, memory, and the last bits of responses.',
+    'Images described at once; decides speed, memory, and the last bits of responses.',
     lower_bound=1,
   )
   flags.DEFINE_integer(
@@ -101,14 +101,14 @@ def define_flags() -> None:
   flags.DEFINE_float(
     'max_bad_share',
     default.screening.max_bad_share,
-    'Images that cannot be read are left out and listed, up to this share of a folder.',
+    'The share of a folder that may be unreadable; such images are left out and listed.',
     lower_bound=0,
     upper_bound=1,
   )
   flags.DEFINE_float(
     'checkpoint_minutes',
     descriptors.checkpoint_minutes,
-    'How much of the search a killed run repeats at most.',
+    'Minutes of the search that a killed run repeats at most.',
     lower_bound=0,
   )
   launch.define_flags()
@@ -126,7 +126,7 @@ def main() -> None:
 
 
 def retrieve() -> None:
-  """Rank by the flags and write the output.
+  """Rank as the flags say, and write the output.
 
   Raises:
     ValueError: impossible flags, before any work, or too many images that cannot be read.
@@ -136,12 +136,13 @@ def retrieve() -> None:
   tables.check_output(output)
   launch.initialize_distributed()
   # After the flags: --help and a misspelt option should not wait for JAX.
-  from sjft_jax.ranking import DescriptorOptions, rank_folders
+  from sjft_jax.folder_ranking import rank_folders
+  from sjft_jax.ranking import DescriptorOptions
   from sjft_jax.runtime import compilation, distributed
 
   compilation.enable_cache()
-  # The output can be much larger than the ranking: a disk that it fills must not cost the search.
-  saved = epath.Path(output.with_name(f'{output.name}.ranking.npz'))
+  # The output can be much larger than the ranking: if it fills the disk, the search is not lost.
+  ranking = epath.Path(output.with_name(f'{output.name}.ranking.npz'))
   result = rank_folders(
     options.target,
     options.source,
@@ -151,7 +152,7 @@ def retrieve() -> None:
       'layers': tuple(options.layers),
       'tap': options.tap,
       'pretrained': options.pretrained,
-      'layer_weights': tuple(_floats('layer_weights', options.layer_weights)),
+      'layer_weights': _layer_weights(options.layer_weights),
     },
     descriptors=DescriptorOptions(
       resize=options.resize,
@@ -163,12 +164,12 @@ def retrieve() -> None:
       checkpoint_minutes=options.checkpoint_minutes,
     ),
     max_bad_share=options.max_bad_share,
-    path=saved,
+    path=ranking,
     bad_images=output.with_name(f'{output.name}.bad_images.csv'),
   )
   if distributed.is_lead_host():
     result.save(output)
-    saved.unlink()
+    ranking.unlink()
     console.say(
       f'{output}: the {options.k:,} nearest of {len(result.sources):,} source images to each of '
       f'{len(result.targets):,} target images, in {result.seconds:,.1f} s'
@@ -176,11 +177,11 @@ def retrieve() -> None:
   distributed.barrier()
 
 
-def _floats(option: str, values: Sequence[str]) -> list[float]:
+def _layer_weights(values: Sequence[str]) -> tuple[float, ...]:
   try:
-    return [float(value) for value in values]
+    return tuple(map(float, values))
   except ValueError as error:
-    raise ValueError(f'--{option}={",".join(values)}: {error}') from error
+    raise ValueError(f'--layer_weights={",".join(values)}: {error}') from error
 
 
 if __name__ == '__main__':

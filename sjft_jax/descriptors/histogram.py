@@ -1,11 +1,12 @@
 """Adaptive histograms of filter responses: equal-mass bins from one pass over the target set.
 
 Ge & Yu (2017, Section 3.2) set the width of every bin such that each holds about the same share of
-the target's pixels.  `QuantileSketch` finds the edges in one pass and fixed memory, `counts` and
-`normalize` make the histograms.
+the target's pixels. `QuantileSketch` finds the edges in one pass and fixed memory, `counts` and
+`normalize` compute the histograms.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +15,40 @@ from jaxtyping import Array, Bool, Float, Float32, Int, UInt16
 
 # A bucket holds the float32 values that share sign, exponent and the first 7 bits of the mantissa.
 _NUM_BUCKETS = 2**16
-_TINY = np.finfo(np.float32).tiny
-# On a CPU, pixels whose comparisons are added up before they go to memory.  Measured: 16 to 64 are
-# alike; up to 8, XLA looks the block up anew for every comparison, which costs a factor of ten.
+_SMALLEST_NORMAL = np.finfo(np.float32).tiny
+# On a CPU, pixels whose comparisons are summed before they go to memory. Measured: 16 to 64 are
+# alike; up to 8, XLA reads the block again for every comparison, which costs a factor of ten.
 _BLOCK = 32
 
 
+def check_num_bins(num_bins: int) -> None:
+  """Raise ValueError for fewer than 2 bins, in which all images would be alike."""
+  if num_bins < 2:
+    raise ValueError(f'num_bins={num_bins} must be 2 or more')
+
+
+def check_smoothing(smoothing: float) -> None:
+  """Raise ValueError for no smoothing, with which a divergence could be infinite."""
+  if not 0 < smoothing < math.inf:
+    raise ValueError(f'smoothing={smoothing} must be above 0 and finite')
+
+
 class QuantileSketch:
-  """Distribution of each filter's responses, from which to read equal-mass edges.
+  """Distribution of each filter's responses, from which edges of equal mass are read.
 
   Counts responses in the 65,536 buckets of float32 values with the same upper 16 bits: 0.5 MiB a
-  filter, however many responses.  The result does not depend on the order of the responses or on
-  how they are batched, and sketches of parts add up to the sketch of the whole (`merge`).
+  filter, however many responses. The result does not depend on the order of the responses or on
+  how they are batched.
 
   Error: an edge lies in the same bucket as the exact quantile, thus within 2^-7 of it relative to
-  its magnitude, and the mass below it is wrong by less than the mass of that bucket.  Inside a
-  bucket mass is taken as uniform, which in smooth distributions makes both errors much smaller.
-  Zero is exact (values under 2^-126 count as zero), so are smallest and largest response.
+  its magnitude, and the mass below it is wrong by less than the mass of that bucket. Inside a
+  bucket, mass is taken as uniform, which in smooth distributions makes both errors much smaller.
+  Zero is exact (values under 2^-126 count as zero), and so are smallest and largest response.
+
+  Attributes:
+    counts: responses in each bucket, [filter, bucket].
+    low: each filter's smallest response.
+    high: each filter's largest response.
   """
 
   def __init__(self, num_filters: int):
@@ -43,8 +61,8 @@ class QuantileSketch:
     responses: tuple[Float32[Array, 'batch _height _width _filter'], ...],
     valid: Bool[np.ndarray, ' batch'],
   ) -> None:
-    """Counts the responses, all layers, of the images that are `valid` (the others are padding)."""
-    counted = slice(None) if valid.all() else valid  # The former copies nothing.
+    """Count the responses of all layers to the images that are `valid`; the others are padding."""
+    counted = slice(None) if valid.all() else valid  # A slice copies nothing.
     first = 0
     for response in responses:
       # The host counts: 1.0 to 1.7 times as fast as XLA's scatter-add and minimum on a CPU.
@@ -58,30 +76,24 @@ class QuantileSketch:
       self.high[filters] = np.maximum(self.high[filters], high)
       first += len(buckets)
 
-  def merge(self, other: 'QuantileSketch') -> None:
-    """Adds the responses that `other` has seen."""
-    self.counts += other.counts
-    self.low = np.minimum(self.low, other.low)
-    self.high = np.maximum(self.high, other.high)
-
   def edges(self, *, num_bins: int) -> Float32[np.ndarray, 'filter edge']:
-    """The `num_bins - 1` inner edges of each filter's bins, ascending; bin = edges ≤ response.
+    """Return the `num_bins - 1` inner edges of each filter's bins, ascending.
 
-    A bucket with at least an equal share of the mass is an atom (ReLU's zero, a constant filter)
-    and gets a bin of its own; the other bins share the remaining mass equally.  Where atoms cut
-    this mass into parts, each part gets a whole number of bins, and a part too small for one joins
-    an atom beside it.  A filter that has nothing to fill `num_bins` with is padded with +inf.
+    A response lies in the bin whose number is the number of edges ≤ it. A bucket with at least an
+    equal share of the mass is an atom (ReLU's zero, a constant filter) and gets a bin of its own;
+    the other bins share the remaining mass equally. Where atoms cut this mass into parts, each part
+    gets a whole number of bins, and a part too small for one joins an atom beside it. A filter with
+    too few distinct responses for `num_bins` is padded with +inf.
 
     Raises:
       ValueError: num_bins < 2, no responses, or a response that is not finite.
     """
-    if num_bins < 2:
-      raise ValueError(f'num_bins={num_bins} is less than 2; raise descriptors.num_bins')
+    check_num_bins(num_bins)
     if not self.counts.any(axis=1).all():
       raise ValueError('no responses to place edges by; the data set is empty')
-    broken = ~(np.isfinite(self.low) & np.isfinite(self.high))
-    if broken.any():
-      raise ValueError(f'filter {np.flatnonzero(broken)[0]} gave a response that is not finite')
+    is_finite = np.isfinite(self.low) & np.isfinite(self.high)
+    if not is_finite.all():
+      raise ValueError(f'filter {np.argmin(is_finite)} has a response that is not finite')
     return np.stack(
       [
         _equal_mass_edges(counts, float(low), float(high), num_bins)
@@ -98,8 +110,8 @@ def _buckets(
 
 
 def _bucket(x: Float32[Array, '*shape']) -> Int[Array, '*shape']:
-  """The upper 16 bits of float32 in an order that agrees with <; −0 and subnormals go with 0."""
-  x = jnp.where(jnp.abs(x) < _TINY, jnp.zeros_like(x), x)
+  """Return the upper 16 bits of float32, ordered as the values; −0 and subnormals count as 0."""
+  x = jnp.where(jnp.abs(x) < _SMALLEST_NORMAL, jnp.zeros_like(x), x)
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
   negative = bits >> 31 == 1
   key = jnp.where(negative, ~bits, bits | jnp.uint32(1 << 31))
@@ -107,17 +119,19 @@ def _bucket(x: Float32[Array, '*shape']) -> Int[Array, '*shape']:
 
 
 def _lower_bounds(buckets: Int[np.ndarray, ' bucket']) -> Float[np.ndarray, ' bucket']:
-  """The smallest float32 in each bucket, as float64."""
+  """Return the smallest float32 in each bucket, as float64."""
   key = buckets.astype(np.uint32) << np.uint32(16)
   bits = np.where(buckets < _NUM_BUCKETS // 2, ~key, key ^ np.uint32(1 << 31))
   x = bits.astype(np.uint32).view(np.float32).astype(np.float64)
-  # Between zero and the smallest normal number there is nothing: all of it is zero's bucket.
-  return np.where((x > 0) & (x < _TINY), _TINY, np.where((x < 0) & (x > -_TINY), 0.0, x))
+  # Subnormal numbers are in zero's bucket, so the next bucket begins at the smallest normal number.
+  tiny = _SMALLEST_NORMAL
+  return np.where((x > 0) & (x < tiny), tiny, np.where((x < 0) & (x > -tiny), 0.0, x))
 
 
 def _equal_mass_edges(
   counts: Int[np.ndarray, ' bucket'], low: float, high: float, num_bins: int
 ) -> Float32[np.ndarray, ' edge']:
+  """Return the edges of one filter; see `QuantileSketch.edges`."""
   buckets = np.flatnonzero(counts)
   mass = counts[buckets]
   lower = np.maximum(_lower_bounds(buckets), low)
@@ -125,17 +139,17 @@ def _equal_mass_edges(
   upper = np.minimum(_lower_bounds(buckets + 1), high)
 
   # Taking an atom away lowers the others' equal share, which may make atoms of more buckets.
-  atom = np.zeros(len(buckets), bool)
+  is_atom = np.zeros(len(buckets), bool)
   while True:
-    num_free = num_bins - atom.sum()
-    found = ~atom & (mass * num_free >= mass[~atom].sum())
-    if not found.any():
+    num_free = num_bins - is_atom.sum()
+    is_new = ~is_atom & (mass * num_free >= mass[~is_atom].sum())
+    if not is_new.any():
       break
-    atom |= found
-  atoms = np.flatnonzero(atom)
+    is_atom |= is_new
+  atoms = np.flatnonzero(is_atom)
 
-  # The parts between atoms, some of them empty, and how many bins each gets: the running total is
-  # rounded, such that no bin is lost.
+  # The parts between atoms, some of them empty, and the number of bins of each: the running total
+  # is rounded, so that no bin is lost.
   starts, ends = np.append(0, atoms + 1), np.append(atoms, len(buckets))
   below = np.append(0, np.cumsum(mass))
   part_mass = below[ends] - below[starts]
@@ -149,15 +163,15 @@ def _equal_mass_edges(
     if bins and not first:
       edges.append(_lower_bounds(buckets[start - 1 : start] + 1)[0])
     if bins > 1:
-      wanted = below[start] + part_mass[i] * np.arange(1, bins) / bins
-      j = np.searchsorted(below, wanted, side='right') - 1
-      edges.extend(lower[j] + (wanted - below[j]) / mass[j] * (upper[j] - lower[j]))
+      quantiles = below[start] + part_mass[i] * np.arange(1, bins) / bins
+      j = np.searchsorted(below, quantiles, side='right') - 1
+      edges.extend(lower[j] + (quantiles - below[j]) / mass[j] * (upper[j] - lower[j]))
     if not last and (bins or not first):
       edges.append(_lower_bounds(buckets[end : end + 1])[0])
   padding = [np.inf] * (num_bins - 1 - len(edges))
   result = np.array(edges + padding, np.float32)
   # Quantiles inside zero's bucket are zero; some devices compare subnormal numbers as zero, too.
-  result[np.abs(result) < _TINY] = 0
+  result[np.abs(result) < _SMALLEST_NORMAL] = 0
   return result
 
 
@@ -166,37 +180,37 @@ def counts(
   edges: Float[Array, 'filter edge'],
   responses: Float[Array, 'batch height width filter'],
 ) -> Int[Array, 'batch filter bin']:
-  """The number of pixels in each of the edge + 1 bins; a pixel's bin is the number of edges ≤ it.
+  """Count the pixels in each of the edge + 1 bins; a pixel's bin is the number of edges ≤ it.
 
-  Responses beyond those that the edges were made from fall in the end bins.
+  Responses beyond those that the edges were fitted to fall in the end bins.
   """
   batch, height, width, num_filters = responses.shape
   pixels = responses.reshape(batch, height * width, num_filters)
   inner = jax.lax.platform_dependent(
-    edges.T[None], pixels, cpu=_at_least_blockwise, default=_at_least
+    edges.T[None], pixels, cpu=_count_above_blockwise, default=_count_above
   )
-  every = jnp.full((batch, 1, num_filters), height * width, jnp.int32)
-  at_least = jnp.concatenate([every, inner, jnp.zeros_like(every)], axis=1)
-  return -jnp.diff(jnp.swapaxes(at_least, 1, 2))
+  everything = jnp.full((batch, 1, num_filters), height * width, jnp.int32)
+  above = jnp.concatenate([everything, inner, jnp.zeros_like(everything)], axis=1)
+  return -jnp.diff(jnp.swapaxes(above, 1, 2))
 
 
-def _at_least(
+def _count_above(
   edges: Float[Array, '1 edge filter'], pixels: Float[Array, 'batch pixel filter']
 ) -> Int[Array, 'batch edge filter']:
-  """The number of pixels at or above each edge."""
+  """Count the pixels at or above each edge."""
   return (pixels[:, :, None] >= edges[:, None]).sum(1, dtype=jnp.int32)
 
 
-def _at_least_blockwise(
+def _count_above_blockwise(
   edges: Float[Array, '1 edge filter'], pixels: Float[Array, 'batch pixel filter']
 ) -> Int[Array, 'batch edge filter']:
-  """`_at_least` in a form that XLA's CPU compiler turns into vector instructions.
+  """Compute `_count_above` in a form that XLA's CPU compiler turns into vector instructions.
 
   It does so for elementwise code, not for a reduction over any but the last axis: a block of
   pixels is written out as a sum, which runs in registers while the block is in the L1 cache.
   """
 
-  def at_least(block):
+  def count_block(block):
     terms = [(block[:, i, None] >= edges).astype(jnp.int32) for i in range(block.shape[1])]
     return functools.reduce(jnp.add, terms)
 
@@ -205,11 +219,11 @@ def _at_least_blockwise(
   num_blocks, rest = divmod(num_pixels, size)
   count = jnp.zeros((batch, edges.shape[1], num_filters), jnp.int32)
   if rest:
-    count = at_least(pixels[:, num_pixels - rest :])
+    count = count_block(pixels[:, num_pixels - rest :])
   return jax.lax.fori_loop(
     0,
     num_blocks,
-    lambda i, count: count + at_least(jax.lax.dynamic_slice_in_dim(pixels, i * size, size, 1)),
+    lambda i, count: count + count_block(jax.lax.dynamic_slice_in_dim(pixels, i * size, size, 1)),
     count,
   )
 
@@ -217,16 +231,17 @@ def _at_least_blockwise(
 def normalize(
   counts: Int[Array, 'batch filter bin'], *, smoothing: float
 ) -> Float[Array, 'batch filter bin']:
-  """Histograms that are positive and sum to one: (counts + smoothing) / (pixels + smoothing·bins).
+  """Return histograms that are positive and sum to one.
+
+  They are (counts + smoothing) / (pixels + smoothing · bins).
 
   Args:
-    counts: pixels per bin.
+    counts: pixels in each bin.
     smoothing: pseudo-count added to every bin, in pixels.
 
   Raises:
-    ValueError: smoothing ≤ 0, which would let the divergence of two images be infinite.
+    ValueError: smoothing ≤ 0, with which the divergence of two images could be infinite.
   """
-  if not smoothing > 0:
-    raise ValueError(f'smoothing={smoothing} must exceed 0; raise descriptors.smoothing')
+  check_smoothing(smoothing)
   smoothed = counts.astype(jnp.float32) + smoothing
   return smoothed / smoothed.sum(axis=-1, keepdims=True)

@@ -12,9 +12,10 @@ from etils import epath
 
 from sjft_jax.runtime import artifacts
 
+# What a table is written by, by the suffix of its name.
 _WRITERS = {'.csv': pa.csv.CSVWriter, '.parquet': pa.parquet.ParquetWriter}
 
-# Who is a neighbour of whom: rank 1 is the nearest, divergences are in nats.
+# Pairs of a target image and one of its neighbours: rank 1 is the nearest, divergences are in nats.
 NEIGHBOR_COLUMNS = {
   'target': pa.string(),
   'source': pa.string(),
@@ -42,13 +43,13 @@ def write_table(
   columns: Mapping[str, pa.DataType],
   parts: Iterable[Sequence[Any]],
 ) -> None:
-  """Write a table whose suffix decides on the format; it appears once it is complete.
+  """Write a table, which appears under its name once it is complete.
 
   Args:
-    path: ends in .csv or .parquet; a disk or an object store.
+    path: on a disk or in an object store; its suffix, .csv or .parquet, decides the format.
     columns: the type of each column by name.
     parts: for each part of the rows, the values of all columns (arrays or lists). Parts are written
-      one below another, so that a large table never stands in memory as a whole.
+      one after another, so that a large table is never in memory as a whole.
   """
   schema = pa.schema(list(columns.items()))
   with (
@@ -61,8 +62,8 @@ def write_table(
 
 
 def write_rows(
-  path: os.PathLike[str], columns: Mapping[str, pa.DataType], rows: Iterable[Sequence[Any]]
+  path: os.PathLike[str] | str, columns: Mapping[str, pa.DataType], rows: Iterable[Sequence[Any]]
 ) -> None:
-  """Write a small table from its rows; None is an empty cell."""
-  listed = list(rows)
-  write_table(path, columns, [list(zip(*listed, strict=True))] if listed else [])
+  """Write a small table from its rows, in which None is an empty cell; see `write_table`."""
+  rows = list(rows)
+  write_table(path, columns, [list(zip(*rows, strict=True))] if rows else [])

@@ -10,7 +10,7 @@ so all pairs cost two row sums and one product: the (target, source, bin) cube i
 m the targets' mean, both factors are small, and so is the cancellation in float32.  a(p) = d(p, m).
 
 The error that remains is within `TOLERANCE · (a(p) + a(q))`, whatever the value of d. Where d is so
-small that this would blur it, `refine_near_duplicates` adds up the terms of Eq. 1 in float64.
+small that this would blur it, `refine_near_duplicates` sums the terms of Eq. 1 in float64.
 """
 
 import functools
@@ -21,21 +21,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-# Of experience: over random problems of every kind, the error was 1 to 2 · 2^-24 in the mean and
+# Measured: over random problems of every kind, the error was 1 to 2 · 2^-24 in the mean and
 # 16 · 2^-24 at most with numpy (its logarithms round more), 30 · 2^-24 with XLA on a CPU.
 TOLERANCE = 2.0**-18
-# Below NEAR · (a(p) + a(q)) terms are summed one by one; above, the relative error is under 2^-8.
+# Pairs below NEAR · (a(p) + a(q)) are computed term by term; above it, the relative error is under
+# 2^-8.
 NEAR = 2.0**-10
-# One long sum rounds more than some shorter ones.
+# Terms that XLA sums in one product: one long sum rounds more than some shorter ones.
 _TERMS = 2048
-# So many numbers at a time are worked on from the core's cache.
-_IN_CACHE = 2**16
-# Pairs that `refine_near_duplicates` works on at once: 35,200 terms in float64 are 0.3 MB a pair.
-_CHUNK = 128
+# Numbers that numpy computes at once: so many fit in a core's cache.
+_CACHED_NUMBERS = 2**16
+# Pairs that are refined at once: 35,200 terms in float64 are 0.3 MB a pair.
+_REFINED_PAIRS = 128
 
 
 class Center(NamedTuple):
-  """The histograms m and what depends on them alone."""
+  """The histograms m that both sides are centred by, and the weights of the filters.
+
+  Attributes:
+    mean: m.
+    log_mean: log m.
+    weights: w_h.
+  """
 
   mean: Float[Array | np.ndarray, 'filter bin']
   log_mean: Float[Array | np.ndarray, 'filter bin']
@@ -43,16 +50,21 @@ class Center(NamedTuple):
 
 
 class Factors(NamedTuple):
-  """One side of Eq. 1, ready for the product with the other."""
+  """One side of Eq. 1, ready for the product with the other.
+
+  Attributes:
+    self_terms: a(p) or a(q).
+    factors: of sources q′, then w·log q′; of targets the other way around, w·log p′, then p′.
+  """
 
   self_terms: Float[Array | np.ndarray, ' image']
-  # Sources: p′, then w·log p′; targets: the other way around.
   factors: Float[Array | np.ndarray, 'image 2 term']
 
 
-def center(
+def make_center(
   targets: Float[np.ndarray, 'target filter bin'], weights: Float[np.ndarray, ' filter']
 ) -> Center:
+  """Return the center at the targets' mean."""
   mean = targets.mean(axis=0)
   return Center(mean, np.log(mean), weights)
 
@@ -60,59 +72,65 @@ def center(
 def source_factors(
   sources: Float[Array | np.ndarray, 'source filter bin'],
   center: Center,
-  memory: Float[Array | np.ndarray, 'source 2 term'] | None = None,
+  out: Float[Array | np.ndarray, 'source 2 term'] | None = None,
 ) -> Factors:
-  """The source's side; `memory` is the factors of a former result, which are lost.
+  """Return the sources' side of Eq. 1.
 
-  As in the next two functions, numpy's arrays are worked on by numpy, on one core but for products,
-  and JAX's by XLA on their device.
+  Here and in the next two functions, numpy arrays are computed by numpy, on one core except for
+  the product, and JAX arrays by XLA on their device.
+
+  Args:
+    sources: histograms.
+    center: the same for both sides.
+    out: the factors of an earlier result of this shape, which are overwritten.
   """
-  return _factors(sources, center, memory, of_targets=False)
+  return _factors(sources, center, out, is_target=False)
 
 
 def target_factors(
   targets: Float[Array | np.ndarray, 'target filter bin'], center: Center
 ) -> Factors:
-  """The target's side, made once for a whole search."""
-  return _factors(targets, center, None, of_targets=True)
+  """Return the targets' side of Eq. 1, which serves a whole search."""
+  return _factors(targets, center, None, is_target=True)
 
 
 def divergences(targets: Factors, sources: Factors) -> Float[Array | np.ndarray, 'target source']:
-  """Eq. 1 between all pairs in nats, but for those that `refine_near_duplicates` has to complete.
+  """Return Eq. 1 in nats between all pairs, up to what `refine_near_duplicates` completes.
 
-  Theirs, too small for the product to tell, have the sign bit set.
+  Those divergences that are too small for the product to resolve have their sign bit set.
   """
   if isinstance(sources.factors, np.ndarray):
     return _divergences_by_numpy(targets, sources)
   return _divergences_by_xla(targets, sources)
 
 
-def _factors(images, center, memory, of_targets):
+def _factors(images, center, out, is_target):
   if isinstance(images, np.ndarray):
-    return _factors_by_numpy(images, center, memory, of_targets)
-  if memory is None:
-    memory = jnp.zeros((len(images), 2, center.mean.size), jnp.float32)
-  factors = _factors_by_xla(images, center, memory, of_targets)
+    return _factors_by_numpy(images, center, out, is_target)
+  if out is None:
+    out = jnp.zeros((len(images), 2, center.mean.size), jnp.float32)
+  factors = _factors_by_xla(images, center, out, is_target)
   return Factors(_self_terms_by_xla(factors, images.shape[2]), factors)
 
 
-def _factors_by_numpy(images, center, memory, of_targets):
+def _factors_by_numpy(images, center, out, is_target):
   images = images.reshape(len(images), -1)
   mean, log_mean = center.mean.ravel(), center.log_mean.ravel()
   weights = np.repeat(center.weights, center.mean.shape[1])
-  # On a CPU, new pages cost more than the logarithms.
-  factors = np.empty((len(images), 2, len(mean)), np.float32) if memory is None else memory
+  # Memory that is used again: on a CPU, new pages cost more than the logarithms.
+  factors = np.empty((len(images), 2, len(mean)), np.float32) if out is None else out
   self_terms = np.empty(len(images), np.float32)
-  few = -(-_IN_CACHE // len(mean))
-  with np.errstate(divide='ignore', invalid='ignore'):  # The caller looks at the divergences.
-    for start in range(0, len(images), few):
-      part = slice(start, start + few)
-      difference, weighted = factors[part, int(of_targets)], factors[part, 1 - int(of_targets)]
-      np.subtract(images[part], mean, out=difference)
-      np.log(images[part], out=weighted)
+  step = -(-_CACHED_NUMBERS // len(mean))
+  # Zeros and numbers that are not finite pass: the caller checks the divergences.
+  with np.errstate(divide='ignore', invalid='ignore'):
+    for start in range(0, len(images), step):
+      rows = slice(start, start + step)
+      difference, weighted = factors[rows, int(is_target)], factors[rows, 1 - int(is_target)]
+      np.subtract(images[rows], mean, out=difference)
+      np.log(images[rows], out=weighted)
       weighted -= log_mean
       weighted *= weights
-      self_terms[part] = np.vecdot(difference, weighted)
+      self_terms[rows] = np.vecdot(difference, weighted)
   return Factors(self_terms, factors)
 
 
@@ -122,26 +140,27 @@ def _divergences_by_numpy(targets, sources):
   with np.errstate(invalid='ignore'):
     d = np.subtract(targets.self_terms[:, None], products, out=products)
     d += sources.self_terms
-    # Few targets have anything near: the others need no second look.
+    # Few targets have a near source: only their rows are compared element by element.
     near = ~(d.min(axis=1) >= NEAR * (targets.self_terms + sources.self_terms.max()))
     scale = targets.self_terms[near, None] + sources.self_terms
     d[near] = np.where(d[near] < NEAR * scale, -np.maximum(d[near], 0), d[near])
   return d
 
 
-# The result goes into memory that is there already: an argument of no other use.
+# `out` is donated: XLA writes the result into its memory, and it has no other use.
 @functools.partial(jax.jit, donate_argnums=2, static_argnums=3, keep_unused=True)
-def _factors_by_xla(images, center, memory, of_targets):
+def _factors_by_xla(images, center, out, is_target):
+  del out
   weighted = center.weights[None, :, None] * (jnp.log(images) - center.log_mean[None])
   both = images - center.mean[None], weighted
-  both = both[::-1] if of_targets else both
+  both = both[::-1] if is_target else both
   return jnp.stack([part.reshape(len(images), -1) for part in both], axis=1)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _self_terms_by_xla(factors, bins):
+def _self_terms_by_xla(factors, num_bins):
   # No product, whose factors a GPU may round to ten bits; shorter sums round less.
-  return (factors[:, 0] * factors[:, 1]).reshape(len(factors), -1, bins).sum(axis=2).sum(axis=1)
+  return (factors[:, 0] * factors[:, 1]).reshape(len(factors), -1, num_bins).sum(axis=2).sum(axis=1)
 
 
 @jax.jit
@@ -160,22 +179,25 @@ def refine_near_duplicates(
   targets: Float[np.ndarray, 'target filter bin'],
   sources: Float[Array | np.ndarray, '_source filter bin'],
   weights: Float[np.ndarray, ' filter'],
-  wanted: Bool[np.ndarray, ' target'],
+  active: Bool[np.ndarray, ' target'],
 ) -> Float[np.ndarray, 'target source']:
-  """The divergences with the pairs too close for the product computed term by term.
+  """Return the divergences with the pairs that are too close for the product computed in float64.
 
   Args:
-    divergences: what `divergences` made of `targets` and the first of `sources`.
-    wanted: the targets for whom it matters; the others' divergences lose their sign alone.
+    divergences: the result of `divergences` for `targets` and the first of `sources`.
+    targets: histograms.
+    sources: histograms; those beyond the columns of `divergences` are padding.
+    weights: w_h.
+    active: the targets whose pairs are computed; those of the others only lose their sign.
   """
-  near = np.signbit(divergences) & (divergences <= 0)  # NaN has a sign bit too.
-  settled, q = np.abs(divergences), np.asarray(sources)
-  pairs = np.argwhere(near & wanted[:, None])
-  for start in range(0, len(pairs), _CHUNK):
-    rows, columns = pairs[start : start + _CHUNK].T
+  near = np.signbit(divergences) & (divergences <= 0)  # NaN can have a sign bit, too.
+  refined, q = np.abs(divergences), np.asarray(sources)
+  pairs = np.argwhere(near & active[:, None])
+  for start in range(0, len(pairs), _REFINED_PAIRS):
+    rows, columns = pairs[start : start + _REFINED_PAIRS].T
     a, b = targets[rows].astype(np.float64), q[columns].astype(np.float64)
-    settled[rows, columns] = symmetric_kl_of_pairs(a, b, weights.astype(np.float64))
-  return settled
+    refined[rows, columns] = symmetric_kl_of_pairs(a, b, weights.astype(np.float64))
+  return refined
 
 
 def symmetric_kl_of_pairs(
@@ -183,7 +205,7 @@ def symmetric_kl_of_pairs(
   q: Float[np.ndarray, 'pair filter bin'],
   weights: Float[np.ndarray, ' filter'],
 ) -> Float[np.ndarray, ' pair']:
-  """Compute Eq. 1 between p[i] and q[i], as it is written, in nats and the arrays' precision."""
+  """Return Eq. 1 in nats between p[i] and q[i], term by term in the precision of the arrays."""
   terms = (p - q) * (np.log(p) - np.log(q))
   return np.asarray(terms.sum(axis=2) @ weights)
 
@@ -193,18 +215,19 @@ def symmetric_kl(
   sources: Float[Array | np.ndarray, 'source filter bin'],
   weights: Float[Array | np.ndarray, ' filter'],
 ) -> Float[np.ndarray, 'target source']:
-  """Symmetric Kullback–Leibler divergence in nats between all pairs (Ge & Yu 2017, Eq. 1).
+  """Return the symmetric Kullback–Leibler divergence in nats of all pairs (Ge & Yu 2017, Eq. 1).
+
+  The product of two JAX arrays is computed on their device, any other by numpy.
 
   Args:
-    targets: float32 histograms; every one positive and summing to one. Smoothing is the caller's
-      choice (`descriptors.histogram.normalize`), never made here. The product of two JAX arrays is
-      made on their device, others by numpy.
+    targets: float32 histograms, each positive and summing to one. They are smoothed by the caller
+      (`descriptors.histogram.normalize`), never here.
     sources: the same for the source images.
     weights: w_h, the weight of each filter's histogram: 1 / (number of filters in its layer).
   """
   p, w = np.asarray(targets), np.asarray(weights)
-  around = center(p, w)
+  center = make_center(p, w)
   if isinstance(sources, np.ndarray):
     targets = p
-  d = divergences(target_factors(targets, around), source_factors(sources, around))
+  d = divergences(target_factors(targets, center), source_factors(sources, center))
   return refine_near_duplicates(np.asarray(d), p, sources, w, np.ones(len(p), bool))

@@ -1,1 +1,1 @@
-"""Unreadable images, perceptual hashes, and copies of the target's images in the source."""
+"""Screening of the data sets: unreadable images, and source images that copy target images."""

@@ -15,24 +15,31 @@ from sjft_jax.descriptors import describe
 from sjft_jax.retrieval.divergence import symmetric_kl_of_pairs
 from sjft_jax.runtime import artifacts, console
 from sjft_jax.screening import perceptual_hash
-from sjft_jax.screening.scan import CACHE_VERSION, SIDE, scan
+from sjft_jax.screening.scan import CACHE_VERSION, MIN_SIDE, scan
 
-# Proposed pairs are confirmed by the divergence of their histograms of Gabor responses, at a fixed
-# small size: larger ones tell a picture from its own halved copy.  A pair is one of copies inside
-# an ellipse with these half-axes: the more bits differ, the more alike the responses must be.  All
+# Pairs with near hashes are confirmed by the divergence of their histograms of Gabor responses, at
+# a fixed small size: larger ones tell a picture from its own halved copy. A pair are copies inside
+# an ellipse with these half-axes: the more bits differ, the more alike the responses must be. All
 # re-encoded (JPEG quality 30 and more), halved and doubled copies of the demo's test images lie
-# inside, and no pair of unlike photographs.  Neither test alone, nor the two one after the other,
-# tells them apart as well.
-_MOST_BITS, _MOST_NATS = 44, 0.3
+# inside, and no pair of unlike photographs. Neither test alone, nor the two one after the other,
+# separates them as well.
+_MAX_BITS, _MAX_NATS = 44, 0.3
 _VIEW = 32  # pixels
 _NUM_BINS = 16
 _SMOOTHING = 1.0
-_BATCH = 64
-_FITTED = 512  # target images that the bins are fitted to
+_BATCH_SIZE = 64
+_FITTED_IMAGES = 512  # target images that the bins are fitted to
 
 
 class DuplicatePairs(NamedTuple):
-  """Source images that duplicate target images: indices of each pair, bits and nats between."""
+  """Pairs of a source image and a target image that it duplicates.
+
+  Attributes:
+    source: indices of the source images.
+    target: indices of the target images.
+    hamming: bits in which the hashes of a pair differ.
+    divergence: of the filter responses of a pair (Eq. 1), nats.
+  """
 
   source: Int64[np.ndarray, ' pair']
   target: Int64[np.ndarray, ' pair']
@@ -41,7 +48,7 @@ class DuplicatePairs(NamedTuple):
 
 
 def find_duplicates(source: Dataset, target: Dataset) -> DuplicatePairs:
-  """Source images that are copies of target images: re-encoded, resized or slightly cropped.
+  """Find source images that are copies of target images, or load an earlier result.
 
   Perceptual hashes propose pairs, the divergence of filter responses (Ge & Yu 2017, Eq. 1) confirms
   them. Mirror images are not found. Letters and digits are too much alike for both tests: of the
@@ -50,50 +57,50 @@ def find_duplicates(source: Dataset, target: Dataset) -> DuplicatePairs:
   Args:
     source, target: data sets without unreadable images.
   """
-  made_from = artifacts.fingerprint(CACHE_VERSION, source.fingerprint, target.fingerprint)
-  found = artifacts.load_or_make(
-    'duplicates', made_from, lambda: _confirm(source, target)._asdict()
+  fingerprint = artifacts.fingerprint(CACHE_VERSION, source.fingerprint, target.fingerprint)
+  arrays = artifacts.load_or_make(
+    'duplicates', fingerprint, lambda: _compare(source, target)._asdict()
   )
-  return DuplicatePairs(**found)
+  return DuplicatePairs(**arrays)
 
 
-def _confirm(source: Dataset, target: Dataset) -> DuplicatePairs:
-  pairs = perceptual_hash.near_pairs(scan(source).hashes, scan(target).hashes)
+def _compare(source: Dataset, target: Dataset) -> DuplicatePairs:
+  pairs = perceptual_hash.find_near_pairs(scan(source).hashes, scan(target).hashes)
   divergence = _divergences(source, target, pairs) if len(pairs) else np.zeros(0)
-  is_copy = (pairs[:, 2] / _MOST_BITS) ** 2 + (divergence / _MOST_NATS) ** 2 < 1
-  (i, j, bits), nats = pairs[is_copy].T, divergence[is_copy]
-  return DuplicatePairs(i, j, bits, nats)
+  is_copy = (pairs[:, 2] / _MAX_BITS) ** 2 + (divergence / _MAX_NATS) ** 2 < 1
+  source_indices, target_indices, bits = pairs[is_copy].T
+  return DuplicatePairs(source_indices, target_indices, bits, divergence[is_copy])
 
 
 def _divergences(
   source: Dataset, target: Dataset, pairs: Int64[np.ndarray, 'pair 3']
 ) -> Float[np.ndarray, ' pair']:
-  """Symmetric Kullback–Leibler divergence in nats of each pair's descriptors."""
+  """Return the symmetric Kullback–Leibler divergence in nats of each pair's descriptors."""
   bank = banks.load(name='gabor', layers=(), tap='', pretrained='')
-  fitted = np.unique(np.linspace(0, len(target) - 1, _FITTED).astype(int))
+  fitted = np.unique(np.linspace(0, len(target) - 1, _FITTED_IMAGES).astype(int))
   edges = describe.fit_edges(bank, _views(target, fitted), num_bins=_NUM_BINS)
 
-  def described(dataset: Dataset, indices: np.ndarray) -> Iterator[np.ndarray]:
+  def descriptors(dataset: Dataset, indices: np.ndarray) -> Iterator[np.ndarray]:
     batches = _views(dataset, indices)
-    return map(
-      np.asarray,
-      describe.describe(bank, edges, batches, smoothing=_SMOOTHING, batch_size=_BATCH),
-    )
+    blocks = describe.describe(bank, edges, batches, smoothing=_SMOOTHING, batch_size=_BATCH_SIZE)
+    return map(np.asarray, blocks)
 
-  sources, of_source = np.unique(pairs[:, 0], return_inverse=True)
-  targets, of_target = np.unique(pairs[:, 1], return_inverse=True)
-  q = np.concatenate(list(described(target, targets)))
-  divergence, done = np.zeros(len(pairs)), 0
+  # Each image is described once, however many pairs it is in; rows are positions among them.
+  sources, source_rows = np.unique(pairs[:, 0], return_inverse=True)
+  targets, target_rows = np.unique(pairs[:, 1], return_inverse=True)
+  q = np.concatenate(list(descriptors(target, targets)))
+  divergence = np.zeros(len(pairs))
+  start = 0
   with console.progress('comparing likely duplicates', len(sources)) as advance:
-    for p in described(source, sources):
-      here = np.flatnonzero((of_source >= done) & (of_source < done + len(p)))
-      a, b = p[of_source[here] - done], q[of_target[here]]
-      divergence[here] = symmetric_kl_of_pairs(a, b, bank.weights)
-      done += len(p)
+    for p in descriptors(source, sources):
+      in_block = np.flatnonzero((source_rows >= start) & (source_rows < start + len(p)))
+      a, b = p[source_rows[in_block] - start], q[target_rows[in_block]]
+      divergence[in_block] = symmetric_kl_of_pairs(a, b, bank.weights)
+      start += len(p)
       advance(len(p))
   return divergence
 
 
 def _views(dataset: Dataset, indices: np.ndarray) -> Iterator[np.ndarray]:
   view = functools.partial(transforms.describe_view, resize=_VIEW, crop=_VIEW)
-  return views(SubsetDataset(dataset, indices), view, _BATCH, min_side=SIDE)
+  return views(SubsetDataset(dataset, indices), view, _BATCH_SIZE, min_side=MIN_SIDE)

@@ -1,6 +1,6 @@
-"""Decode every image of a data set once, small: is it readable, and what is its perceptual hash?
+"""Decode every image of a data set once, small, for its perceptual hash, and note unreadable ones.
 
-The result is kept in the user's cache, so that the next run with the same data set starts at once;
+The result is saved in the user's cache, so that the next run with the same data set starts at once;
 a scan that was stopped resumes.
 """
 
@@ -23,13 +23,13 @@ from sjft_jax.screening import perceptual_hash
 # Increase it with every change of the scan's results: older caches are then ignored.
 CACHE_VERSION = 1
 # Enough for hashes; JPEGs are decoded at a reduced size, which misses no truncation.
-SIDE = 64  # pixels
+MIN_SIDE = 64  # pixels
 _CHUNK = 1024  # images
-_PARTIAL_EVERY = 180.0  # seconds
+_SAVE_EVERY_S = 180.0
 
 
 class ScanResult(NamedTuple):
-  """What a look at every image of a data set has found.
+  """The hashes of all images of a data set, and the images that cannot be read.
 
   Attributes:
     hashes: perceptual hashes, 0 where there is none.
@@ -41,73 +41,92 @@ class ScanResult(NamedTuple):
 
 
 def scan(dataset: Dataset) -> ScanResult:
-  """A look at every image, or what is known from an earlier one.
+  """Scan every image, or load an earlier scan of the data set.
 
-  A part is known once the whole is, several data sets joined once each of them is. A file that was
-  replaced is looked at again if the data set's fingerprint shows it.
+  The result for a subset is taken from the whole, that for a concatenation from its parts. An
+  earlier scan is used as long as the data set's fingerprint is the same.
   """
   if isinstance(dataset, SubsetDataset):
-    whole = scan(dataset.whole)
-    reasons = ((i, whole.bad.get(old)) for i, old in enumerate(dataset.indices.tolist()))
-    bad = {i: reason for i, reason in reasons if reason is not None}
-    return ScanResult(whole.hashes[dataset.indices], bad)
+    return _scan_subset(dataset)
   if isinstance(dataset, ConcatDataset):
-    parts, bad, start = [scan(part) for part in dataset.parts], {}, 0
-    for part in parts:
-      bad |= {start + i: reason for i, reason in part.bad.items()}
-      start += len(part.hashes)
-    return ScanResult(np.concatenate([part.hashes for part in parts]), bad)
-  made_from = artifacts.fingerprint(CACHE_VERSION, dataset.fingerprint)
-  partial = artifacts.cache_dir() / 'screened' / f'{made_from}.partial.npz'
-  look = functools.partial(_scan, dataset, partial, made_from)
-  found = artifacts.load_or_make('screened', made_from, look)
+    return _scan_parts(dataset)
+  fingerprint = artifacts.fingerprint(CACHE_VERSION, dataset.fingerprint)
+  partial = artifacts.cache_dir() / 'screened' / f'{fingerprint}.partial.npz'
+  scan_all = functools.partial(_scan_images, dataset, partial, fingerprint)
+  arrays = artifacts.load_or_make('screened', fingerprint, scan_all)
   with contextlib.suppress(OSError):
     partial.unlink()
-  bad = dict(zip(found['bad'].tolist(), found['reasons'].tolist(), strict=True))
-  return ScanResult(found['hashes'], bad)
+  return _from_arrays(arrays)
 
 
-def _scan(dataset: Dataset, partial: Path, made_from: str) -> dict[str, np.ndarray]:
-  """Every image's hash, and reasons of those that have none; goes on where `partial` ends."""
+def _scan_subset(dataset: SubsetDataset) -> ScanResult:
+  whole = scan(dataset.whole)
+  reasons = {i: whole.bad.get(index) for i, index in enumerate(dataset.indices.tolist())}
+  bad = {i: reason for i, reason in reasons.items() if reason is not None}
+  return ScanResult(whole.hashes[dataset.indices], bad)
 
-  def look(index):
-    try:
-      return perceptual_hash.phash(dataset.read_image(index, min_side=SIDE))
-    except UnreadableError as error:
-      # The data set put the image's name before the decoder's reason.
-      cause = error.__cause__
-      return str(cause if isinstance(cause, UnreadableError) else error)
 
-  hashes = np.zeros((len(dataset), perceptual_hash.WORDS), np.uint32)
+def _scan_parts(dataset: ConcatDataset) -> ScanResult:
+  parts = [scan(part) for part in dataset.parts]
   bad: dict[int, str] = {}
-  position = 0
-  with contextlib.suppress(ValueError, OSError):
-    left = artifacts.load(partial, made_from)
-    if left is not None:
-      hashes, position = left['hashes'], int(left['position'])
-      bad = dict(zip(left['bad'].tolist(), left['reasons'].tolist(), strict=True))
-      console.say(f'  goes on from image {position:,} of {dataset.name}')
+  start = 0
+  for part in parts:
+    bad |= {start + i: reason for i, reason in part.bad.items()}
+    start += len(part.hashes)
+  return ScanResult(np.concatenate([part.hashes for part in parts]), bad)
 
-  def findings():
-    indices, reasons = np.array(list(bad), np.int64), np.array(list(bad.values()), str)
-    return {'hashes': hashes, 'bad': indices, 'reasons': reasons}
 
-  saved = time.monotonic()
+def _scan_images(dataset: Dataset, partial: Path, fingerprint: str) -> dict[str, np.ndarray]:
+  """Scan the images after those in `partial`; return the arrays of the result."""
+  (hashes, bad), position = _load_partial(partial, fingerprint, len(dataset))
+  if position:
+    console.say(f'  resumes at image {position:,} of {dataset.name}')
+  save_time = time.monotonic()
   with (
     console.progress(f'screening {dataset.name}', len(dataset), position) as advance,
     ThreadPoolExecutor(os.cpu_count()) as pool,
   ):
     while position < len(dataset):
       chunk = range(position, min(position + _CHUNK, len(dataset)))
-      for index, seen in zip(chunk, pool.map(look, chunk), strict=True):
-        if isinstance(seen, str):
-          bad[index] = seen
+      results = pool.map(functools.partial(_hash_or_reason, dataset), chunk)
+      for index, result in zip(chunk, results, strict=True):
+        if isinstance(result, str):
+          bad[index] = result
         else:
-          hashes[index] = seen
+          hashes[index] = result
       position = chunk.stop
       advance(len(chunk), f'{len(bad):,} cannot be read' if bad else '')
-      if time.monotonic() - saved >= _PARTIAL_EVERY:
+      if time.monotonic() - save_time >= _SAVE_EVERY_S:
         with contextlib.suppress(OSError):
-          artifacts.save(partial, made_from, position=position, **findings())
-        saved = time.monotonic()
-  return findings()
+          artifacts.save(partial, fingerprint, position=position, **_to_arrays(hashes, bad))
+        save_time = time.monotonic()
+  return _to_arrays(hashes, bad)
+
+
+def _hash_or_reason(dataset: Dataset, index: int) -> np.ndarray | str:
+  """Return the hash of an image, or the reason why it cannot be read."""
+  try:
+    return perceptual_hash.phash(dataset.read_image(index, min_side=MIN_SIDE))
+  except UnreadableError as error:
+    # The data set put the image's name before the decoder's reason.
+    cause = error.__cause__
+    return str(cause if isinstance(cause, UnreadableError) else error)
+
+
+def _load_partial(path: Path, fingerprint: str, num_images: int) -> tuple[ScanResult, int]:
+  """Load what a stopped scan has saved, and the number of images that it had scanned."""
+  with contextlib.suppress(ValueError, OSError):
+    arrays = artifacts.load(path, fingerprint)
+    if arrays is not None:
+      return _from_arrays(arrays), int(arrays['position'])
+  return ScanResult(np.zeros((num_images, perceptual_hash.WORDS), np.uint32), {}), 0
+
+
+def _to_arrays(hashes: np.ndarray, bad: dict[int, str]) -> dict[str, np.ndarray]:
+  indices, reasons = np.array(list(bad), np.int64), np.array(list(bad.values()), str)
+  return {'hashes': hashes, 'bad': indices, 'reasons': reasons}
+
+
+def _from_arrays(arrays: dict[str, np.ndarray]) -> ScanResult:
+  bad = zip(arrays['bad'].tolist(), arrays['reasons'].tolist(), strict=True)
+  return ScanResult(arrays['hashes'], dict(bad))

@@ -4,22 +4,31 @@ The stages that follow get data sets without these images.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 from etils import epath
 from jaxtyping import Bool
 
-from sjft_jax.data.dataset import Dataset, Labels, SubsetDataset
+from sjft_jax.data.dataset import Dataset, SubsetDataset
 from sjft_jax.report import tables
 from sjft_jax.runtime import console
 from sjft_jax.runtime.options import choose
-from sjft_jax.screening.duplicates import find_duplicates
+from sjft_jax.screening.duplicates import DuplicatePairs, find_duplicates
 from sjft_jax.screening.scan import scan
 
-# Whose copies can be kept out of the source.
+# The target images whose duplicates can be kept out of the source.
 DUPLICATES_OF = ('test', 'test_and_train', 'none')
+
+_BAD_IMAGE_COLUMNS = dict.fromkeys(('data_set', 'image', 'reason'), pa.string())
+_DUPLICATE_COLUMNS = {
+  'source': pa.string(),
+  'target': pa.string(),
+  'target_set': pa.string(),
+  'hamming': pa.int32(),
+  'divergence': pa.float32(),
+}
 
 
 def screen(
@@ -31,50 +40,40 @@ def screen(
   max_bad_share: float,
   exclude_duplicates_of: str,
 ) -> tuple[Dataset, Dataset, Dataset]:
-  """Leave out unreadable images and source images that are copies of target images.
+  """Leave out unreadable images, and source images that duplicate target images.
 
   Writes bad_images.csv (data_set, image, reason) and duplicates.csv (source, target, target_set,
-  hamming in bits of 144, divergence in nats); both without rows if there are none.
+  hamming in bits of 144, divergence in nats), both without rows if there are none.
 
   Args:
-    workdir: where these go.
-    target, test, source: the target's training and test images, and the source.
+    workdir: the directory of these tables.
+    target: the target's training images.
+    test: the target's test images.
+    source: the source's images.
     max_bad_share: as for `exclude_unreadable`.
-    exclude_duplicates_of: whose copies leave the source: 'test', 'test_and_train' or 'none'. DuplicatePairs
-      of test images are counted and listed in any case.
+    exclude_duplicates_of: the images whose duplicates leave the source: 'test', 'test_and_train' or
+      'none'. Duplicates of test images are counted and listed in any case.
 
   Raises:
-    ValueError: as for `exclude_unreadable`; an unknown option; nothing of the source is left.
+    ValueError: as for `exclude_unreadable`; an unknown option; nothing of the source remains.
   """
   choose('exclude_duplicates_of', exclude_duplicates_of, DUPLICATES_OF)
   target, test, source = exclude_unreadable(
     (target, test, source), workdir / 'bad_images.csv', max_bad_share=max_bad_share
   )
-  listing = workdir / 'duplicates.csv'
-  guarded = {'test': test}
+  protected = {'test': test}
   if exclude_duplicates_of == 'test_and_train':
-    guarded['train'] = target
-  duplicates = {name: find_duplicates(source, images) for name, images in guarded.items()}
-  tables.write_rows(
-    listing,
-    {
-      'source': pa.string(),
-      'target': pa.string(),
-      'target_set': pa.string(),
-      'hamming': pa.int32(),
-      'divergence': pa.float32(),
-    },
-    (
-      (source.key(i), guarded[name].key(j), name, bits, nats)
-      for name, pairs in duplicates.items()
-      for i, j, bits, nats in zip(*(column.tolist() for column in pairs), strict=True)
-    ),
-  )
+    protected['train'] = target
+  duplicates = {name: find_duplicates(source, images) for name, images in protected.items()}
+  listing = workdir / 'duplicates.csv'
+  _write_duplicates(listing, source, protected, duplicates)
+  action = 'stay in' if exclude_duplicates_of == 'none' else 'are left out'
   for name, pairs in duplicates.items():
-    images = f'{len(np.unique(pairs.source)):,} of {len(source):,} source images'
-    fate = 'stay in' if exclude_duplicates_of == 'none' else 'are left out'
-    also = f' and {fate}: see {listing}' if len(pairs.source) else ''
-    console.say(f'  {images} duplicate {name} images{also}')
+    count = len(np.unique(pairs.source))
+    consequence = f' and {action}: see {listing}' if count else ''
+    console.say(
+      f'  {count:,} of {len(source):,} source images duplicate {name} images{consequence}'
+    )
   if exclude_duplicates_of == 'none':
     return target, test, source
   source = _drop(source, np.concatenate([pairs.source for pairs in duplicates.values()]))
@@ -87,40 +86,67 @@ def screen(
 
 
 def exclude_unreadable(
-  datasets: Sequence[Dataset], listing: os.PathLike[str], *, max_bad_share: float
+  datasets: Sequence[Dataset], listing: os.PathLike[str] | None, *, max_bad_share: float
 ) -> tuple[Dataset, ...]:
-  """Leave out the images that cannot be read and list them in a table.
+  """Leave out the images that cannot be read, and list them in a table.
 
   Args:
-    datasets: those without such images come back as they are.
-    listing: the table to write: data_set, image, reason.
+    datasets: those without unreadable images are returned as they are.
+    listing: the table to write, with the columns data_set, image and reason; None: no table.
     max_bad_share: the share of a data set, 0–1, that may be unreadable.
 
   Raises:
-    ValueError: more of a data set is, or all images of a class.
+    ValueError: a larger share of a data set is unreadable, or all images of a class.
   """
   bad_images = [scan(dataset).bad for dataset in datasets]
-  tables.write_rows(
-    listing,
-    dict.fromkeys(('data_set', 'image', 'reason'), pa.string()),
-    (
+  if listing is not None:
+    rows = (
       (dataset.name, dataset.key(index), reason)
       for dataset, bad in zip(datasets, bad_images, strict=True)
       for index, reason in bad.items()
-    ),
+    )
+    tables.write_rows(listing, _BAD_IMAGE_COLUMNS, rows)
+  details = f'; see {listing}' if listing is not None else ''
+  return tuple(
+    _exclude(dataset, bad, details, max_bad_share)
+    for dataset, bad in zip(datasets, bad_images, strict=True)
   )
-  readable = []
-  for dataset, bad in zip(datasets, bad_images, strict=True):
-    if bad:
-      _check_share(dataset, bad, listing, max_bad_share)
-    rest = _drop(dataset, list(bad))
-    for label in np.flatnonzero(_has_images(dataset) & ~_has_images(rest)):
-      raise ValueError(
-        f'no image of class {dataset.classes[label]!r} of {dataset.name} can be read, see '
-        f'{listing}; replace them or remove the class'
-      )
-    readable.append(rest)
-  return tuple(readable)
+
+
+def _exclude(dataset: Dataset, bad: dict[int, str], details: str, max_bad_share: float) -> Dataset:
+  """Leave the bad images out if they are few; report them with `details` about their table."""
+  if not bad:
+    return dataset
+  names = ', '.join(dataset.key(index) for index in list(bad)[:3]) + (' …' if len(bad) > 3 else '')
+  what = f'{len(bad):,} of {len(dataset):,} images of {dataset.name} cannot be read'
+  if len(bad) > max_bad_share * len(dataset):
+    raise ValueError(
+      f'{what}, a share of {len(bad) / len(dataset):.2g} above max_bad_share={max_bad_share}: '
+      f'{names}{details}; replace them, or raise max_bad_share'
+    )
+  console.say(f'  {what} and are left out: {names}{details}')
+  readable = _drop(dataset, list(bad))
+  is_empty = _has_images(dataset) & ~_has_images(readable)
+  if is_empty.any():
+    raise ValueError(
+      f'no image of class {dataset.classes[np.argmax(is_empty)]!r} of {dataset.name} can be read'
+      f'{details}; replace them or remove the class'
+    )
+  return readable
+
+
+def _write_duplicates(
+  path: epath.Path,
+  source: Dataset,
+  targets: Mapping[str, Dataset],
+  duplicates: Mapping[str, DuplicatePairs],
+) -> None:
+  rows = (
+    (source.key(i), targets[name].key(j), name, bits, nats)
+    for name, pairs in duplicates.items()
+    for i, j, bits, nats in zip(*(column.tolist() for column in pairs), strict=True)
+  )
+  tables.write_rows(path, _DUPLICATE_COLUMNS, rows)
 
 
 def _drop(dataset: Dataset, indices: Sequence[int] | np.ndarray) -> Dataset:
@@ -130,21 +156,8 @@ def _drop(dataset: Dataset, indices: Sequence[int] | np.ndarray) -> Dataset:
 
 
 def _has_images(dataset: Dataset) -> Bool[np.ndarray, ' category']:
-  """Which classes have an image."""
-  labels: Labels = dataset.labels
+  """Return whether each class has an image."""
+  labels = dataset.labels
   if labels.ndim > 1:
     return np.any(labels, axis=0)
   return np.bincount(labels, minlength=len(dataset.classes)) > 0
-
-
-def _check_share(
-  dataset: Dataset, bad: dict[int, str], listing: os.PathLike[str], max_bad_share: float
-) -> None:
-  names = ', '.join(dataset.key(index) for index in list(bad)[:3]) + (' …' if len(bad) > 3 else '')
-  what = f'{len(bad):,} of {len(dataset):,} images of {dataset.name} cannot be read'
-  if len(bad) > max_bad_share * len(dataset):
-    raise ValueError(
-      f'{what}, a share of {len(bad) / len(dataset):.2g} above max_bad_share={max_bad_share}: '
-      f'{names}; see {listing}; replace them, or raise max_bad_share'
-    )
-  console.say(f'  {what} and are left out: {names}; see {listing}')

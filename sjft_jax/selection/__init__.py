@@ -1,1 +1,1 @@
-"""Which source images each target image trains with."""
+"""The source images that each target image trains with: hardness, growth, subsets."""

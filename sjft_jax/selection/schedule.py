@@ -1,4 +1,4 @@
-"""How many neighbours each target image has in each round (Ge & Yu 2017, Eq. 3)."""
+"""The number of neighbours of each target image in each round (Ge & Yu 2017, Eq. 3)."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ class SelectionOptions:
   """The section `selection` of the configuration.
 
   Attributes:
-    method: where neighbours come from (see `select`).
-    num_neighbors: K0, of each target image in the first round.
-    rounds: how many there are.
+    method: where neighbours come from, as for `subset.select`.
+    num_neighbors: K0, the neighbours of each target image in the first round.
+    rounds: number of rounds.
     delta: δ of Eq. 3, nats.
     sigma0: σ0 of Eq. 3, in multiples of K0.
     sigma1: σ1 of Eq. 3, in multiples of K0.
@@ -28,7 +28,7 @@ class SelectionOptions:
 
   @property
   def increments(self) -> dict[str, int]:
-    """Return σ0 and σ1 of Eq. 3 in neighbours."""
+    """Return σ0 and σ1 of Eq. 3 in neighbours, by the names that `grow` has for them."""
     return {
       'sigma0': round(self.sigma0 * self.num_neighbors),
       'sigma1': round(self.sigma1 * self.num_neighbors),
@@ -36,8 +36,9 @@ class SelectionOptions:
 
   @property
   def ranking_depth(self) -> int:
-    """Return how deep a ranking the last round can need; 0 if none."""
-    if self.method not in ('nearest', 'random'):  # 'random' has as many images as 'nearest'.
+    """Return the most neighbours that a target image can have; 0 where no ranking is needed."""
+    # 'random' draws as many images as 'nearest' has, which the ranking decides.
+    if self.method not in ('nearest', 'random'):
       return 0
     return self.num_neighbors + (self.rounds - 1) * max(self.increments.values())
 
@@ -51,7 +52,7 @@ def grow(
   sigma0: int,
   sigma1: int,
 ) -> Int[np.ndarray, ' target']:
-  """K_i of the next round: +σ0 where misclassified, +σ1 where correct but unsure, else unchanged.
+  """Return K_i of the next round (Eq. 3): hard images have more neighbours, others as many.
 
   Args:
     num_neighbors: K_i of this round.

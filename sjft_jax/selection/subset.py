@@ -1,9 +1,11 @@
-"""Which source images the targets may be paired with: the nearest ones, and the baselines."""
+"""The source images that targets are paired with in a round: the nearest ones, or a baseline."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from sjft_jax.runtime.options import choose
 
 METHODS = ('nearest', 'random', 'all', 'none')
 
@@ -13,33 +15,38 @@ class Subset:
   """The source images of one round.
 
   Attributes:
-    pools: [pool, depth] source indices. Either one pool per target, or one that all share.
-    num_neighbors: [target]; a target draws from this many first entries of its pool.
+    pools: source indices; one pool for each target, or one that all share.
+    num_neighbors: a target draws from this many first entries of its pool.
   """
 
   pools: Int[np.ndarray, 'pool depth']
   num_neighbors: Int[np.ndarray, ' target']
 
   def __len__(self) -> int:
-    """How many distinct source images can be drawn."""
+    """Return the number of distinct source images that can be drawn."""
     return len(self.distinct())
 
   @property
   def is_shared(self) -> bool:
-    """Whether all targets draw from the same pool."""
+    """Return whether all targets draw from the same pool."""
     return len(self.pools) < len(self.num_neighbors)
 
   def distinct(self) -> Int[np.ndarray, ' source']:
-    """The distinct source images, ascending."""
+    """Return the distinct source images that can be drawn, ascending."""
     depths = self.num_neighbors[: len(self.pools)]
     return np.unique(np.concatenate([pool[:n] for pool, n in zip(self.pools, depths, strict=True)]))
 
   def draw(
     self, targets: Int[np.ndarray, ' image'], uniform: Float[np.ndarray, ' image']
   ) -> Int[np.ndarray, ' image']:
-    """One neighbour for each target, uniform among its own, from numbers uniform in [0, 1)."""
-    place = np.floor(uniform * self.num_neighbors[targets]).astype(np.int64)
-    return self.pools[targets % len(self.pools), place]
+    """Draw a neighbour for each target, uniformly among its own.
+
+    Args:
+      targets: target indices.
+      uniform: a random number for each of them, uniform in [0, 1).
+    """
+    rank = np.floor(uniform * self.num_neighbors[targets]).astype(np.int64)
+    return self.pools[targets % len(self.pools), rank]
 
 
 def select(
@@ -50,30 +57,31 @@ def select(
   num_source: int,
   seed: int,
 ) -> Subset | None:
-  """The source images of a round.
+  """Select the source images of a round.
 
   Args:
-    method: 'nearest', each target's own first `num_neighbors` of the ranking (the paper's);
-      'random', as many distinct images as 'nearest' has, drawn once for all targets, so that a
-      larger subset of the same seed contains the smaller ones; 'all', the whole source; 'none',
-      plain fine-tuning.
+    method: 'nearest' takes each target's own first `num_neighbors` of the ranking, as in the paper;
+      'random' takes as many distinct images as 'nearest', drawn once for all targets, so that a
+      larger subset of the same seed contains the smaller ones; 'all' takes the whole source; 'none'
+      takes nothing, for plain fine-tuning.
     ranking: source indices, nearest first.
     num_neighbors: K_i of this round.
-    num_source: how many source images there are.
+    num_source: number of source images.
     seed: of the random subset.
 
   Returns:
     The subset, or None for 'none'.
+
+  Raises:
+    ValueError: an unknown method.
   """
+  choose('method', method, METHODS)
   if method == 'none':
     return None
   nearest = Subset(ranking, num_neighbors)
   if method == 'nearest':
     return nearest
+  pool = np.arange(num_source)
   if method == 'random':
     pool = np.random.Generator(np.random.Philox(key=seed)).permutation(num_source)[: len(nearest)]
-  elif method == 'all':
-    pool = np.arange(num_source)
-  else:
-    raise ValueError(f'selection.method={method!r} is unknown; use one of {", ".join(METHODS)}')
   return Subset(pool[None], np.full(len(num_neighbors), len(pool)))

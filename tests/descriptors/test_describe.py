@@ -5,7 +5,7 @@ import pytest
 from sjft_jax.descriptors import bank, describe
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 40, 33, 3), np.uint8)
-# Two of ten are flat, as pages and skies are.
+# Two of the ten are flat, as pages and skies are.
 IMAGES[3], IMAGES[7] = 255, 0
 
 
@@ -61,7 +61,7 @@ def test_descriptors_are_the_layers_normalised_histograms(filters):
   assert first == batches[0].shape[1]
 
 
-def test_a_smaller_last_batch_is_not_compiled_anew(filters):
+def test_smaller_last_batch_is_not_compiled_again(filters):
   edges = describe.fit_edges(filters, cut(5), num_bins=8)
   whole = np.concatenate(list(describe.describe(filters, edges, cut(5), smoothing=0.5)))
   traced = []
@@ -70,13 +70,13 @@ def test_a_smaller_last_batch_is_not_compiled_anew(filters):
   )
   ragged = [IMAGES[:5], IMAGES[5:8], IMAGES[8:]]
   parts = np.concatenate(list(describe.describe(filters, edges, ragged, smoothing=0.5)))
-  again = describe.fit_edges(filters, ragged, num_bins=8)
+  ragged_edges = describe.fit_edges(filters, ragged, num_bins=8)
   assert not {'_describe', 'responses', '_buckets'} & set(traced)
   np.testing.assert_array_equal(parts, whole)
-  np.testing.assert_array_equal(again, edges)
+  np.testing.assert_array_equal(ragged_edges, edges)
 
 
-def test_flat_images_lie_in_one_bin(filters):
+def test_flat_images_are_in_one_bin(filters):
   edges = describe.fit_edges(filters, [IMAGES[:5]], num_bins=8)
   flat = np.full((1, 40, 33, 3), 128, np.uint8)
   (descriptor,) = describe.describe(filters, edges, [flat], smoothing=1e-3)
@@ -85,10 +85,10 @@ def test_flat_images_lie_in_one_bin(filters):
   np.testing.assert_allclose(np.asarray(descriptor).sum(-1), 1, rtol=1e-5)
 
 
-def test_impossible_options(filters):
+def test_impossible_options_are_an_error(filters):
   with pytest.raises(ValueError, match='num_bins=1'):
     describe.fit_edges(filters, [], num_bins=1)
   with pytest.raises(ValueError, match='no responses'):
     describe.fit_edges(filters, [], num_bins=8)
   with pytest.raises(ValueError, match='smoothing=0'):
-    describe.describe(filters, np.zeros((1, 1), np.float32), [], smoothing=0)
+    describe.describe(filters, np.zeros((1, 1), np.float32), [], smoothing=0)  # Not yet iterated.

@@ -59,7 +59,7 @@ def center(kernel, size):
 
 
 def test_parameters_tile_the_frequency_plane():
-  """Half-peak ellipses touch between scales and between orientations: what the formulas are for."""
+  """The formulas let half-peak ellipses touch between scales and between orientations."""
   a, high, sigma_u, sigma_v = parameters()
   half_peak = math.sqrt(2 * math.log(2))
   assert a == pytest.approx(2)
@@ -134,8 +134,8 @@ def test_flat_images_respond_with_exact_zero(color):
   assert not np.asarray(gabor.respond(images)[0]).any()
 
 
-def test_some_images_at_once_as_on_a_gpu(monkeypatch):
-  images = np.random.default_rng(2).integers(0, 256, (gabor._AT_ONCE + 3, 21, 30, 3), np.uint8)
+def test_batches_as_on_a_gpu_give_the_same_responses(monkeypatch):
+  images = np.random.default_rng(2).integers(0, 256, (gabor._GPU_BATCH + 3, 21, 30, 3), np.uint8)
   (expected,) = gabor.respond(images)
   monkeypatch.setattr(jax.lax, 'platform_dependent', lambda x, *, cpu, default: default(x))
   (responses,) = jax.jit(gabor.respond.__wrapped__)(images)

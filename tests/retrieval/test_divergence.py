@@ -19,7 +19,7 @@ def histograms(rng, images, filters, bins, smoothing=0.5, concentration=1.0):
 
 @pytest.fixture(params=[np.asarray, jnp.asarray], ids=['numpy', 'XLA'])
 def array(request):
-  """The arrays as they are on the host, and as they are on a device."""
+  """Make an array of the host, or one of a device."""
   return request.param
 
 
@@ -59,7 +59,7 @@ def test_the_documented_tolerance_holds(seed, array):
 
 
 def test_near_duplicates_keep_their_order_and_their_digits(array):
-  """Divergences between 1e-14 and 1e-2 of what lies around them."""
+  """Their divergences are 1e-14 to 1e-2 of those around them."""
   rng = np.random.default_rng(0)
   targets = histograms(rng, 5, 16, 32)
   other = histograms(rng, 5, 16, 32)
@@ -78,12 +78,12 @@ def test_near_duplicates_keep_their_order_and_their_digits(array):
   np.testing.assert_allclose(ours[1, closest], exact[1, closest], rtol=1e-5)
 
 
-def test_one_bin_tells_nothing():
+def test_histograms_of_one_bin_have_no_divergence():
   ones = np.ones((3, 4, 1), np.float32)
   assert (symmetric_kl(ones, ones, np.full(4, 0.25, np.float32)) == 0).all()
 
 
-def test_an_empty_bin_is_never_taken_for_a_number(array):
+def test_divergence_of_an_empty_bin_is_not_finite(array):
   p = histograms(np.random.default_rng(0), 4, 2, 8)
   q = p.copy()
   q[2, 0, 0] = 0
@@ -94,10 +94,10 @@ def test_equals_scipy_on_one_filter():
   rng = np.random.default_rng(0)
   p, q = histograms(rng, 4, 1, 16), histograms(rng, 5, 1, 16)
   ours = symmetric_kl(p, q, np.ones(1, np.float32))
-  scipys = [
+  expected = [
     [scipy.stats.entropy(a[0], b[0]) + scipy.stats.entropy(b[0], a[0]) for b in q] for a in p
   ]
-  np.testing.assert_allclose(ours, scipys, rtol=2e-5)
+  np.testing.assert_allclose(ours, expected, rtol=2e-5)
 
 
 def test_is_symmetric_and_zero_on_itself_and_never_negative(array):
@@ -108,16 +108,16 @@ def test_is_symmetric_and_zero_on_itself_and_never_negative(array):
   assert (d >= 0).all()
 
 
-def test_no_product_is_left_to_a_device_that_may_round_its_factors():
-  """GPUs may multiply float32 with mantissas of ten bits unless asked not to."""
+def test_products_are_computed_at_the_highest_precision():
+  """By default GPUs may multiply float32 with mantissas of ten bits."""
   p = jnp.asarray(histograms(np.random.default_rng(3), 4, 2, 8))
-  text = jax.jit(lambda p: divergence.divergences(*both_sides(p))).lower(p).as_text()
+  text = jax.jit(lambda p: divergence.divergences(*factors(p))).lower(p).as_text()
   products = [line for line in text.splitlines() if 'dot_general' in line]
   assert products
   assert all('precision = [HIGHEST, HIGHEST]' in line for line in products)
 
 
-def both_sides(p):
+def factors(p):
   center = divergence.Center(p[0], jnp.log(p[0]), jnp.ones(p.shape[1]))
   return divergence.target_factors(p, center), divergence.source_factors(p, center)
 
@@ -129,3 +129,25 @@ def test_weights_scale_each_filter():
   first, second = symmetric_kl(p[:, :1], q[:, :1], one), symmetric_kl(p[:, 1:], q[:, 1:], one)
   both = symmetric_kl(p, q, np.array([0.25, 2.0], np.float32))
   np.testing.assert_allclose(both, 0.25 * first + 2.0 * second, rtol=1e-4)
+
+
+def test_pairs_are_the_diagonal_of_all_pairs():
+  rng = np.random.default_rng(4)
+  p, q = histograms(rng, 5, 3, 8), histograms(rng, 5, 3, 8)
+  weights = np.full(3, 1 / 3, np.float32)
+  ours = divergence.symmetric_kl_of_pairs(p, q, weights)
+  np.testing.assert_allclose(ours, np.diag(oracles.symmetric_kl(p, q, weights)), rtol=1e-4)
+
+
+def test_only_active_targets_are_refined():
+  rng = np.random.default_rng(5)
+  targets = histograms(rng, 2, 3, 8)
+  sources = targets + np.float32(1e-4) * (histograms(rng, 2, 3, 8) - targets)
+  weights = np.full(3, 1 / 3, np.float32)
+  rough = np.full((2, 2), -1e-9, np.float32)
+  refined = divergence.refine_near_duplicates(
+    rough, targets, sources, weights, active=np.array([True, False])
+  )
+  exact = oracles.symmetric_kl(targets, sources, weights)
+  np.testing.assert_allclose(refined[0], exact[0], rtol=1e-5)
+  np.testing.assert_array_equal(refined[1], -rough[1])

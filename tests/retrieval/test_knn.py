@@ -1,63 +1,13 @@
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-import threadpoolctl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from retrieval.searches import WEIGHTS, assert_nearest, cut, histograms, run_search
 
-from sjft_jax.retrieval import backends, divergence, knn
-
-WEIGHTS = np.full(3, 1 / 3, np.float32)
-
-
-def histograms(rng, images, filters=3, bins=8):
-  counts = rng.multinomial(50, rng.dirichlet(np.ones(bins), (images, filters))) + 0.5
-  return (counts / counts.sum(axis=-1, keepdims=True)).astype(np.float32)
-
-
-def cut(array, sizes):
-  """The array in consecutive blocks of these sizes, repeated as often as needed."""
-  start = 0
-  for size in itertools.cycle(sizes):
-    if start >= len(array):
-      return
-    yield array[start : start + size]
-    start += size
-
-
-def assert_nearest(indices, divergences, exact, k):
-  """The neighbours are those of the exact divergences, but for exchanges within the tolerance."""
-  expected = oracles.nearest(exact, k)
-  rows = np.arange(len(exact))[:, None]
-  tolerance = 2 * divergence.TOLERANCE * 2 * exact.max()
-  np.testing.assert_allclose(exact[rows, indices], exact[rows, expected], rtol=0, atol=tolerance)
-  np.testing.assert_allclose(divergences, exact[rows, indices], rtol=0, atol=tolerance)
-  assert [len(set(row)) for row in indices] == [k] * len(indices)
-  assert (np.diff(divergences, axis=1) >= 0).all()
-  assert (indices == expected).mean() > 0.99
-
-
-@pytest.fixture
-def small_tiles(monkeypatch):
-  """So that a few hundred sources make many tiles."""
-  monkeypatch.setattr(knn, 'TILE', 64)
-
-
-@pytest.fixture(params=[None, 2], ids=['cores', 'devices'])
-def devices(request):
-  return request.param and jax.devices()[: request.param]
-
-
-def searched(targets, blocks, k, devices):
-  search = knn.Search(targets, weights=WEIGHTS, k=k, devices=devices)
-  for block in blocks:
-    search.add(block)
-  search.flush()
-  return knn.neighbors(search.keys(), k)
+from sjft_jax.retrieval import divergence, knn
 
 
 @pytest.mark.parametrize('seed', range(20))
@@ -65,11 +15,11 @@ def searched(targets, blocks, k, devices):
 def test_indices_are_those_of_float64(seed, k, small_tiles):
   rng = np.random.default_rng(seed)
   targets, sources = histograms(rng, 6), histograms(rng, 300)
-  found = knn.rank(targets, cut(sources, [50]), weights=WEIGHTS, k=k)
-  assert_nearest(*found, oracles.symmetric_kl(targets, sources, WEIGHTS), k)
+  ranking = knn.rank(targets, cut(sources, [50]), weights=WEIGHTS, k=k)
+  assert_nearest(ranking, oracles.symmetric_kl(targets, sources, WEIGHTS), k)
 
 
-def test_divergences_that_differ_in_the_sixth_digit(small_tiles):
+def test_divergences_that_differ_in_the_sixth_digit_are_ordered(small_tiles):
   """Sources on a line away from the target, in random order: each a millionth further."""
   rng = np.random.default_rng(0)
   target, far = histograms(rng, 2, bins=32).astype(np.float64)
@@ -80,10 +30,10 @@ def test_divergences_that_differ_in_the_sixth_digit(small_tiles):
   exact = oracles.symmetric_kl(targets, sources, WEIGHTS)
   gaps = np.diff(np.sort(exact[0])) / exact[0].max()
   assert np.median(gaps) < 3e-6
-  found = knn.rank(targets, [sources], weights=WEIGHTS, k=200)
+  indices, _ = knn.rank(targets, [sources], weights=WEIGHTS, k=200)
   expected, rows = oracles.nearest(exact, 200), np.arange(2)[:, None]
   tolerance = 2 * divergence.TOLERANCE * exact.max()
-  np.testing.assert_allclose(exact[rows, found[0]], exact[rows, expected], atol=tolerance)
+  np.testing.assert_allclose(exact[rows, indices], exact[rows, expected], atol=tolerance)
 
 
 def test_near_duplicates_come_first_in_their_true_order(small_tiles):
@@ -98,8 +48,8 @@ def test_near_duplicates_come_first_in_their_true_order(small_tiles):
   np.testing.assert_allclose(divergences[0, :40], exact[0, indices[0, :40]], rtol=2e-3)
 
 
-def test_more_copies_than_neighbours(small_tiles):
-  """Flat images have all the same histograms: the first of them are kept."""
+def test_of_more_copies_than_neighbours_the_first_are_kept(small_tiles):
+  """Flat images, for example, all have the same histograms."""
   rng = np.random.default_rng(2)
   targets = histograms(rng, 2)
   sources = np.concatenate([histograms(rng, 100), np.repeat(targets[:1], 900, axis=0)])
@@ -123,30 +73,30 @@ def test_indices_do_not_depend_on_blocks_or_devices(seed, sizes, num_sources, nu
     jax.device_put(block, jax.devices()[number % 4]) if number % 2 else block
     for number, block in enumerate(cut(sources, sizes))
   )
-  for ours, theirs in zip(
-    searched(targets, [sources], 30, one), searched(targets, blocks, 30, many), strict=True
+  for ours, expected in zip(
+    run_search(targets, blocks, 30, many), run_search(targets, [sources], 30, one), strict=True
   ):
-    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(ours, expected)
 
 
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), copies=st.integers(2, 6))
 def test_ties_are_ordered_by_source_index(seed, copies):
-  """DuplicatePairs of the same images, far apart in the stream, come out in the order of their index."""
+  """The same images, far apart in the stream, are ranked in the order of their index."""
   rng = np.random.default_rng(seed)
   distinct = histograms(rng, 300)
   sources, n = np.tile(distinct, (copies, 1, 1)), 300
   targets = histograms(rng, 4)
   k = 20 * copies
   indices, divergences = knn.rank(targets, cut(sources, [333]), weights=WEIGHTS, k=k)
-  alone, _ = knn.rank(targets, [distinct], weights=WEIGHTS, k=20)
-  expected = (alone[:, :, None] + n * np.arange(copies)).reshape(4, k)
+  once, _ = knn.rank(targets, [distinct], weights=WEIGHTS, k=20)
+  expected = (once[:, :, None] + n * np.arange(copies)).reshape(4, k)
   # Distinct images at equal divergence would interleave; random ones are not at equal divergence.
   np.testing.assert_array_equal(indices, expected)
   assert (np.diff(divergences, axis=1) >= 0).all()
 
 
-def test_a_search_goes_on_where_another_was_stopped(small_tiles):
+def test_search_resumes_where_another_was_stopped(small_tiles):
   rng = np.random.default_rng(3)
   targets, sources = histograms(rng, 5), histograms(rng, 1000)
   whole = knn.rank(targets, [sources], weights=WEIGHTS, k=100)
@@ -159,91 +109,55 @@ def test_a_search_goes_on_where_another_was_stopped(small_tiles):
     )
     second.add(sources[stopped.position :])
     second.flush()
-    for ours, expected in zip(knn.neighbors(second.keys(), 100), whole, strict=True):
+    for ours, expected in zip(knn.decode_keys(second.keys(), 100), whole, strict=True):
       np.testing.assert_array_equal(ours, expected)
 
 
-def test_targets_in_parts(small_tiles, monkeypatch, devices):
-  rng = np.random.default_rng(4)
-  targets, sources = histograms(rng, 23), histograms(rng, 300)
-  monkeypatch.setattr(backends, 'TARGETS', 7)
-  found = searched(targets, [sources], 50, devices)
-  assert_nearest(*found, oracles.symmetric_kl(targets, sources, WEIGHTS), 50)
-
-
-def test_targets_that_do_not_fit_the_device(small_tiles, monkeypatch):
-  rng = np.random.default_rng(4)
-  targets, sources = histograms(rng, 23), histograms(rng, 300)
-  expected = searched(targets, [sources], 50, jax.devices()[:2])
-  monkeypatch.setattr(backends, '_fits', lambda num_bytes, device: False)
-  found = searched(targets, [sources], 50, jax.devices()[:2])
-  for ours, theirs in zip(found, expected, strict=True):
-    np.testing.assert_array_equal(ours, theirs)
-
-
 @pytest.mark.parametrize('as_array', [np.asarray, jnp.asarray])
-def test_devices_find_what_is_nearest(small_tiles, as_array):
+def test_devices_find_the_nearest(small_tiles, as_array):
   rng = np.random.default_rng(5)
   targets, sources = histograms(rng, 6), histograms(rng, 300)
-  found = searched(targets, cut(as_array(sources), [50]), 40, jax.devices()[:2])
-  assert_nearest(*found, oracles.symmetric_kl(targets, sources, WEIGHTS), 40)
-
-
-def test_fewer_workers_where_memory_is_short(monkeypatch):
-  gigabytes = {'SC_PAGE_SIZE': 2**30, 'SC_PHYS_PAGES': 16}
-  monkeypatch.setattr(backends.os, 'sysconf', gigabytes.get)
-  monkeypatch.setattr(backends.os, 'cpu_count', lambda: 64)
-  released = np.broadcast_to(np.float32(0.01), (12_000, 352, 100))
-  # 144 MB of histograms, 288 MB of factors, 49 MB of divergences.
-  assert backends.num_workers(1024, released) == 8
-  assert backends.num_workers(2**20, released) == 1
-
-
-def test_one_thread_of_blas_while_cores_search_and_no_longer():
-  def threads():
-    return {x['num_threads'] for x in threadpoolctl.threadpool_info() if x['user_api'] == 'blas'}
-
-  rng = np.random.default_rng(6)
-  with threadpoolctl.threadpool_limits(2):
-    search = knn.Search(histograms(rng, 2), weights=WEIGHTS, k=1)
-    assert threads() == {1}
-    search.add(histograms(rng, 9))
-    search.flush()
-    assert threads() == {2}
-    search = knn.Search(histograms(rng, 2), weights=WEIGHTS, k=1)
-    assert threads() == {1}
-    del search  # As after an error.
-    assert threads() == {2}
+  ranking = run_search(targets, cut(as_array(sources), [50]), 40, jax.devices()[:2])
+  assert_nearest(ranking, oracles.symmetric_kl(targets, sources, WEIGHTS), 40)
 
 
 @pytest.mark.parametrize('seed', range(4))
-def test_nearest_keeps_the_smallest_whatever_the_order(seed):
+def test_top_k_keeps_the_smallest_in_any_order(seed):
   rng = np.random.default_rng(seed)
   # Few distinct values, so that ties cross the parts.
   divergences = rng.integers(0, 6, (9, 2000)).astype(np.float32) / 3
   expected = oracles.nearest(divergences, 15)
-  nearest, others = knn.TopK(9, 15), knn.TopK(9, 15)
+  top_k, other = knn.TopK(9, 15), knn.TopK(9, 15)
   for number, start in enumerate(rng.permutation(np.arange(0, 2000, 40))):
     part = divergences[:, start : start + 40]
-    (others if number % 3 else nearest).add(part, int(start))
-  nearest.add_keys(others.keys())
-  indices, kept = knn.neighbors(nearest.keys(), 15)
-  np.testing.assert_array_equal(indices, expected)
-  np.testing.assert_array_equal(kept, np.take_along_axis(divergences, expected, 1))
+    (other if number % 3 else top_k).add(part, int(start))
+  top_k.add_keys(other.keys())
+  ranking = knn.decode_keys(top_k.keys(), 15)
+  np.testing.assert_array_equal(ranking.indices, expected)
+  np.testing.assert_array_equal(
+    ranking.divergences, np.take_along_axis(divergences, expected, axis=1)
+  )
 
 
-def test_k_beyond_the_sources_and_below_one_are_refused():
+def test_empty_keys_are_no_sources():
+  top_k = knn.TopK(2, 3)
+  top_k.add_keys(np.array([[7, 5, knn.EMPTY_KEY], [7, 5, 6]], np.uint64))
+  with pytest.raises(ValueError, match='k=3 exceeds the 2 sources'):
+    knn.decode_keys(top_k.keys(), 3)
+
+
+def test_k_beyond_the_sources_or_below_one_is_an_error():
   rng = np.random.default_rng(0)
   targets, sources = histograms(rng, 2), histograms(rng, 9)
   with pytest.raises(ValueError, match='k=10 exceeds the 9 sources'):
     knn.rank(targets, [sources], weights=WEIGHTS, k=10)
-  with pytest.raises(ValueError, match='at least one neighbour'):
+  with pytest.raises(ValueError, match='k=0 must be 1 or more'):
     knn.rank(targets, [sources], weights=WEIGHTS, k=0)
   indices, _ = knn.rank(targets, [sources], weights=WEIGHTS, k=9)
   assert (np.sort(indices, axis=1) == np.arange(9)).all()
 
 
-def test_an_empty_bin_without_smoothing_is_an_error_that_names_the_sources():
+def test_empty_bin_is_an_error_that_names_the_sources():
   rng = np.random.default_rng(0)
   sources = histograms(rng, 1500)
   sources[1100, 0, 0] = 0
