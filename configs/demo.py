@@ -12,7 +12,7 @@ from sjft_jax import config
 
 
 def drop_every(steps: int) -> int:
-  """One drop of the learning rate, after three quarters of the steps."""
+  """Return the steps between drops of the learning rate: one drop, after three quarters of all."""
   return steps * 3 // 4
 
 

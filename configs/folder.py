@@ -1,13 +1,15 @@
-"""Your own images: folders <path>/train/<class>/<image>, <path>/test/<class>/<image>, or lists.
+"""Your own images, in folders or lists.
 
   python -m sjft_jax.main --config=configs/folder.py --workdir=runs/mine \\
     --config.target.path=DIR --config.source.path=DIR
 
-The source needs <path>/train only. Folders of classes without train and test will do: the target is
-split then, the source taken whole. A path to a .csv or .parquet file is a list with the columns
-path, label and, for splits, split. ImageNet weights are downloaded once; other files, names and
-earlier runs go into --config.model.pretrained, and with --config.model.pretrained= and
---config.pretrain.steps=20000 the trunk learns from the source first.
+Folders are <path>/train/<class>/<image> and, for the target, <path>/test/<class>/<image>. They may
+also be <path>/<class>/<image>: then the target is split, and the source is taken whole. A path may
+also be a list, a .csv or .parquet file with the columns path, label and, for splits, split.
+
+ImageNet weights are downloaded once. --config.model.pretrained takes another file, a published name
+or an earlier run instead. With --config.model.pretrained= --config.pretrain.steps=20000 the trunk
+learns from the source first.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """MIT Indoor 67 (5,360 training and 1,340 test images) with ImageNet, Places 205 or both as source.
 
-The images, once; Indoor is downloaded, the archives of ImageNet and Places you have to get:
+Prepare the images once. Indoor is downloaded; the other archives have to lie in DIR:
 
   python -m sjft_jax.data.prepare --dataset=mit_indoor67
   python -m sjft_jax.data.prepare --dataset=imagenet2012 --archives=DIR
@@ -8,8 +8,9 @@ The images, once; Indoor is downloaded, the archives of ImageNet and Places you 
 
   python -m sjft_jax.main --config=configs/indoor.py:hybrid --workdir=runs/indoor
 
-Instead of :hybrid also :imagenet or :places. The paper's mean class accuracy (Table 5): ImageNet
-82.8, Places 85.8, hybrid 85.5, without a source 81.7. It was not repeated with this code.
+The source behind the colon may also be imagenet or places; hybrid is both. The paper's mean class
+accuracy (Table 5) is 82.8 with ImageNet, 85.8 with Places, 85.5 with both and 81.7 without a
+source. It was not repeated with this code.
 """
 
 from ml_collections import ConfigDict

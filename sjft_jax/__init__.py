@@ -44,9 +44,13 @@ def rank(
     k: neighbours of each target image.
     bank: options that differ from the section `bank` of `sjft_jax.config.default`, such as
       {'name': 'gabor'}.
-    descriptors: likewise of the section `descriptors`.
+    descriptors: options that differ from its section `descriptors`, such as {'resize': 128}.
     max_bad_share: share of a folder, 0–1, that may be unreadable; such images are left out.
     path: an .npz file that keeps the ranking; with it, a call that was stopped is resumed.
+
+  Returns:
+    The names of the images, and the indices and divergences (nats) of the neighbours of each target
+    image, nearest first. `save` writes them as a table.
 
   Raises:
     ValueError: an impossible option or input, before any work where that can be known.
@@ -55,16 +59,23 @@ def rank(
 
   from sjft_jax import config, ranking
 
-  default = config.default()
-  with default.unlocked():
-    default.bank.update(bank or {})
-    default.descriptors.update(descriptors or {})
+  if k < 1:
+    raise ValueError(f'k={k} must be 1 or more')
+  options = config.with_changes(
+    config.default(),
+    {
+      'bank': bank or {},
+      'descriptors': descriptors or {},
+      'screening': {'max_bad_share': max_bad_share},
+    },
+  )
+  config.check_ranges(options)
   return ranking.rank_folders(
     os.fspath(target),
     os.fspath(source),
     k=k,
-    bank=default.bank.to_dict(),
-    descriptors=ranking.DescriptorOptions(**default.descriptors),
+    bank=options.bank.to_dict(),
+    descriptors=ranking.DescriptorOptions(**options.descriptors),
     max_bad_share=max_bad_share,
     path=None if path is None else epath.Path(path),
   )
@@ -78,7 +89,8 @@ def train(
   Args:
     config: starts from `sjft_jax.config.default()`.
     workdir: where everything is kept, a path or gs://bucket/path.
-    resume_with_changes: go on where other values of options that change no result were used before.
+    resume_with_changes: accept other values of options that change no result than those that the
+      work directory was made with.
 
   Returns:
     What results.json in the work directory holds: every score by arm, round and view.
@@ -92,14 +104,15 @@ def train(
 
 
 def load(run: str | os.PathLike[str]) -> Classifier:
-  """Load a trained run that predicts.
+  """Load a trained run as a classifier, whose `predict` gives class probabilities.
 
   Args:
-    run: an arm in a work directory, such as 'runs/mine/arms/rounds'.
+    run: an arm in a work directory, such as 'runs/mine/arms/rounds', or a work directory with one
+      arm only.
 
   Raises:
-    ValueError: there is no trained network, or its files are damaged.
+    ValueError: there is no trained network, or its files are damaged or of another version.
   """
   from sjft_jax.classifier import Classifier
 
-  return Classifier(os.fspath(run))
+  return Classifier(run)

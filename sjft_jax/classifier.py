@@ -1,4 +1,4 @@
-"""A trained run that predicts: the network of a work directory on images of any kind."""
+"""A trained run that predicts: the network of an arm, applied to images of any kind."""
 
 import dataclasses
 import os
@@ -7,65 +7,78 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jaxtyping import Float
+from ml_collections import ConfigDict
 
+from sjft_jax import results
 from sjft_jax import workdir as workdirs
+from sjft_jax.config import arm_config
 from sjft_jax.data import transforms
 from sjft_jax.data.dataset import Dataset, ImageArrays
 from sjft_jax.data.folder import ImageFiles, UnlabelledFolder
 from sjft_jax.models import joint, trunk
 from sjft_jax.models.weights import run_checkpoint
 from sjft_jax.models.weights.run_checkpoint import TrainedNetwork
+from sjft_jax.runtime.options import choose
 from sjft_jax.training import step
 from sjft_jax.training.evaluation import EvaluationOptions, Evaluator
 
-# What can be predicted: paths, a folder, uint8 arrays, or a data set.
-Images = (
-  str | os.PathLike[str] | Sequence[str | os.PathLike[str] | np.ndarray] | np.ndarray | Dataset
-)
+PathLike = str | os.PathLike[str]
+# What can be predicted: a folder or a file, several files, uint8 arrays, or a data set.
+Images = PathLike | Sequence[PathLike] | Sequence[np.ndarray] | np.ndarray | Dataset
 
 
 class Classifier:
-  """The network of one arm of a run, prepared as the run prepared its test images.
+  """The network of one arm of a run; it sees images as the run's test images were seen.
 
   Attributes:
-    classes: the names of the target's classes.
-    views: the run's evaluation views; the first one is the default of `predict`.
-    step: how many steps the network has taken.
+    classes: the names of the target's classes, in the order of the predicted probabilities.
+    views: the run's evaluation views, of which the first is the default of `predict`.
+    step: how many steps the network has been trained for.
+    num_steps: how many steps the whole training has.
+    directory: the directory of the arm.
   """
 
-  def __init__(self, run: str | Path):
-    """
+  classes: tuple[str, ...]
+  views: tuple[str, ...]
+  step: int
+  num_steps: int
+  directory: epath.Path
+
+  def __init__(self, run: PathLike):
+    """Load the newest checkpoint of an arm.
+
     Args:
       run: an arm in a work directory ('runs/mine/arms/rounds'), or a work directory with one only.
 
     Raises:
       ValueError: there is no checkpoint, there are several arms, the run was a pretraining, or a
-        file is damaged or of another version of this package.
+        file is damaged or was written by another version of this package.
     """
-    trained = run_checkpoint.load_newest(str(run))
-    if trained.directory.parent.name != 'arms':
+    trained = run_checkpoint.load_newest(os.fspath(run))
+    self.directory = trained.directory
+    if self.directory.parent.name != 'arms':
       raise ValueError(
-        f'{trained.directory} was trained on the source alone and knows no class of the target; '
+        f'{self.directory} was trained on the source alone and knows no class of the target; '
         f'give a folder below {trained.workdir / "arms"}'
       )
-    options = workdirs.load_config(trained.workdir)
-    if options is None:
+    saved_options = workdirs.load_config(trained.workdir)
+    if saved_options is None:
       raise ValueError(f'{trained.workdir} has no config.json; it is no work directory')
-    self._trained, self._options = trained, options
-    self.classes: tuple[str, ...] = tuple(trained.description['classes'])
-    self.views: tuple[str, ...] = tuple(options['evaluation']['views'])
-    self.step = trained.step
+    options, arm = ConfigDict(saved_options), self.directory.name
+    if arm in options.overrides:  # Not in a copy under another name.
+      options = arm_config(options, arm)
+    self.classes = tuple(trained.description['classes'])
+    self.views = tuple(options.evaluation.views)
+    self.step, self.num_steps = trained.step, options.training.steps
+    self._num_rounds: int = options.selection.rounds
+    self._trained = trained
     self._evaluator = Evaluator(
-      step.make_predict(_build_model(trained, options).apply),
-      transforms.ImageSize(**options['images']),
-      EvaluationOptions(views=self.views, batch_size=options['evaluation']['batch_size']),
+      step.make_predict(_build_model(trained, options.model).apply),
+      transforms.ImageSize(**options.images),
+      EvaluationOptions(views=self.views, batch_size=options.evaluation.batch_size),
     )
-
-  @property
-  def directory(self) -> Path:
-    """Return the directory of the arm."""
-    return Path(self._trained.directory)
 
   def predict(
     self,
@@ -75,61 +88,60 @@ class Classifier:
     fused: bool = False,
     batch_size: int | None = None,
   ) -> Float[np.ndarray, 'image category']:
-    """Predict class probabilities.
+    """Predict the class probabilities of images.
 
     Args:
-      images: a folder, whose images are read at any depth in the order of their paths; paths; or
-        uint8 RGB arrays [height, width, 3], of any sizes.
-      view: over which crops of an image probabilities are averaged, one of `transforms.VIEWS`;
-        default: the first of the run.
-      fused: average the probabilities of the networks that each round ended with (the paper's model
-        fusion).
-      batch_size: images at once; default: as the run did.
+      images: a folder, whose images are read at any depth in the sorted order of their paths; a
+        file or several; or uint8 RGB arrays [height, width, 3] of any sizes.
+      view: the crops of an image over which probabilities are averaged, one of `transforms.VIEWS`;
+        default: the first of the run's evaluation views.
+      fused: average the probabilities of the networks that each round ended with, the paper's model
+        fusion.
+      batch_size: images predicted at once; default: as in the run.
 
     Raises:
       UnreadableError: an image cannot be decoded.
       ValueError: no images, an unknown view, or the run did not keep the networks of its rounds.
     """
-    data = _open(images)
+    dataset = _open(images)
+    view = choose('view', view or self.views[0], transforms.VIEWS)
     evaluator = self._evaluator
-    if batch_size:
+    if batch_size is not None:
+      if batch_size < 1:
+        raise ValueError(f'batch_size={batch_size} must be 1 or more')
       options = dataclasses.replace(evaluator.options, batch_size=batch_size)
       evaluator = dataclasses.replace(evaluator, options=options)
-    networks = self._rounds() if fused else [self._trained]
-    probabilities = [
-      evaluator(_replicate(network), data, view or self.views[0]) for network in networks
-    ]
-    return np.asarray(np.mean(probabilities, axis=0))
+    networks = self._load_rounds() if fused else [self._trained]
+    p = [evaluator(_replicate(network), dataset, view) for network in networks]
+    return np.asarray(np.mean(p, axis=0))
 
-  def _rounds(self) -> list[TrainedNetwork]:
-    directories = sorted(
-      self._trained.directory.glob('rounds/*/network'), key=lambda path: int(path.parent.name)
-    )
-    rounds = self._options['overrides'].get(self.directory.name, {}).get('selection', {})
-    expected = rounds.get('rounds', self._options['selection']['rounds'])
-    if len(directories) != expected:
+  def _load_rounds(self) -> list[TrainedNetwork]:
+    """Load the network that each round ended with, in the order of the rounds."""
+    directories = [
+      self.directory / 'rounds' / str(number) / results.NETWORK
+      for number in range(1, self._num_rounds + 1)
+    ]
+    existing = [directory for directory in directories if directory.exists()]
+    if existing != directories:
       raise ValueError(
-        f'{self._trained.directory} holds the networks of {len(directories)} of its {expected} '
-        'rounds; finish the run, and leave training.keep_rounds=True'
+        f'{self.directory} holds the networks of {len(existing)} of its {len(directories)} rounds; '
+        'finish the run, with training.keep_rounds=True'
       )
     return [run_checkpoint.load_network(directory, self._trained) for directory in directories]
 
 
-def _build_model(trained: TrainedNetwork, options: dict) -> joint.Joint:
-  description, model_options = trained.description, options['model']
-  shared = trunk.build_trunk(
-    name=description['name'],
-    width=description['width'],
-    style=description['style'],
-    fully_connected=description['fully_connected'],
-    batch_norm=model_options['batch_norm'],
-    batch_norm_momentum=model_options['batch_norm_momentum'],
-    dtype=model_options['dtype'],
-  )
-  num_target, num_source = (
+def _build_model(trained: TrainedNetwork, options: ConfigDict) -> joint.Joint:
+  description = trained.description
+  num_target_classes, num_source_classes = (
     trained.params[head]['kernel'].shape[1] for head in ('target', 'source')
   )
-  return joint.Joint(shared, num_target, num_source, description['normalization'])
+  shared_trunk = trunk.build_trunk(
+    **{name: description[name] for name in ('name', 'width', 'style', 'fully_connected')},
+    **{name: options[name] for name in ('batch_norm', 'batch_norm_momentum', 'dtype')},
+  )
+  return joint.Joint(
+    shared_trunk, num_target_classes, num_source_classes, description['normalization']
+  )
 
 
 def _replicate(network: TrainedNetwork) -> step.TrainState:
@@ -144,6 +156,7 @@ def _open(images: Images) -> Dataset:
     path = Path(images)
     return UnlabelledFolder(str(path)) if path.is_dir() else ImageFiles([path])
   arrays = [image for image in images if isinstance(image, np.ndarray)]
-  if len(arrays) < len(images):
-    return ImageFiles([Path(image) for image in images if isinstance(image, str | os.PathLike)])
-  return ImageArrays(arrays)
+  paths = [Path(image) for image in images if not isinstance(image, np.ndarray)]
+  if arrays and paths:
+    raise ValueError('images are paths and arrays together; give either')
+  return ImageFiles(paths) if paths else ImageArrays(arrays)

