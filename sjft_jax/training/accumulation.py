@@ -1,17 +1,21 @@
 """Gradient accumulation: find the fewest micro-batches whose training step fits in memory.
 
-XLA plans a program's memory when it compiles it; nothing is allocated to find out.
+The paper's step (200 images of a ResNet-152) fits few devices at once, and how far it has to be
+divided depends on the device. XLA plans the memory of a program when it compiles it, so nothing is
+allocated to find out.
 """
 
 import functools
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
-from sjft_jax.runtime import console
+from sjft_jax.runtime import artifacts, console, distributed
 from sjft_jax.runtime.compilation import CompiledFunction
 from sjft_jax.runtime.memory import (
   OutOfMemoryError,
@@ -24,49 +28,84 @@ from sjft_jax.runtime.memory import (
 from sjft_jax.training.step import TrainState, shard_batch
 
 
+def load_or_choose_accumulation(
+  path: epath.Path,
+  train_step: CompiledFunction,
+  state: TrainState,
+  batch: dict[str, Any],
+  *,
+  batch_size: int,
+) -> int:
+  """Load the number of micro-batches from a file, or choose it and write the file.
+
+  It decides batch statistics, so a run that is resumed must not choose again, on whichever devices.
+
+  Args:
+    path: of the JSON file.
+    train_step, state, batch, batch_size: see `choose_accumulation`.
+
+  Raises:
+    OutOfMemoryError: the smallest micro-batch does not fit.
+  """
+  if path.exists():
+    return int(json.loads(path.read_text()))
+  # All processes must choose alike, so each takes the least memory of all.
+  limits = distributed.all_gather(np.array(available_bytes(), np.float32))
+  chosen = choose_accumulation(
+    train_step,
+    state,
+    batch,
+    batch_size=batch_size,
+    num_devices=jax.device_count(),
+    limit=float(limits.min()),
+  )
+  artifacts.write_json(path, chosen)
+  distributed.barrier()  # The next time, all processes find the file or none does.
+  return chosen
+
+
 def choose_accumulation(
-  step: CompiledFunction,
+  train_step: CompiledFunction,
   state: TrainState,
   batch: dict[str, Any],
   *,
   batch_size: int,
   num_devices: int,
-  limit: float | None = None,
+  limit: float,
 ) -> int:
-  """The fewest micro-batches whose training step fits the devices' memory; says so in one line.
+  """Choose the fewest micro-batches whose training step fits the devices' memory; print one line.
 
-  A step is compiled for two or three candidates, for the largest micro-batch first: planned memory
-  falls as micro-batches shrink, near enough to bracket and to extrapolate. Only a candidate that
-  fits, next to a smaller number that does not, is the answer. The program of the answer is kept in
-  `step`. A backend that does not plan, or tell its size, runs the candidates instead, one by one.
+  The step is compiled for two or three candidates, the largest micro-batch first (see
+  `first_fitting`), and the program of the chosen one stays in `train_step`. Where the backend plans
+  no memory, or the limit is not known, candidates are run instead, one by one.
 
   Args:
-    step: as `make_train_step` makes it.
+    train_step: as `make_train_step` makes it.
     state: not replicated; arrays or their shapes.
     batch: of this process, leaves [image, ...]; arrays or their shapes.
-    batch_size: that the micro-batches have to divide (`training.batch_size`), of all processes.
+    batch_size: pairs in a step, of all processes; the micro-batches have to divide it.
     num_devices: of all processes.
-    limit: bytes that a device may use. Processes must agree on it. Default: `available_bytes()`.
+    limit: bytes that a device may use, the same in all processes; infinite: not known.
 
   Raises:
     OutOfMemoryError: the smallest micro-batch does not fit.
   """
-  limit = available_bytes() if limit is None else limit
   per_device = batch_size // num_devices
   candidates = [n for n in range(1, per_device + 1) if per_device % n == 0]
   devices = num_devices // jax.process_count()
-  copies = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), state)
+  replicas = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), state)
   needs: dict[int, float] = {}
 
   def need(accumulation: int) -> float:
     shard = functools.partial(shard_batch, accumulation=accumulation, num_devices=devices)
-    arguments = copies, jax.eval_shape(shard, batch)
+    shapes = replicas, jax.eval_shape(shard, batch)
     try:
-      plan = planned_bytes(step.program(*arguments))
-      if plan is None or limit == math.inf:
-        jax.block_until_ready(step(*jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arguments)))
-        plan = 0
-      needs[accumulation] = plan
+      planned = planned_bytes(train_step.program(*shapes))
+      if planned is None or limit == math.inf:
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        jax.block_until_ready(train_step(*zeros))
+        planned = 0
+      needs[accumulation] = planned
     except jax.errors.JaxRuntimeError as error:
       if not is_out_of_memory(error):
         raise
@@ -74,9 +113,8 @@ def choose_accumulation(
     return needs[accumulation]
 
   images = len(jax.tree.leaves(batch)[0]) // devices
-  chosen = first_fitting(
-    candidates, need, limit=limit, fixed=tree_bytes(state) + tree_bytes(batch) / devices
-  )
+  fixed = tree_bytes(state) + tree_bytes(batch) / devices
+  chosen = first_fitting(candidates, need, limit=limit, fixed=fixed)
   plans = ', '.join(f'{n} × {images // n} images {format_bytes(needs[n])}' for n in sorted(needs))
   plans = plans or 'its state and images alone take more'
   plans += f'; {format_bytes(limit)} may be used' if limit < math.inf else ''
@@ -92,7 +130,11 @@ def choose_accumulation(
 def first_fitting(
   candidates: Sequence[int], need: Callable[[int], float], *, limit: float, fixed: float
 ) -> int | None:
-  """The first candidate whose need is within the limit, None if there is none.
+  """Return the first candidate whose need is within the limit, or None.
+
+  It extrapolates instead of bisecting, because each call of `need` compiles a training step (23 s
+  for ResNet-152, experiments/README.md): one call where the first candidate fits, and about three
+  elsewhere. A candidate is the answer only if the one before it is known not to fit.
 
   Args:
     candidates: rising.
@@ -121,20 +163,23 @@ def first_fitting(
 def training_hint(
   *, accumulation: int, batch_size: int, num_devices: int, name: str, remat: bool, dtype: str
 ) -> str:
-  """Which options lower what a training step needs, with values to try.
+  """Return which options lower the memory of a training step, with values to try.
 
   Args:
-    accumulation, batch_size: those of `training`.
+    accumulation: option of `training`.
+    batch_size: option of `training`.
     num_devices: of all processes.
-    name, remat, dtype: those of `model`.
+    name: option of `model`.
+    remat: option of `model`.
+    dtype: option of `model`.
   """
   per_device = batch_size // num_devices
-  more = [n for n in range(accumulation + 1, per_device + 1) if per_device % n == 0]
-  ways = [f'raise training.accumulation from {accumulation} to {more[0]}'] if more else []
+  larger = [n for n in range(accumulation + 1, per_device + 1) if per_device % n == 0]
+  hints = [f'raise training.accumulation from {accumulation} to {larger[0]}'] if larger else []
   # XLA's CPU compiler drops rematerialisation and widens bfloat16: they save nothing there.
   if jax.default_backend() != 'cpu':
     if not (remat or name.startswith('alexnet')):
-      ways.append('set model.remat=True')
+      hints.append('set model.remat=True')
     if dtype == 'float32':
-      ways.append('set model.dtype=bfloat16')
-  return ', or '.join(ways or ['lower training.batch_size or images.crop'])
+      hints.append('set model.dtype=bfloat16')
+  return ', or '.join(hints or ['lower training.batch_size or images.crop'])

@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a training run: the newest two, and how far the run had come."""
+"""Orbax checkpoints of a training run: the newest two, verified by checksums."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,18 +15,21 @@ from sjft_jax.runtime.errors import disk_error
 
 
 class OtherRunError(ValueError):
-  """A checkpoint is of another run."""
+  """A checkpoint belongs to another run."""
 
 
 class Checkpoints:
-  """Checkpoints in one directory, numbered by step, written in the background.
+  """The checkpoints in one directory, numbered by step, written in the background.
 
-  A checkpoint holds a tree of arrays and, beside it, `extra`, a small JSON object for what is
-  no array (the seconds spent so far).
+  A checkpoint holds a tree of arrays and, beside it, `extra`, a small JSON object for what is not
+  an array (such as the seconds spent so far).
+
+  Args:
+    directory: on a disk or in an object store; it is created.
+    fingerprint: of everything that decides the run.
   """
 
   def __init__(self, directory: epath.PathLike, fingerprint: str):
-    """`fingerprint`: fingerprint of everything that decides the run."""
     self._directory, self._fingerprint = artifacts.absolute_path(directory), fingerprint
     self._damaged: Sequence[int] = ()
     self._manager = ocp.CheckpointManager(
@@ -42,43 +45,51 @@ class Checkpoints:
   def __exit__(
     self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
   ) -> None:
-    self._manager.close()  # Waits for the write that is under way.
+    self._manager.close()  # It waits for the write that is under way.
 
   def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
-    """Saves unless that step is saved already; returns before the write has ended."""
+    """Save a checkpoint, unless that step is saved already; return before it is written.
+
+    Args:
+      step: its number.
+      state: a tree of numpy arrays, which must not change until `wait` returns.
+      extra: values for JSON.
+    """
     artifacts.check_writable(self._directory / str(step))
     for damaged in self._damaged:
       self._manager.delete(damaged)
     self._damaged = ()
     if step in self.steps():
       return
-    content = {
+    metadata: dict[str, Any] = {
       'extra': extra,
       'fingerprint': self._fingerprint,
-      'leaves': _leaves(state),
-      'sha256': _digest(state),
+      'leaves': _fingerprint_leaves(state),
+      'sha256': _sha256(state),
     }
-    sealed = content | {'seal': artifacts.fingerprint(content)}
+    metadata['seal'] = artifacts.fingerprint(metadata)
     self._manager.save(
       step,
-      args=ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(sealed)),
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(metadata)
+      ),
     )
 
   def steps(self) -> list[int]:
-    """Of all checkpoints, oldest first."""
+    """Return the steps of all checkpoints, oldest first."""
     return sorted(self._manager.all_steps())
 
   def wait(self) -> None:
-    """Until everything saved is on the disk."""
+    """Wait until every checkpoint is on the disk."""
     self._manager.wait_until_finished()
 
   def load_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-    """The newest undamaged state and its `extra`, or None.
+    """Load the newest undamaged state and its `extra`; return None if there is none.
 
-    Damaged ones are named, and deleted as soon as another is saved.
+    Damaged checkpoints are named on the console, and deleted when the next one is saved.
 
     Args:
-      like: gives the tree, shapes and types.
+      like: a tree with the names, shapes and types of the state.
 
     Raises:
       OtherRunError: it was made from other data or options, or is of another network.
@@ -87,18 +98,19 @@ class Checkpoints:
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     for step in reversed(self.steps()):
       try:
-        sealed = self._restore(step, extra=ocp.args.JsonRestore())['extra']
-        if sealed.pop('seal') != artifacts.fingerprint(sealed):
+        metadata = self._restore(step, extra=ocp.args.JsonRestore())['extra']
+        if metadata.pop('seal') != artifacts.fingerprint(metadata):
           raise ValueError('its JSON has another checksum')
-        if (sealed['fingerprint'], sealed['leaves']) != (self._fingerprint, _leaves(like)):
+        expected = self._fingerprint, _fingerprint_leaves(like)
+        if (metadata['fingerprint'], metadata['leaves']) != expected:
           raise OtherRunError(
             f'{self._directory} was made from other data or another version of the program; use a '
             'new --workdir, or delete this one'
           )
         state = self._restore(step, state=ocp.args.StandardRestore(abstract))['state']
-        if sealed['sha256'] != _digest(state):
+        if metadata['sha256'] != _sha256(state):
           raise ValueError('its arrays have another checksum')
-        return state, sealed['extra']
+        return state, metadata['extra']
       except OtherRunError:
         raise
       except Exception as error:  # Damage raises nearly anything.
@@ -116,8 +128,8 @@ class Checkpoints:
     return self._manager.restore(step, args=ocp.args.Composite(**args))
 
 
-def _leaves(state: Any) -> str:
-  """Fingerprint of the names, types and shapes of all arrays."""
+def _fingerprint_leaves(state: Any) -> str:
+  """Return a fingerprint of the names, types and shapes of all arrays."""
   return artifacts.fingerprint(
     [
       [jax.tree_util.keystr(path), str(leaf.dtype), list(leaf.shape)]
@@ -126,8 +138,8 @@ def _leaves(state: Any) -> str:
   )
 
 
-def _digest(state: Any) -> str:
-  """Of all bits; the files of arrays do not tell of a changed one."""
+def _sha256(state: Any) -> str:
+  """Return a checksum of all bits: the array files themselves do not reveal a changed one."""
   digest = hashlib.sha256()
   for leaf in jax.tree.leaves(state):
     digest.update(np.ascontiguousarray(leaf).data.cast('B'))

@@ -1,4 +1,4 @@
-"""Class probabilities of a data set, averaged over the views of each image."""
+"""Predict the class probabilities of a data set, averaged over the views of each image."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -17,7 +17,12 @@ from sjft_jax.training.step import TrainState
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-  """The section `evaluation` of the configuration."""
+  """The section `evaluation` of the configuration.
+
+  Attributes:
+    views: those that are reported, of `transforms.VIEWS`.
+    batch_size: images predicted at once, times the views of each.
+  """
 
   views: tuple[str, ...]
   batch_size: int
@@ -25,12 +30,12 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class Evaluator:
-  """Predicts the class probabilities of a data set: `evaluator(state, data, view)`.
+  """Predict the class probabilities of data sets: `evaluator(state, data, view)`.
 
   Attributes:
     predict_step: see `predict`.
     size: of the images that the network sees.
-    options: the views that are reported, and the images in a batch.
+    options: the views to report and the batch size.
   """
 
   predict_step: Callable[..., jax.Array]
@@ -40,7 +45,7 @@ class Evaluator:
   def __call__(
     self, state: TrainState, data: Dataset, view: str
   ) -> Float[np.ndarray, 'image category']:
-    """Predict all images of `data`; under `jax.distributed` every process predicts its share.
+    """Predict all images of `data`; under `jax.distributed` every process predicts its shard.
 
     Args:
       state: replicated over the devices.
@@ -48,22 +53,19 @@ class Evaluator:
       view: one of `transforms.VIEWS`.
 
     Raises:
-      OutOfMemoryError: with the option to lower.
+      OutOfMemoryError: memory ran out; the message says which option to lower.
     """
+    batch_size = self.options.batch_size
     start, stop = distributed.shard_bounds(len(data))
+    hint = memory.batch_size_hint('evaluation.batch_size', batch_size, 'lower images.crop')
     with (
       console.progress(f'scoring {data.name}, {view}', stop - start) as advance,
-      memory.explain_oom(
-        f'scoring {self.options.batch_size} images at once',
-        memory.batch_size_hint(
-          'evaluation.batch_size', self.options.batch_size, 'lower images.crop'
-        ),
-      ),
+      memory.explain_oom(f'scoring {batch_size} images at once', hint),
     ):
       batches = views(
         data,
         functools.partial(transforms.evaluation_views, size=self.size, view=view),
-        self.options.batch_size,
+        batch_size,
         side=transforms.evaluation_side(self.size, view),
         start=start,
         stop=stop,
@@ -77,14 +79,15 @@ def predict(
   state: TrainState,
   batches: Iterable[tuple[np.ndarray, ...]],
 ) -> Float[np.ndarray, 'image category']:
-  """Compute class probabilities, each image's averaged over its views; no image is dropped.
+  """Predict class probabilities, those of an image averaged over its views; drop no image.
 
   Args:
     predict_step: (state, images uint8 [device, image, height, width, channel]) -> probabilities
       [device, image, category], mapped over devices.
     state: replicated over the devices.
-    batches: for each size of views, uint8 [image, view, height, width, channel]; all batches have
-      as many images but the last. Sizes count alike, and so do the views of one size.
+    batches: each a tuple with, for every size of the views, uint8 [image, view, height, width,
+      channel]. All batches but the last have equally many images. Sizes have equal weights, and so
+      have the views of one size.
   """
   devices = jax.local_device_count()
   results, padded_size = [], 0

@@ -1,4 +1,7 @@
-"""The loop around the training step: checkpoint → fetch → step → log, in this order."""
+"""The loop around the training step: fetch → log → checkpoint → step, in this order.
+
+What is logged are steps that have ended; the devices work on the next one meanwhile.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +19,8 @@ from sjft_jax.training.throughput import ThroughputMeter
 # The metrics of a step on the host: (sum, count) by name.
 Sums = dict[str, tuple[float, int]]
 
-# Seconds. Handing over a step that takes longer costs a negligible part of its time.
+# Seconds. Waiting for a step that takes longer, before the next one is handed to the devices, costs
+# a negligible part of its time.
 _LONG_STEP_S = 1.0
 
 
@@ -28,7 +32,7 @@ class Progress:
     state: replicated over the devices.
     step: how many steps it has taken.
     seconds: the time that they took.
-    pending_metrics: of the latest steps, which are not in the log yet.
+    pending_metrics: those of the latest steps, which are not logged yet.
   """
 
   state: TrainState
@@ -52,9 +56,9 @@ def fit(
 ) -> Progress:
   """Train from `progress` up to step `stop` and save a checkpoint there.
 
-  The devices do not wait for this loop: a short step is handed over before the one before it ends.
-  When the process is asked to stop (see `preemption`), the state is saved after the steps that were
-  handed over by then: the one under way and, if steps are short, one more.
+  The devices do not wait for this loop: a short step is handed to them before the one before it
+  ends. When the process is asked to stop (see `preemption`), the state is saved after the steps
+  that the devices have by then: the one under way and, if steps are short, one more.
 
   Args:
     train_step: (replicated state, sharded batch) -> (state, metrics); a metric is a (sum, count)
@@ -64,11 +68,11 @@ def fit(
     stop: the step to end before.
     checkpoints: where the state is saved.
     checkpoint_every: steps between saves.
-    writer: gets the means of every `writer.every` steps, and the throughput.
-    meter: watches `train_step` and `batches`.
-    check_metrics: called with a step's number and metrics before they are saved or logged; may
-      raise.
-    advance: called with the number of steps taken and a note on the slower stage.
+    writer: logs the means of every `writer.every` steps, and the throughput.
+    meter: measures `train_step` and `batches`.
+    check_metrics: called with a step's number, from 0, and its metrics before they are saved or
+      logged; may raise.
+    advance: called with the number of steps that have ended and a note on the slower stage.
 
   Returns:
     The progress at `stop`.
@@ -79,10 +83,10 @@ def fit(
   start, state = progress.step, progress.state
   start_time = time.monotonic() - progress.seconds
   pending_metrics = list(progress.pending_metrics)
-  in_flight: list[tuple[int, Metrics]] = []
+  in_flight: list[tuple[int, Metrics]] = []  # Of steps that may not have ended.
 
   def flush_metrics(keep: int = 0) -> None:
-    """Wait for the metrics of all steps but the newest `keep`; check and log them."""
+    """Wait for all steps in flight but the newest `keep`; check and log their metrics."""
     while len(in_flight) > keep:
       number, metrics = in_flight.pop(0)
       on_host = jax.device_get(metrics)
@@ -90,15 +94,16 @@ def fit(
       check_metrics(number, sums)
       pending_metrics.append(sums)
       if (number + 1) % writer.every == 0 or number + 1 == stop:
-        writer.log(number + 1, _means(pending_metrics) | meter.rates())
+        writer.log(number + 1, _mean_metrics(pending_metrics) | meter.rates())
         pending_metrics.clear()
       advance(1, meter.note)
 
   def save(number: int) -> Progress:
+    """Save the state after `number` steps."""
     flush_metrics()
     writer.flush()
     seconds = time.monotonic() - start_time
-    # A copy: the checkpoint is written in the background.
+    # A copy, since the checkpoint is written in the background.
     pending = [*pending_metrics]
     extra = {'seconds': seconds, 'pending_metrics': pending}
     checkpoints.save(number, unreplicate(state), extra)
@@ -119,10 +124,11 @@ def fit(
     return save(stop)
 
 
-def _means(steps: list[Sums]) -> dict[str, float]:
+def _mean_metrics(steps: list[Sums]) -> dict[str, float]:
+  """Return the means over steps; a metric that counted nothing has none."""
   totals: dict[str, tuple[float, int]] = {}
   for metrics in steps:
     for name, (value, count) in metrics.items():
-      before = totals.get(name, (0.0, 0))
-      totals[name] = before[0] + value, before[1] + count
-  return {name: value / count for name, (value, count) in totals.items() if count}
+      total, total_count = totals.get(name, (0.0, 0))
+      totals[name] = total + value, total_count + count
+  return {name: total / count for name, (total, count) in totals.items() if count}

@@ -1,8 +1,9 @@
-"""Whether training goes astray: the first step whose loss is not finite or too large."""
+"""End a training whose loss is not finite or too large, with the images of the step."""
 
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -10,63 +11,70 @@ from etils import epath
 from sjft_jax.runtime import artifacts
 
 
-class BadStep(NamedTuple):
-  """A step, from 0 as `Pairs` counts, a metric of it, and its value."""
+class BadMetric(NamedTuple):
+  """The name and the value of a metric that must not be."""
 
-  number: int
-  metric: str
+  name: str
   value: float
 
 
-def first_nonfinite(
-  steps: Iterable[tuple[int, Mapping[str, Any]]], *, max_loss: float
-) -> BadStep | None:
-  """The first step with a metric that is not finite or a mean loss above `max_loss`.
+def find_bad_metric(metrics: Mapping[str, Any], *, max_loss: float) -> BadMetric | None:
+  """Return the first metric that is not finite, or is a mean loss above `max_loss`.
 
   Args:
-    steps: in order, each step's number, from 0, and its metrics: name → (sum, count).
-    max_loss: nats, for the metrics that end in 'loss'; 0: losses need only be finite.
+    metrics: of a step: (sum, count) by name. Those that count nothing are left out.
+    max_loss: nats, for the metrics whose names end in 'loss'; 0: losses need only be finite.
   """
-  for number, metrics in steps:
-    for name, (total, count) in metrics.items():
-      if not count:
-        continue
-      mean = float(total) / int(count)
-      if not math.isfinite(mean) or (name.endswith('loss') and 0 < max_loss < mean):
-        return BadStep(number, name, mean)
+  for name, (total, count) in metrics.items():
+    if not count:
+      continue
+    mean = float(total) / int(count)
+    if not math.isfinite(mean) or (name.endswith('loss') and 0 < max_loss < mean):
+      return BadMetric(name, mean)
   return None
 
 
-def bad_step_error(
-  bad: BadStep,
-  *,
-  max_loss: float,
-  checkpoints: Iterable[int],
-  images: Callable[[int], list[str]],
-  directory: epath.Path | os.PathLike[str],
-) -> FloatingPointError:
-  """What to raise after a bad step; the names of all its images are left in bad_step.txt.
+@dataclass(frozen=True, kw_only=True)
+class LossGuard:
+  """Check the metrics of each step: `guard(step, metrics)`.
 
-  The step is told as log.jsonl counts, from 1.
-
-  Args:
-    bad: from `first_nonfinite`.
-    max_loss: as it was given to `first_nonfinite`.
-    checkpoints: the steps, taken before, of which there are checkpoints. One of as many steps as
-      came before the bad one holds the parameters that its loss is of: it is not called good.
-    images: the names of the images of a step, by its number from 0.
+  Attributes:
+    max_loss: see `find_bad_metric`.
+    checkpoints: returns the steps of which there are checkpoints. The one at a bad step holds the
+      parameters that gave the bad loss, so it is not called good.
+    images: returns the names of the images of a step, by its number from 0.
     directory: where bad_step.txt is written.
   """
-  names = images(bad.number)
-  path = epath.Path(directory) / 'bad_step.txt'
-  with artifacts.atomic_write(path) as file:
-    file.write(''.join(f'{name}\n' for name in names).encode())
-  good = max((step for step in checkpoints if step < bad.number), default=None)
-  more = f' and {len(names) - 3} more' if len(names) > 3 else ''
-  return FloatingPointError(
-    f'{bad.metric} is {bad.value:.6g} at step {bad.number + 1}'
-    + (f', above training.max_loss={max_loss:g}' if math.isfinite(bad.value) else '')
-    + f', with the images {", ".join(names[:3])}{more} (all in {path}); '
-    + ('there is no checkpoint before it' if good is None else f'the last good checkpoint: {good}')
-    + '; lower solver.learning_rate'
-  )
+
+  max_loss: float
+  checkpoints: Callable[[], Iterable[int]]
+  images: Callable[[int], list[str]]
+  directory: epath.Path | os.PathLike[str]
+
+  def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Raise an error if a metric is bad, and leave the names of the step's images in bad_step.txt.
+
+    Args:
+      step: its number, from 0; the message counts from 1, as log.jsonl does.
+      metrics: (sum, count) by name.
+
+    Raises:
+      FloatingPointError: a metric is not finite, or a loss too large.
+    """
+    bad = find_bad_metric(metrics, max_loss=self.max_loss)
+    if bad is None:
+      return
+    names = self.images(step)
+    path = epath.Path(self.directory) / 'bad_step.txt'
+    with artifacts.atomic_write(path) as file:
+      file.write(''.join(f'{name}\n' for name in names).encode())
+    limit = f', above training.max_loss={self.max_loss:g}' if math.isfinite(bad.value) else ''
+    more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+    good = max((number for number in self.checkpoints() if number < step), default=None)
+    checkpoint = (
+      'there is no checkpoint before it' if good is None else f'the last good checkpoint: {good}'
+    )
+    raise FloatingPointError(
+      f'{bad.name} is {bad.value:.6g} at step {step + 1}{limit}, with the images '
+      f'{", ".join(names[:3])}{more} (all in {path}); {checkpoint}; lower solver.learning_rate'
+    )

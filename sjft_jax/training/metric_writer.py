@@ -1,4 +1,4 @@
-"""What a training tells of itself while it goes on: JSON lines, TensorBoard, Weights & Biases."""
+"""Log the metrics of a training while it runs: to JSON lines, TensorBoard, Weights & Biases."""
 
 import contextlib
 import importlib.util
@@ -20,9 +20,9 @@ from PIL import Image
 
 from sjft_jax.runtime import artifacts, console
 
-# A number is drawn as a curve, an array as a histogram, a picture as such.
+# A number is drawn as a curve, an array as a histogram, an image as it is.
 Value = float | np.ndarray | Image.Image
-_BINS = 64
+_HISTOGRAM_BINS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ class LoggingOptions:
   """The section `logging` of the configuration.
 
   Attributes:
-    every: steps from one line, the means since the last, to the next.
-    tensorboard: write event files, if tensorboardX is installed.
-    wandb: a project of Weights & Biases; '': none.
+    every: steps between two lines, which hold the means of the steps since the line before.
+    tensorboard: whether to write event files, if tensorboardX is installed.
+    wandb: the project of Weights & Biases; '': none.
   """
 
   every: int
@@ -41,17 +41,31 @@ class LoggingOptions:
 
 
 class MetricWriter:
-  """The journal of one training, each entry at the number of steps taken by then.
+  """Log values by name, each entry at the number of steps taken by then.
 
-  `log.jsonl` has a line for every call of `log`: {"step": 20, name: value …}. A number stands there
+  `log.jsonl` gets a line for every call of `log`: {"step": 20, name: value …}. A number is written
   as such (null if not finite), an array as {"count", "min", "mean", "max"} of its finite elements,
-  a picture as [width, height]. TensorBoard's event files lie beside it. Weights & Biases shows the
+  an image as [width, height]. TensorBoard's event files lie beside it. Weights & Biases shows the
   training as one run, however often it is resumed.
 
-  When a training goes on from a checkpoint, its journal is as if it had never been stopped: lines
-  beyond that step go, TensorBoard hides its events beyond it, and what stands at that step or an
-  earlier one is not logged there again. So what follows from a finished part of the training can
-  be logged at every start.
+  When a training goes on from a checkpoint, its log becomes what it would be without the
+  interruption: lines beyond that step are cut off, TensorBoard hides its events beyond it, and
+  values that are logged already at that step or before are not logged there again. So a caller may
+  log what follows from a finished part of the training at every start.
+
+  Args:
+    directory: of this training, on a disk or in an object store.
+    name: of the run in Weights & Biases.
+    step: of the checkpoint that the training goes on from.
+    options: where metrics go, and how often.
+    is_writing: False: write nothing; for all but one of several processes.
+    config: what Weights & Biases shows as the configuration of the run.
+
+  Attributes:
+    every: see `LoggingOptions`.
+
+  Raises:
+    ValueError: nobody is logged in to Weights & Biases.
   """
 
   def __init__(
@@ -64,18 +78,6 @@ class MetricWriter:
     is_writing: bool = True,
     config: Mapping[str, Any] | None = None,
   ):
-    """
-    Args:
-      directory: of this training, also in an object store.
-      name: of the run in Weights & Biases.
-      step: of the checkpoint that the training goes on from.
-      options: where metrics go, and how often.
-      is_writing: False: nothing is written, for all but one of several processes.
-      config: what Weights & Biases shows as the run's configuration.
-
-    Raises:
-      ValueError: nobody is logged in to Weights & Biases.
-    """
     self.every = options.every
     self._logged: set[tuple[int, str]] = set()
     self._writers: list[_JsonLines | _TensorBoardEvents | _WandbRun] = []
@@ -86,7 +88,7 @@ class MetricWriter:
         self._writers.append(_WandbRun(directory, options.wandb, name, config))
       if options.tensorboard and importlib.util.find_spec('tensorboardX'):
         self._writers.append(_TensorBoardEvents(directory, step))
-      # Last: what stands in its lines is not logged again.
+      # The last to be written: what its lines hold is not logged again, to any writer.
       lines = _JsonLines(directory / 'log.jsonl', step)
       self._writers.append(lines)
       self._logged = lines.logged
@@ -102,43 +104,53 @@ class MetricWriter:
         stack.callback(writer.close, completed=kind is None)
 
   def log(self, step: int, values: Mapping[str, Any]) -> None:
-    """Values by name after `step` steps, which never falls; arrays may be JAX's."""
-    told = {name: _to_host(v) for name, v in values.items() if (step, name) not in self._logged}
-    if told:
+    """Log values by name.
+
+    Args:
+      step: steps taken so far; never less than in the call before.
+      values: numbers, arrays (also JAX's) and images.
+    """
+    new = {name: _to_host(v) for name, v in values.items() if (step, name) not in self._logged}
+    if new:
       for writer in self._writers:
-        writer.log(step, told)
+        writer.log(step, new)
 
   def flush(self) -> None:
-    """Makes the entries so far last; to be called before each checkpoint.
+    """Make the entries so far permanent; to be called before each checkpoint.
 
-    Without, a killed process loses nothing on a local disk, and all since the last call in an
-    object store, where each call writes whole files.
+    Without this call a killed process loses nothing on a local disk, but in an object store, where
+    each call writes whole files, all entries since the last one.
     """
     for writer in self._writers:
       writer.flush()
 
 
-def check_wandb(wandb: str) -> None:
-  """That Weights & Biases can be used, if it is to be: asked before any work.
+def check_wandb(project: str) -> None:
+  """Check that Weights & Biases can be used; to be called before any work.
+
+  Args:
+    project: the option `logging.wandb`; nothing is checked if it is ''.
 
   Raises:
     ValueError: the package is not installed, or nobody is logged in.
   """
-  if not wandb:
+  if not project:
     return
   if not importlib.util.find_spec('wandb'):
     raise ValueError(
-      f"logging.wandb={wandb!r} needs another package: pip install 'sjft_jax[wandb]'"
+      f"logging.wandb={project!r} needs another package: pip install 'sjft_jax[wandb]'"
     )
   if os.environ.get('WANDB_MODE', 'online') == 'online':
-    import wandb as client
+    import wandb
 
-    with _logged_in(wandb), contextlib.suppress(client.errors.CommError):
-      client.login()
+    # Without a network the run is kept on the disk, see `_WandbRun`.
+    with _explain_login(project), contextlib.suppress(wandb.errors.CommError):
+      wandb.login()
 
 
 @contextlib.contextmanager
-def _logged_in(project: str) -> Iterator[None]:
+def _explain_login(project: str) -> Iterator[None]:
+  """Turn the error of a missing login into one that names the option and the remedy."""
   import wandb
 
   try:
@@ -150,6 +162,7 @@ def _logged_in(project: str) -> Iterator[None]:
 
 
 def _to_host(value: Any) -> Value:
+  """Convert a value to Python or numpy; keep the finite elements of an array."""
   if isinstance(value, Image.Image):
     return value
   array = np.asarray(value)
@@ -159,45 +172,52 @@ def _to_host(value: Any) -> Value:
 class _AppendOnlyFile:
   """A file that grows at its end.
 
-  Object stores have none such: there it is kept in memory, and `flush` writes it whole.
+  Object stores have no such files: there it is held in memory, and `flush` writes it whole.
+
+  Args:
+    path: of the file.
+    content: what an existing file begins with; the rest of it is cut off.
   """
 
-  def __init__(self, path: epath.Path, kept: bytes = b''):
-    """`kept` is how the file begins already; the rest of it goes."""
+  def __init__(self, path: epath.Path, content: bytes = b''):
     self._path = path
-    self._whole = bytearray(kept) if artifacts.is_remote(path) else None
-    if self._whole is None:
+    self._buffer = bytearray(content) if artifacts.is_remote(path) else None
+    if self._buffer is None:
       self._file = path.open('ab')
-      self._file.truncate(len(kept))
+      self._file.truncate(len(content))
 
   def write(self, data: bytes) -> None:
-    if self._whole is not None:
-      self._whole += data
+    if self._buffer is not None:
+      self._buffer += data
     else:
       self._file.write(data)
       self._file.flush()
 
   def flush(self) -> None:
-    if self._whole is not None:
-      self._path.write_bytes(bytes(self._whole))
+    if self._buffer is not None:
+      self._path.write_bytes(bytes(self._buffer))
     else:
       os.fsync(self._file.fileno())
 
   def close(self, completed: bool) -> None:
-    if self._whole is not None:
+    if self._buffer is not None:
       self.flush()
     else:
       self._file.close()
 
 
 class _JsonLines(_AppendOnlyFile):
-  """JSON lines; those beyond `step` go, and so does what is no whole line."""
+  """The file of JSON lines; lines beyond `step` and incomplete ones are cut off.
+
+  Attributes:
+    logged: the step and name of every value in the lines that stay.
+  """
 
   def __init__(self, path: epath.Path, step: int):
     self.logged: set[tuple[int, str]] = set()
-    lines = path.read_bytes() if path.exists() else b''
-    kept = 0
-    for line in lines.splitlines(keepends=True):
+    content = path.read_bytes() if path.exists() else b''
+    size = 0
+    for line in content.splitlines(keepends=True):
       try:
         entry = json.loads(line)
       except ValueError:
@@ -205,47 +225,48 @@ class _JsonLines(_AppendOnlyFile):
       if not line.endswith(b'\n') or entry['step'] > step:
         break
       self.logged.update((entry['step'], name) for name in entry)
-      kept += len(line)
-    super().__init__(path, lines[:kept])
+      size += len(line)
+    super().__init__(path, content[:size])
 
   def log(self, step: int, values: Mapping[str, Value]) -> None:
-    line = {'step': step} | {name: self._json(value) for name, value in values.items()}
+    line = {'step': step} | {name: self._summarize(value) for name, value in values.items()}
     self.write((json.dumps(line) + '\n').encode())
 
-  def _json(self, value: Value) -> Any:
+  def _summarize(self, value: Value) -> Any:
     if isinstance(value, Image.Image):
       return value.size
     if isinstance(value, np.ndarray):
-      known = {'min': value.min(), 'mean': value.mean(), 'max': value.max()} if value.size else {}
-      return {'count': value.size} | {name: float(number) for name, number in known.items()}
+      summary = {'min': value.min(), 'mean': value.mean(), 'max': value.max()} if value.size else {}
+      return {'count': value.size} | {name: float(number) for name, number in summary.items()}
     return value if math.isfinite(value) else None
 
 
 class _TensorBoardEvents(_AppendOnlyFile):
-  """One event file for each start; TensorBoard hides older ones' events beyond `step`.
+  """One event file for each start; TensorBoard hides the events of older ones beyond `step`.
 
-  tensorboardX's own writer works in a thread; when that has died of a full disk, the next calls
-  wait for it without end.
+  The records are framed here, and not by tensorboardX. Its SummaryWriter works in a thread; when
+  that has died of a full disk, the next calls wait for it without end. Its RecordWriter writes at
+  once, but reaches two kinds of object stores only, each through a package of its own.
   """
 
   def __init__(self, directory: epath.Path, step: int):
-    # Loaded when it is used: it takes a second where PyTorch is installed, which it loads too.
+    # Not at the top: this takes a second where PyTorch is installed, which tensorboardX loads too.
     from tensorboardX import record_writer, summary
     from tensorboardX.proto import event_pb2, summary_pb2
 
     self._checksum, self._summary = record_writer.masked_crc32c, summary
     self._event, self._proto = event_pb2, summary_pb2
     super().__init__(directory / f'events.out.tfevents.{time.time():.6f}')
-    self._add(file_version='brain.Event:2')
+    self._add_event(file_version='brain.Event:2')
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._add(step=step + 1, session_log=start)
+    self._add_event(step=step + 1, session_log=start)
 
   def log(self, step: int, values: Mapping[str, Value]) -> None:
-    parts = (self._part(name, value) for name, value in values.items())
-    self._add(step=step, summary=self._proto.Summary(value=[part for part in parts if part]))
+    parts = [self._convert(name, value) for name, value in values.items()]
+    self._add_event(step=step, summary=self._proto.Summary(value=[part for part in parts if part]))
 
-  def _part(self, name: str, value: Value) -> Any:
-    """This value's part of a summary; None for an array without finite elements."""
+  def _convert(self, name: str, value: Value) -> Any:
+    """Return a value's part of a summary; None for an array without finite elements."""
     if isinstance(value, Image.Image):
       encoded = io.BytesIO()
       value.save(encoded, 'PNG')
@@ -254,19 +275,21 @@ class _TensorBoardEvents(_AppendOnlyFile):
       )
       return self._proto.Summary.Value(tag=name, image=image)
     if isinstance(value, np.ndarray):
-      return self._summary.histogram(name, value, _BINS).value[0] if value.size else None
+      if not value.size:
+        return None
+      return self._summary.histogram(name, value, _HISTOGRAM_BINS).value[0]
     return self._proto.Summary.Value(tag=name, simple_value=value)
 
-  def _add(self, **what: Any) -> None:
+  def _add_event(self, **fields: Any) -> None:
     # A TFRecord: length, checksum of the length, data, checksum of the data.
-    data = self._event.Event(wall_time=time.time(), **what).SerializeToString()
+    data = self._event.Event(wall_time=time.time(), **fields).SerializeToString()
     length = struct.pack('<Q', len(data))
-    sums = (struct.pack('<I', self._checksum(part)) for part in (length, data))
-    self.write(length + next(sums) + data + next(sums))
+    length_sum, data_sum = (struct.pack('<I', self._checksum(part)) for part in (length, data))
+    self.write(length + length_sum + data + data_sum)
 
 
 class _WandbRun:
-  """A run of Weights & Biases; its id is kept in the directory, for the next start to go on."""
+  """A run of Weights & Biases; its id stays in the directory, so that the next start resumes it."""
 
   def __init__(
     self, directory: epath.Path, project: str, name: str, config: Mapping[str, Any] | None
@@ -285,32 +308,34 @@ class _WandbRun:
       'name': name,
       'config': config,
       'dir': None if artifacts.is_remote(directory) else os.fspath(directory),
-      # Progress bars are no log; and a lost network must not keep a finished run from ending.
+      # Progress bars do not belong in a log, and a lost network must not keep a finished run from
+      # ending.
       'settings': wandb.Settings(console='off', finish_timeout=60),
     }
     self._wandb = wandb
     try:
-      with _logged_in(project):
+      with _explain_login(project):
         self._run = wandb.init(**options)
     except wandb.errors.CommError as error:
+      # wandb does not go offline by itself when its server cannot be reached: it raises.
       console.say(f'  Weights & Biases cannot be reached, the run is kept on the disk: {error}')
       self._run = wandb.init(**options, mode='offline')
-    self._start = self._run.step
+    self._first_step = self._run.step
 
   def log(self, step: int, values: Mapping[str, Value]) -> None:
-    # What it has been told of lost steps stands there, and would be refused with a warning.
-    if step >= self._start:
-      self._run.log({name: self._shown(value) for name, value in values.items()}, step=step)
+    # Values of steps that were lost are logged already; wandb would refuse them with a warning.
+    if step >= self._first_step:
+      self._run.log({name: self._convert(value) for name, value in values.items()}, step=step)
 
-  def _shown(self, value: Value) -> Any:
+  def _convert(self, value: Value) -> Any:
     if isinstance(value, Image.Image):
       return self._wandb.Image(value)
     if isinstance(value, np.ndarray):
-      return self._wandb.Histogram(np_histogram=np.histogram(value, _BINS))
+      return self._wandb.Histogram(np_histogram=np.histogram(value, _HISTOGRAM_BINS))
     return value
 
   def flush(self) -> None:
-    pass  # It sends what it gets by itself.
+    pass  # wandb sends its values by itself.
 
   def close(self, completed: bool) -> None:
     self._run.finish(exit_code=int(not completed))

@@ -7,14 +7,17 @@ from jaxtyping import Float, Int
 def top1(
   probabilities: Float[np.ndarray, 'image classes'], labels: Int[np.ndarray, ' image']
 ) -> float:
-  """Share of the images whose most probable class (the first of equals) is their label."""
+  """Return the share of images whose most probable class (the first of equals) is their label."""
   return float(np.mean(probabilities.argmax(axis=1) == labels))
 
 
 def cross_entropy(
   probabilities: Float[np.ndarray, 'image classes'], labels: Int[np.ndarray, ' image']
 ) -> float:
-  """Mean of −log p(label) in nats; a p that float32 has rounded to 0 counts as the smallest one."""
+  """Return the mean of −log p(label) in nats.
+
+  A p that float32 has rounded to 0 counts as the smallest normal float32.
+  """
   p = np.take_along_axis(probabilities, labels[:, None], axis=1)
   return float(-np.log(np.maximum(p, np.finfo(np.float32).tiny)).mean())
 
@@ -24,10 +27,10 @@ def mean_class_accuracy(
   labels: Int[np.ndarray, ' image'],
   num_classes: int,
 ) -> float:
-  """Mean over the classes that have images of the share of their images classified as them.
+  """Return the mean, over the classes that have images, of the share classified correctly.
 
   Raises:
-    ValueError: a label outside [0, num_classes).
+    ValueError: a label is outside [0, num_classes).
   """
   if labels.min() < 0 or labels.max() >= num_classes:
     raise ValueError(f'labels span {labels.min()}–{labels.max()}, outside {num_classes} classes')
@@ -42,10 +45,10 @@ def paired_gain(
   baseline: Float[np.ndarray, 'image classes'],
   labels: Int[np.ndarray, ' image'],
 ) -> tuple[float, float]:
-  """Gain in mean class accuracy over a baseline on the same images, and its standard error.
+  """Return the gain in mean class accuracy over a baseline on the same images, and its error.
 
-  The error is that of drawing other test images of the same classes; images that both classify
-  alike do not add to it. It says nothing about training again with another seed.
+  The standard error is that of drawing other test images of the same classes; images that both
+  classify alike do not add to it. It says nothing about training again with another seed.
   """
   difference = (probabilities.argmax(axis=1) == labels).astype(np.float64)
   difference -= baseline.argmax(axis=1) == labels

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum, the paper's and its options, in optax."""
+"""Stochastic gradient descent with momentum: the paper's, and its variants, in optax."""
 
 import math
 from dataclasses import dataclass
@@ -16,19 +16,6 @@ PyTree = Any
 MOMENTUM_STYLES = ('caffe', 'torch')
 
 
-class EmaState(NamedTuple):
-  """The exponential moving average of the parameters after each of so many steps."""
-
-  steps: Int32[Array, '']
-  average: PyTree
-
-
-class StartState(NamedTuple):
-  """The parameters that training started from."""
-
-  start: PyTree
-
-
 @dataclass(frozen=True, kw_only=True)
 class SolverOptions:
   """The section `solver` of the configuration.
@@ -38,18 +25,17 @@ class SolverOptions:
     schedule: 'step' or 'cosine' (see `schedules.learning_rate_schedule`).
     warmup_steps: steps in which the learning rate rises linearly.
     drop_every: steps between two drops of the learning rate.
-    drop_factor: on the learning rate at each drop.
+    drop_factor: factor on the learning rate at each drop.
     momentum: share of the momentum buffer that a step keeps.
     momentum_style: 'caffe', v ← momentum·v + lr·g, subtract v; or 'torch', v ← momentum·v + g,
-      subtract lr·v. They part when the learning rate changes, which Caffe's momentum feels only
-      gradually.
+      subtract lr·v. They differ when the learning rate changes: Caffe's momentum follows gradually.
     weight_decay: of every parameter.
-    l2_sp: if not 0, instead of weight decay in the trunk: the gradient gets
-      l2_sp × (parameter − its value at the start), L2-SP (Li et al. 2018).
+    l2_sp: if not 0, l2_sp × (parameter − its value at the start) is added to the trunk's gradient
+      instead of weight decay (L2-SP; Li et al. 2018).
     layer_decay: factor on the learning rate from each layer of the trunk to the one below it, and
       from the heads to the uppermost (see `schedules.scale_by_layer`).
-    head_rate: factor on the heads' learning rate. As in Caffe and PyTorch, where each layer may
-      have a learning rate of its own, these factors slow weight decay and L2-SP down with it.
+    head_rate: factor on the heads' learning rate. As with the learning rates by layer of Caffe and
+      PyTorch, both factors apply to weight decay and L2-SP too.
     ema: decay of the moving average of the parameters that is kept beside them; 0: none.
   """
 
@@ -75,7 +61,7 @@ def sgd(steps: int, options: SolverOptions) -> optax.GradientTransformation:
     options: see `SolverOptions`.
 
   Returns:
-    A transformation of parameters {'trunk', 'target', 'source'}.
+    An optimizer of parameters {'trunk', 'target', 'source'}.
 
   Raises:
     ValueError: an unknown momentum_style, or what `learning_rate_schedule` refuses.
@@ -99,44 +85,73 @@ def sgd(steps: int, options: SolverOptions) -> optax.GradientTransformation:
   if options.l2_sp:
     decay = optax.chain(
       optax.masked(decay, lambda params: {part: part != 'trunk' for part in params}),
-      optax.masked(_l2_sp(options.l2_sp), lambda params: {p: p == 'trunk' for p in params}),
+      optax.masked(
+        _l2_sp(options.l2_sp), lambda params: {part: part == 'trunk' for part in params}
+      ),
     )
   return optax.chain(decay, *update, *([_ema(options.ema)] if options.ema else []))
 
 
 def ema_params(opt_state: PyTree, params: PyTree) -> PyTree:
-  """The average of the parameters if this optimizer keeps one, else `params`; of any layout."""
+  """Return the average of the parameters if the optimizer keeps one, else `params`.
+
+  Args:
+    opt_state: of an optimizer made by `sgd`, replicated or not.
+    params: the parameters themselves.
+  """
   return optax.tree_utils.tree_get(opt_state, 'average', default=params)
 
 
 def reset_opt_state(
   optimizer: optax.GradientTransformation, opt_state: PyTree, params: PyTree
 ) -> PyTree:
-  """The state of a fresh start at `params` that remembers where training began."""
+  """Return the state of a fresh start at `params`, with L2-SP's start as it was."""
   return jax.tree.map(
-    lambda fresh, old: old if isinstance(fresh, StartState) else fresh,
+    lambda initial, old: old if isinstance(initial, StartState) else initial,
     optimizer.init(params),
     opt_state,
     is_leaf=lambda node: isinstance(node, StartState),
   )
 
 
+class EmaState(NamedTuple):
+  """The exponential moving average of the parameters.
+
+  Attributes:
+    steps: how many steps it is taken over.
+    average: of the parameters after each of these steps.
+  """
+
+  steps: Int32[Array, '']
+  average: PyTree
+
+
+class StartState(NamedTuple):
+  """The point that L2-SP pulls the parameters to.
+
+  Attributes:
+    start: the parameters that training started from.
+  """
+
+  start: PyTree
+
+
 def _l2_sp(strength: float) -> optax.GradientTransformation:
-  """Adds strength × (parameters − those at the start)."""
+  """Add strength × (parameters − those at the start) to the updates."""
 
   def update(updates: PyTree, state: StartState, params: PyTree) -> tuple[PyTree, StartState]:
-    pull = jax.tree.map(lambda g, w, w0: g + strength * (w - w0), updates, params, state.start)
-    return pull, state
+    updates = jax.tree.map(lambda g, w, w0: g + strength * (w - w0), updates, params, state.start)
+    return updates, state
 
   return optax.GradientTransformation(StartState, update)
 
 
 def _ema(decay: float) -> optax.GradientTransformation:
-  """Passes updates on and averages the parameters that they lead to.
+  """Leave the updates as they are, and average the parameters that they lead to.
 
   After step t the weight of the parameters after step i is decay^(t−i) over the sum of these
-  weights: what they were before training does not count. It is optax.ema's debiased average, as a
-  recursion that keeps its precision when decay is almost 1 and t small.
+  weights: the parameters before training do not count. This is optax.ema's debiased average, as a
+  recursion that keeps its precision where decay is almost 1 and t is small.
   """
 
   def init(params: PyTree) -> EmaState:
@@ -145,7 +160,7 @@ def _ema(decay: float) -> optax.GradientTransformation:
   def update(updates: PyTree, state: EmaState, params: PyTree) -> tuple[PyTree, EmaState]:
     steps = optax.safe_increment(state.steps)
     share = (1 - decay) / -jnp.expm1(math.log(decay) * steps.astype(jnp.float32))
-    new = optax.apply_updates(params, updates)
-    return updates, EmaState(steps, optax.incremental_update(new, state.average, share))
+    new_params = optax.apply_updates(params, updates)
+    return updates, EmaState(steps, optax.incremental_update(new_params, state.average, share))
 
   return optax.GradientTransformation(init, update)

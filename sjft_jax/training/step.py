@@ -1,8 +1,8 @@
 """The training step and the prediction, each a pure function mapped once over the devices.
 
-`apply` is a joint network's: `apply({'params', 'batch_stats'}, images, train=False)` gives
+`apply` is that of a joint network: `apply({'params', 'batch_stats'}, images, train=False)` returns
 `{'target': logits, 'source': logits}`; in training it also takes `is_source`, `mutable` and `rngs`,
-and gives the new batch statistics too.
+and returns the new batch statistics too.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,14 @@ Metrics = dict[str, tuple[Float[Array, ''], Int32[Array, '']]]
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """Everything a step changes, as arrays only."""
+  """Everything that a step changes, as arrays only.
+
+  Attributes:
+    step: steps taken so far.
+    params: parameters {'trunk', 'target', 'source'}.
+    batch_stats: running statistics of batch norm; empty without.
+    opt_state: state of the optimizer.
+  """
 
   step: Int32[Array, '']
   params: PyTree
@@ -36,7 +43,7 @@ class TrainState(flax.struct.PyTreeNode):
 def create_state(
   *, params: PyTree, batch_stats: PyTree, optimizer: optax.GradientTransformation
 ) -> TrainState:
-  """The state before the first step."""
+  """Create the state before the first step."""
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
@@ -45,153 +52,61 @@ def create_state(
   )
 
 
-def with_ema_params(state: TrainState) -> TrainState:
-  """The state to evaluate: with the parameters' average, if the optimizer keeps one.
-
-  Batch statistics stay as they are: running averages already. Replicated or not, nothing is
-  computed or copied; the step must not consume `state` while the result is in use.
-  """
-  return state.replace(params=ema_params(state.opt_state, state.params))
-
-
-def replicate(tree: PyTree, num_devices: int | None = None) -> PyTree:
-  """A copy of `tree` for each of this process's first `num_devices` devices (default: all)."""
-  devices = np.arange(num_devices or jax.local_device_count())
-  # The same axis name as the step's: arrays of another would make it compile a second time.
-  return jax.pmap(lambda _, tree: tree, axis_name='batch', in_axes=(0, None))(devices, tree)
-
-
-def unreplicate(tree: PyTree) -> PyTree:
-  """The copy on this process's first device, as numpy arrays."""
-  # Not x[0], which is compiled for every shape; and copied, for the next step takes the memory.
-  return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data).squeeze(0), tree)
-
-
-def local_pairs(batch_size: int, accumulation: int) -> np.ndarray:
-  """Which pairs of a batch this process's devices take, in the order of `shard_batch`."""
-  of_processes = np.arange(batch_size).reshape(accumulation, jax.process_count(), -1)
-  return of_processes[:, jax.process_index()].ravel()
-
-
-def shard_batch(
-  batch: dict[str, np.ndarray], *, accumulation: int, num_devices: int | None = None
-) -> dict[str, np.ndarray]:
-  """Leaves `[images, ...]` as `[device, micro_batch, image, ...]`, for `make_train_step`.
-
-  Micro-batches are consecutive runs of images, and so are the devices' parts of one, hence a
-  micro-batch holds the same images (and batch norm sees the same mixture) on any number of
-  devices. A target image and its neighbour should therefore stand side by side.
-
-  Raises:
-    ValueError: the images cannot be divided evenly.
-  """
-  devices = num_devices or jax.local_device_count()
-  (images,) = {len(leaf) for leaf in batch.values()}
-  if images % (devices * accumulation):
-    raise ValueError(
-      f'{images} images a step do not divide by {devices} devices × {accumulation} micro-batches; '
-      'change training.batch_size or training.accumulation'
-    )
-  return {
-    name: leaf.reshape(accumulation, devices, -1, *leaf.shape[1:]).swapaxes(0, 1)
-    for name, leaf in batch.items()
-  }
-
-
-def scan_micro_batches(
-  body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
-  carry: PyTree,
-  micro_batches: dict[str, Array],
-) -> tuple[PyTree, PyTree]:
-  """`lax.scan` over micro-batches, written out on CPU.
-
-  XLA's CPU compiler lays the gradients of convolutions out well only outside loops (ten times
-  faster, and a scan of length one is a loop to it). Elsewhere a loop compiles in the time of one
-  pass, which matters for a deep network.
-  """
-  if jax.default_backend() != 'cpu':
-    return jax.lax.scan(body, carry, micro_batches)
-  results = []
-  for i in range(len(micro_batches['image'])):
-    part = {name: leaf[i] for name, leaf in micro_batches.items()}
-    if i:
-      # Each waits for the one before, else their activations are planned to be there at once. The
-      # compiler drops barriers: so the images depend on the carry, by a zero unless that is NaN.
-      leaves = [jnp.ravel(leaf)[0].astype(jnp.float32) for leaf in jax.tree.leaves(carry)]
-      part['image'] += jnp.isnan(sum(leaves)).astype(part['image'].dtype)
-    carry, result = body(carry, part)
-    results.append(result)
-  return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
-
-
 def make_train_step(
   apply: Callable[..., Any],
   optimizer: optax.GradientTransformation,
   seed: int,
   loss_options: LossOptions,
 ) -> CompiledFunction:
-  """One optimizer update from the joint loss: `step(state, batch) -> state, metrics`.
+  """Make the training step: one optimizer update from the gradient of the joint loss.
 
-  The returned step takes a replicated state (and consumes it) and a batch with leaves
-  `[device, micro_batch, image, ...]`: 'image' uint8, 'label' int32 in the image's own label
-  space, 'is_source' bool, and for a multi-label source 'multi_hot' bool [..., class], the classes in
-  each source image; there, an image counts as classified if its likeliest class is among them.
-  Gradients are summed over micro-batches and devices of a loss that is a mean over the whole step;
-  batch statistics are updated in every micro-batch, as in the released code. Dropout's key is a
-  function of seed, state.step and the micro-batch's number, the same on every device. Metrics are
-  '{target,source}_{loss,accuracy}' as (sum, count) over the whole step, and 'gradient_norm', the
-  Euclidean norm of the joint loss's gradient (without weight decay), as (norm, 1).
+  Gradients of a loss that is a mean over the whole step are summed over micro-batches and devices.
+  Batch statistics are updated in every micro-batch, as in the released code. The key of dropout is
+  a function of seed, state.step and the number of the micro-batch, the same on every device.
+
+  Args:
+    apply: see the module's description.
+    optimizer: of the parameters.
+    seed: of dropout.
+    loss_options: weights of the domains and label smoothing.
+
+  Returns:
+    `train_step(state, batch) -> (state, metrics)`. It consumes the replicated state. The batch has
+    leaves `[device, micro_batch, image, ...]`: 'image' uint8, 'label' int32 in the label space of
+    the image's own domain, 'is_source' bool, and for a multi-label source 'multi_hot' bool
+    [..., class], the classes in each source image. Metrics are '{target,source}_{loss,accuracy}' as
+    (sum, count) over the whole step, and 'gradient_norm', the Euclidean norm of the joint loss's
+    gradient (without weight decay), as (norm, 1).
   """
 
-  def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
+  def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     num_source = jax.lax.psum(jnp.sum(batch['is_source']), 'batch')
     num_target = jax.lax.psum(jnp.sum(~batch['is_source']), 'batch')
 
-    def loss(
-      params: PyTree, batch_stats: PyTree, part: dict[str, Array], dropout: PRNGKeyArray
-    ) -> tuple[Array, Any]:
-      logits, updates = apply(
-        {'params': params, 'batch_stats': batch_stats},
-        part['image'],
-        train=True,
-        is_source=part['is_source'],
-        mutable=['batch_stats'],
-        rngs={'dropout': dropout},
-      )
-      value, sums = joint_loss(
-        logits,
-        part['label'],
-        part['is_source'],
-        part.get('multi_hot'),
+    def accumulate(
+      carry: tuple[PyTree, PyTree], micro_batch: dict[str, Array]
+    ) -> tuple[tuple[PyTree, PyTree], PyTree]:
+      gradients, batch_stats = carry
+      new_gradients, (batch_stats, sums) = jax.grad(_micro_batch_loss, has_aux=True)(
+        state.params,
+        batch_stats,
+        micro_batch,
+        apply=apply,
+        dropout_key=jax.random.fold_in(key, micro_batch['number']),
         num_target=num_target,
         num_source=num_source,
         options=loss_options,
       )
-      for domain, members in (('target', ~part['is_source']), ('source', part['is_source'])):
-        likeliest = jnp.argmax(logits[domain], axis=-1)
-        hits = likeliest == part['label']
-        if domain == 'source' and 'multi_hot' in part:
-          hits = jnp.take_along_axis(part['multi_hot'], likeliest[:, None], axis=1)[:, 0]
-        sums[f'{domain}_hits'] = jnp.sum(hits & members).astype(jnp.float32)
-      return value, (updates.get('batch_stats', {}), sums)
-
-    def accumulate(
-      carry: tuple[PyTree, PyTree], part: dict[str, Array]
-    ) -> tuple[tuple[PyTree, PyTree], PyTree]:
-      gradients, batch_stats = carry
-      more, (batch_stats, sums) = jax.grad(loss, has_aux=True)(
-        state.params, batch_stats, part, jax.random.fold_in(key, part['number'])
-      )
-      return (jax.tree.map(jnp.add, gradients, more), batch_stats), sums
+      return (jax.tree.map(jnp.add, gradients, new_gradients), batch_stats), sums
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     micro_batches = batch | {'number': jnp.arange(len(batch['image']))}
     (gradients, batch_stats), sums = scan_micro_batches(
       accumulate, (zeros, state.batch_stats), micro_batches
     )
-    # Each device's loss is its share of one mean, so the shares' gradients add up.
-    if jax.lax.axis_size('batch') > 1:  # One device's sum would still be a copy.
+    # Each device's loss is its contribution to one mean, so the gradients add up.
+    if jax.lax.axis_size('batch') > 1:  # The sum over one device would still be a copy.
       gradients = jax.lax.psum(gradients, 'batch')
     batch_stats = jax.lax.pmean(batch_stats, 'batch')
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -209,16 +124,92 @@ def make_train_step(
     )
     return state, metrics
 
-  return CompiledFunction(jax.pmap(step, axis_name='batch', out_axes=(0, None), donate_argnums=0))
+  return CompiledFunction(
+    jax.pmap(train_step, axis_name='batch', out_axes=(0, None), donate_argnums=0)
+  )
 
 
-def make_predict(
+def _micro_batch_loss(
+  params: PyTree,
+  batch_stats: PyTree,
+  micro_batch: dict[str, Array],
+  *,
   apply: Callable[..., Any],
-) -> CompiledFunction:
-  """`predict(state, images)`: the target head's softmax probabilities, in evaluation mode.
+  dropout_key: PRNGKeyArray,
+  num_target: Int32[Array, ''],
+  num_source: Int32[Array, ''],
+  options: LossOptions,
+) -> tuple[Float[Array, ''], tuple[PyTree, dict[str, Float[Array, '']]]]:
+  """Compute a micro-batch's contribution to the loss; and its batch statistics and metric sums."""
+  is_source, multi_hot = micro_batch['is_source'], micro_batch.get('multi_hot')
+  logits, updates = apply(
+    {'params': params, 'batch_stats': batch_stats},
+    micro_batch['image'],
+    train=True,
+    is_source=is_source,
+    mutable=['batch_stats'],
+    rngs={'dropout': dropout_key},
+  )
+  loss, sums = joint_loss(
+    logits,
+    micro_batch['label'],
+    is_source,
+    multi_hot,
+    num_target=num_target,
+    num_source=num_source,
+    options=options,
+  )
+  for domain, members in (('target', ~is_source), ('source', is_source)):
+    likeliest = jnp.argmax(logits[domain], axis=-1)
+    hits = likeliest == micro_batch['label']
+    if domain == 'source' and multi_hot is not None:
+      # Of several classes in an image, the likeliest may be any.
+      hits = jnp.take_along_axis(multi_hot, likeliest[:, None], axis=1)[:, 0]
+    sums[f'{domain}_hits'] = jnp.sum(hits & members).astype(jnp.float32)
+  return loss, (updates.get('batch_stats', {}), sums)
 
-  From a replicated state and uint8 images `[device, image, height, width, 3]`, `[device, image,
-  class]`.
+
+def scan_micro_batches(
+  body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+  carry: PyTree,
+  micro_batches: dict[str, Array],
+) -> tuple[PyTree, PyTree]:
+  """Do what `jax.lax.scan` does, with the loop written out on CPUs.
+
+  XLA's CPU compiler lays the gradients of convolutions out well only outside loops (ten times
+  faster, and a scan of length one is a loop to it). Elsewhere a loop compiles in the time of one
+  pass, which matters for a deep network.
+
+  Args:
+    body: (carry, micro-batch) -> (carry, result).
+    carry: before the first micro-batch.
+    micro_batches: leaves [micro_batch, ...], among them 'image'.
+
+  Returns:
+    The last carry and the stacked results.
+  """
+  if jax.default_backend() != 'cpu':
+    return jax.lax.scan(body, carry, micro_batches)
+  results = []
+  for i in range(len(micro_batches['image'])):
+    micro_batch = {name: leaf[i] for name, leaf in micro_batches.items()}
+    if i:
+      # Each micro-batch must wait for the one before, or else XLA plans memory for the activations
+      # of all at once. The compiler drops optimization barriers; so the images depend on the carry,
+      # through a zero (unless the carry is NaN).
+      leaves = [jnp.ravel(leaf)[0].astype(jnp.float32) for leaf in jax.tree.leaves(carry)]
+      micro_batch['image'] += jnp.isnan(sum(leaves)).astype(micro_batch['image'].dtype)
+    carry, result = body(carry, micro_batch)
+    results.append(result)
+  return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+
+def make_predict(apply: Callable[..., Any]) -> CompiledFunction:
+  """Make the prediction: softmax probabilities of the target head, in evaluation mode.
+
+  Returns:
+    `predict(state, images)`, from a replicated state and uint8 images `[device, image, height,
+    width, 3]` to probabilities `[device, image, class]`.
   """
 
   def predict(state: TrainState, images: UInt8[Array, 'b h w 3']) -> Float[Array, 'b classes']:
@@ -226,3 +217,64 @@ def make_predict(
     return jax.nn.softmax(apply(variables, images, train=False)['target'])
 
   return CompiledFunction(jax.pmap(predict, axis_name='batch'))
+
+
+def with_ema_params(state: TrainState) -> TrainState:
+  """Return the state to evaluate: with the parameters' average, if the optimizer keeps one.
+
+  Batch statistics stay as they are, for they are running averages already. Nothing is computed or
+  copied, so the training step must not consume `state` while the result is in use.
+
+  Args:
+    state: replicated or not.
+  """
+  return state.replace(params=ema_params(state.opt_state, state.params))
+
+
+def replicate(tree: PyTree, num_devices: int | None = None) -> PyTree:
+  """Copy `tree` to each of this process's first `num_devices` devices (None: all)."""
+  devices = np.arange(num_devices or jax.local_device_count())
+  # The axis has the name of the step's: arrays of another would make the step compile again.
+  return jax.pmap(lambda _, tree: tree, axis_name='batch', in_axes=(0, None))(devices, tree)
+
+
+def unreplicate(tree: PyTree) -> PyTree:
+  """Copy the replica on this process's first device to the host, as numpy arrays."""
+  # x[0] would be compiled for every shape. np.array copies, since the next step reuses the memory.
+  return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data).squeeze(0), tree)
+
+
+def local_pairs(batch_size: int, accumulation: int) -> np.ndarray:
+  """Return which pairs of a batch this process's devices take, in the order of `shard_batch`."""
+  pairs = np.arange(batch_size).reshape(accumulation, jax.process_count(), -1)
+  return pairs[:, jax.process_index()].ravel()
+
+
+def shard_batch(
+  batch: dict[str, np.ndarray], *, accumulation: int, num_devices: int | None = None
+) -> dict[str, np.ndarray]:
+  """Reshape leaves `[image, ...]` to `[device, micro_batch, image, ...]`, for the training step.
+
+  Micro-batches are consecutive runs of images, and so are the devices' parts of one. Hence a
+  micro-batch holds the same images (and batch norm sees the same mixture) on any number of
+  devices. A target image and its neighbour should therefore stand side by side.
+
+  Args:
+    batch: the images of this process.
+    accumulation: micro-batches in a step.
+    num_devices: of this process; None: all.
+
+  Raises:
+    ValueError: the images cannot be divided evenly.
+  """
+  devices = num_devices or jax.local_device_count()
+  (images,) = {len(leaf) for leaf in batch.values()}
+  if images % (devices * accumulation):
+    raise ValueError(
+      f'{images} images cannot be divided among {devices} devices and accumulation={accumulation} '
+      'micro-batches; change the batch size or accumulation'
+    )
+  return {
+    name: leaf.reshape(accumulation, devices, -1, *leaf.shape[1:]).swapaxes(0, 1)
+    for name, leaf in batch.items()
+  }

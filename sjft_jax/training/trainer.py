@@ -1,4 +1,13 @@
-"""One training run: its step, its batches, its checkpoints and its log."""
+"""Train a network: a `Trainer` holds what it takes, and its `OpenRun` trains.
+
+An example:
+
+  make_trainer = TrainerFactory(workdir, fingerprint, domains, network, variables)
+  trainer = make_trainer('arms/rounds', config)
+  with trainer.open(variables) as run:  # It goes on from the newest checkpoint, if there is one.
+    run.train(trainer.pairs(subset, round_=0), stop=3200)
+    run.save_network(directory)
+"""
 
 import contextlib
 import functools
@@ -15,19 +24,20 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sjft_jax.data import transforms
-from sjft_jax.data.dataset import Domains
+from sjft_jax.data.dataset import Dataset, Domains
 from sjft_jax.data.loader import num_loaders, prefetch
 from sjft_jax.data.pairs import Pairs
 from sjft_jax.data.sampler import Sampler
 from sjft_jax.models.joint import Joint
-from sjft_jax.runtime import artifacts, console, distributed, memory
+from sjft_jax.runtime import console, distributed, memory
 from sjft_jax.runtime.compilation import CompiledFunction
 from sjft_jax.selection.subset import Subset
-from sjft_jax.training import loss_guard, optimizer, step
-from sjft_jax.training.accumulation import choose_accumulation, training_hint
+from sjft_jax.training import optimizer, step
+from sjft_jax.training.accumulation import load_or_choose_accumulation, training_hint
 from sjft_jax.training.checkpoints import Checkpoints
 from sjft_jax.training.evaluation import EvaluationOptions, Evaluator
-from sjft_jax.training.loop import Progress, Sums, fit
+from sjft_jax.training.loop import Progress, fit
+from sjft_jax.training.loss_guard import LossGuard
 from sjft_jax.training.losses import LossOptions
 from sjft_jax.training.metric_writer import LoggingOptions, MetricWriter
 from sjft_jax.training.optimizer import SolverOptions
@@ -36,7 +46,22 @@ from sjft_jax.training.throughput import ThroughputMeter, with_seconds
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-  """The section `training` of the configuration (see `config.default`)."""
+  """The section `training` of the configuration.
+
+  Attributes:
+    steps: optimizer updates of all rounds together.
+    batch_size: target images a step; each brings one neighbour along.
+    accumulation: micro-batches in a step; 0: the fewest that fit in memory.
+    class_balanced: draw every class equally often.
+    class_cap: most images of a class in a micro-batch; 0: no limit.
+    oversample_hard: draw an image K_i / K0 times an epoch.
+    augment: kind of augmentation (see `transforms.augment`).
+    restart_schedule: start every round with a fresh optimizer and schedule.
+    keep_rounds: keep the network that each round ends with.
+    max_loss: nats; a step's loss above it ends the run. 0: no limit.
+    checkpoint_every: steps between checkpoints.
+    workers: processes that load batches; 0: threads of this one.
+  """
 
   steps: int
   batch_size: int
@@ -51,17 +76,25 @@ class TrainingOptions:
   checkpoint_every: int
   workers: int
 
+  def schedule_steps(self, rounds: int) -> int:
+    """Return the length of the learning-rate schedule, in steps, in a training of `rounds`."""
+    return -(-self.steps // rounds) if self.restart_schedule else self.steps
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptions:
-  """The section `pretrain` of the configuration."""
+  """The section `pretrain` of the configuration.
+
+  Attributes:
+    steps: optimizer updates of the trunk on the source alone; 0: none.
+  """
 
   steps: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trainer:
-  """What one run trains with, and where it leaves its artifacts.
+  """How one network is trained, and where its artifacts are.
 
   Attributes:
     directory: of its checkpoints and its log.
@@ -70,7 +103,8 @@ class Trainer:
     train_step: see `step.make_train_step`.
     optimizer: the one in `train_step`.
     evaluator: predicts data sets.
-    options: how it trains.
+    options: the options of training; the number of micro-batches is chosen.
+    logging: the options of the log.
     config: all options by section, for the log and for messages.
     seed: of order, neighbours and augmentation.
   """
@@ -82,6 +116,7 @@ class Trainer:
   optimizer: optax.GradientTransformation
   evaluator: Evaluator
   options: TrainingOptions
+  logging: LoggingOptions
   config: dict[str, Any]
   seed: int
 
@@ -92,12 +127,13 @@ class Trainer:
     repeats: np.ndarray | None = None,
     batches: type[Pairs] = Pairs,
   ) -> Pairs:
-    """Return the batches of a round, of the class `batches`.
+    """Return the batches of a round.
 
     Args:
       subset: the source images that may be drawn; None: target images alone.
-      round_: the round's number, from 0.
-      repeats: [target], how often an epoch repeats each image where hard ones are oversampled.
+      round_: the number of the round, from 0.
+      repeats: [target], how often each image comes in an epoch, if hard images are oversampled.
+      batches: the class of the batches.
     """
     options, size = self.options, self.evaluator.size
     return batches(
@@ -124,7 +160,7 @@ class Trainer:
 
   @contextlib.contextmanager
   def open(self, variables: dict[str, Any]) -> Iterator['OpenRun']:
-    """Open the run's checkpoints and log, and restore the newest checkpoint.
+    """Open the checkpoints and the log, and restore the newest checkpoint.
 
     Args:
       variables: 'params' and 'batch_stats' to start from if there is no checkpoint.
@@ -137,16 +173,23 @@ class Trainer:
         self.directory,
         name=self.directory.name,
         step=progress.step,
+        options=self.logging,
         is_writing=distributed.is_lead_host(),
         config=self.config,
-        options=LoggingOptions(**self.config['logging']),
       ) as writer:
         yield OpenRun(self, progress, checkpoints, writer)
 
 
 @dataclass
 class OpenRun:
-  """A run with its checkpoints and its log open: `progress` moves on with every `train`."""
+  """A training run, with its checkpoints and its log open.
+
+  Attributes:
+    trainer: how it trains.
+    progress: how far it has come; `train` moves it on.
+    checkpoints: of the states on the way.
+    writer: of the log.
+  """
 
   trainer: Trainer
   progress: Progress
@@ -154,28 +197,26 @@ class OpenRun:
   writer: MetricWriter
 
   def train(self, pairs: Pairs, stop: int) -> None:
-    """Train up to step `stop` and leave a checkpoint there.
+    """Train up to step `stop` and save a checkpoint there.
 
     Raises:
       FloatingPointError: a loss is not finite or too large (see `loss_guard`).
-      OutOfMemoryError: with the option to change.
+      OutOfMemoryError: memory ran out; the message says which option to change.
       Stopped: the process was asked to stop.
     """
     trainer, options = self.trainer, self.trainer.options
     meter = ThroughputMeter(pairs.images_per_batch, num_loaders(options.workers))
     loaded = prefetch(with_seconds(pairs), self.progress.step, stop, workers=options.workers)
-
-    def check_metrics(number: int, metrics: Sums) -> None:
-      bad = loss_guard.first_nonfinite([(number, metrics)], max_loss=options.max_loss)
-      if bad:
-        raise loss_guard.bad_step_error(
-          bad,
-          max_loss=options.max_loss,
-          checkpoints=self.checkpoints.steps(),
-          images=pairs.names,
-          directory=trainer.directory,
-        )
-
+    batches = (
+      step.shard_batch(batch, accumulation=options.accumulation)
+      for batch in meter.watch_batches(loaded)
+    )
+    guard = LossGuard(
+      max_loss=options.max_loss,
+      checkpoints=self.checkpoints.steps,
+      images=pairs.names,
+      directory=trainer.directory,
+    )
     what = f'training in {options.accumulation} micro-batches of {options.batch_size} pairs a step'
     hint = training_hint(
       accumulation=options.accumulation,
@@ -189,25 +230,22 @@ class OpenRun:
       memory.explain_oom(what, hint),
     ):
       self.progress = fit(
-        meter.step(train_step),
+        meter.watch_step(train_step),
         self.progress,
-        (
-          step.shard_batch(batch, accumulation=options.accumulation)
-          for batch in meter.batches(loaded)
-        ),
+        batches,
         stop=stop,
         checkpoints=self.checkpoints,
         checkpoint_every=options.checkpoint_every,
         writer=self.writer,
         meter=meter,
-        check_metrics=check_metrics,
+        check_metrics=guard,
         advance=advance,
       )
 
   def network(self) -> dict[str, Any]:
     """Return 'params' (their moving average, if there is one) and 'batch_stats' as numpy arrays."""
-    trained = step.unreplicate(step.with_ema_params(self.progress.state))
-    return {'params': trained.params, 'batch_stats': trained.batch_stats}
+    state = step.with_ema_params(self.progress.state)
+    return step.unreplicate({'params': state.params, 'batch_stats': state.batch_stats})
 
   def save_network(self, directory: epath.Path) -> None:
     """Save the network of this moment as a checkpoint of its own."""
@@ -215,7 +253,7 @@ class OpenRun:
       checkpoints.save(self.progress.step, self.network(), {})
 
   def reset_optimizer(self) -> None:
-    """Keep the network and start the optimizer and its schedule anew."""
+    """Start the optimizer and its schedule anew, from the network of this moment."""
     state = self.progress.state
     reset = functools.partial(optimizer.reset_opt_state, self.trainer.optimizer)
     opt_state = jax.pmap(reset, axis_name='batch')(state.opt_state, state.params)
@@ -223,7 +261,7 @@ class OpenRun:
 
 
 class TrainerFactory:
-  """Makes the trainers of one network; those with the same solver and loss share a compiled step.
+  """Make the trainers of one network; those with equal solver and loss share a compiled step.
 
   Args:
     workdir: the work directory of the whole run.
@@ -243,79 +281,64 @@ class TrainerFactory:
   ):
     self._workdir, self._fingerprint, self._domains = workdir, fingerprint, domains
     self._network, self._variables = network, variables
-    self._predict = step.make_predict(network.apply)
-    self._steps: dict[Any, Any] = {}
+    self._predict_step = step.make_predict(network.apply)
+    self._train_steps: dict[tuple[SolverOptions, LossOptions, int], CompiledFunction] = {}
 
   def __call__(self, directory: str, config: ConfigDict) -> Trainer:
-    """Return the trainer for `directory` below the work directory, with these options.
+    """Make a trainer.
+
+    Args:
+      directory: of its artifacts, below the work directory.
+      config: all options; see `config.default`.
 
     Raises:
       OutOfMemoryError: training.accumulation=0, and no number of micro-batches fits.
     """
     options = TrainingOptions(**config.training)
-    solver_options, loss = SolverOptions(**config.solver), LossOptions(**config.loss)
-    rounds = config.selection.rounds if options.restart_schedule else 1
-    schedule_steps = -(-options.steps // rounds)
+    solver_options, loss_options = SolverOptions(**config.solver), LossOptions(**config.loss)
+    size = transforms.ImageSize(**config.images)
+    schedule_steps = options.schedule_steps(config.selection.rounds)
     solver = optimizer.sgd(schedule_steps, solver_options)
     # Only a cosine depends on the number of steps.
-    key = solver_options, loss, schedule_steps if solver_options.schedule == 'cosine' else 0
-    if key not in self._steps:
-      self._steps[key] = step.make_train_step(self._network.apply, solver, config.seed, loss)
-    size = transforms.ImageSize(**config.images)
+    cosine_steps = schedule_steps if solver_options.schedule == 'cosine' else 0
+    key = solver_options, loss_options, cosine_steps
+    if key not in self._train_steps:
+      self._train_steps[key] = step.make_train_step(
+        self._network.apply, solver, config.seed, loss_options
+      )
+    train_step = self._train_steps[key]
     if not options.accumulation:
-      chosen = self._choose_accumulation(self._steps[key], solver, options.batch_size, size)
-      options = replace(options, accumulation=chosen)
+      # Trainers with batches of one size share the number.
+      accumulation = load_or_choose_accumulation(
+        self._workdir / f'accumulation.{options.batch_size}.json',
+        train_step,
+        jax.eval_shape(lambda: step.create_state(**self._variables, optimizer=solver)),
+        _batch_shapes(self._domains.source, options.batch_size, size.crop),
+        batch_size=options.batch_size,
+      )
+      options = replace(options, accumulation=accumulation)
     return Trainer(
       directory=self._workdir / directory,
       fingerprint=self._fingerprint,
       domains=self._domains,
-      train_step=self._steps[key],
+      train_step=train_step,
       optimizer=solver,
-      evaluator=Evaluator(self._predict, size, EvaluationOptions(**config.evaluation)),
+      evaluator=Evaluator(self._predict_step, size, EvaluationOptions(**config.evaluation)),
       options=options,
+      logging=LoggingOptions(**config.logging),
       config=json.loads(config.to_json()),
       seed=config.seed,
     )
 
-  def _choose_accumulation(
-    self,
-    train_step: CompiledFunction,
-    solver: optax.GradientTransformation,
-    batch_size: int,
-    size: transforms.ImageSize,
-  ) -> int:
-    """Return the fewest micro-batches that fit in memory.
 
-    They decide batch statistics, so the choice is kept in the work directory; trainers with batches
-    of one size share it.
-    """
-    path = self._workdir / f'accumulation.{batch_size}.json'
-    if path.exists():
-      chosen: int = json.loads(path.read_text())
-      return chosen
-    chosen = choose_accumulation(
-      train_step,
-      jax.eval_shape(lambda: step.create_state(**self._variables, optimizer=solver)),
-      self._batch_shapes(2 * batch_size // jax.process_count(), size),
-      batch_size=batch_size,
-      num_devices=jax.device_count(),
-      limit=float(distributed.all_gather(np.array(memory.available_bytes(), np.float32)).min()),
-    )
-    artifacts.write_json(path, chosen)
-    distributed.barrier()  # All processes find it there, or none does.
-    return chosen
-
-  def _batch_shapes(
-    self, images: int, size: transforms.ImageSize
-  ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shapes of a joint batch; no other batch is larger."""
-    shapes = {
-      'image': jax.ShapeDtypeStruct((images, size.crop, size.crop, 3), jnp.uint8),
-      'label': jax.ShapeDtypeStruct((images,), jnp.int32),
-      'is_source': jax.ShapeDtypeStruct((images,), jnp.bool_),
-    }
-    source = self._domains.source
-    if source.labels.ndim > 1:
-      shown = (images, len(source.classes))
-      shapes['multi_hot'] = jax.ShapeDtypeStruct(shown, jnp.bool_)
-    return shapes
+def _batch_shapes(source: Dataset, pairs: int, crop: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Return the shapes of this process's part of a joint batch; no other batch is larger."""
+  images = 2 * pairs // jax.process_count()
+  shapes = {
+    'image': jax.ShapeDtypeStruct((images, crop, crop, 3), jnp.uint8),
+    'label': jax.ShapeDtypeStruct((images,), jnp.int32),
+    'is_source': jax.ShapeDtypeStruct((images,), jnp.bool_),
+  }
+  if source.labels.ndim > 1:
+    shapes['multi_hot'] = jax.ShapeDtypeStruct((images, len(source.classes)), jnp.bool_)
+  return shapes

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,14 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sjft_jax.training.losses import cross_entropy_sum, joint_loss
+from sjft_jax.training.losses import LossOptions, cross_entropy_sum, joint_loss
 
 NUM_CLASSES = {'target': 3, 'source': 7}
 IMAGES = 6
+EQUAL_WEIGHTS = LossOptions(target_weight=1.0, source_weight=1.0)
 
 
 def loss_oracle(logits, labels, is_source, weights, smoothing=0.0):
-  """Image by image, in float64."""
+  """The definition, image by image, in float64."""
   total = 0.0
   for domain, weight in weights.items():
     losses = []
@@ -54,24 +57,23 @@ FLAGS = st.one_of(
   cut=st.sampled_from([1, IMAGES // 2]),
   smoothing=st.sampled_from([0.0, 0.1]),
 )
-def test_shares_add_up_to_the_definition(seed, is_source, cut, smoothing):
+def test_contributions_add_up_to_the_joint_loss(seed, is_source, cut, smoothing):
   logits, labels = draw_batch(seed, is_source)
-  weights = {'target_weight': 0.7, 'source_weight': 0.4}
+  options = LossOptions(target_weight=0.7, source_weight=0.4, label_smoothing=smoothing)
   counts = {
     'num_target': jnp.sum(jnp.asarray(~is_source)),
     'num_source': jnp.sum(jnp.asarray(is_source)),
   }
   total = 0.0
   for part in (slice(None, cut), slice(cut, None)):
-    share, sums = joint_loss(
+    contribution, sums = joint_loss(
       {d: jnp.asarray(x[part]) for d, x in logits.items()},
       jnp.asarray(labels[part]),
       jnp.asarray(is_source[part]),
       **counts,
-      **weights,
-      label_smoothing=smoothing,
+      options=options,
     )
-    total += float(share)
+    total += float(contribution)
     for domain, members in (('target', ~is_source[part]), ('source', is_source[part])):
       assert members.any() or float(sums[domain]) == 0
   expected = loss_oracle(logits, labels, is_source, {'target': 0.7, 'source': 0.4}, smoothing)
@@ -81,7 +83,7 @@ def test_shares_add_up_to_the_definition(seed, is_source, cut, smoothing):
 @pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 999), is_source=FLAGS)
-def test_each_image_moves_its_own_head_only(seed, is_source):
+def test_gradient_of_an_image_reaches_only_the_head_of_its_domain(seed, is_source):
   logits, labels = draw_batch(seed, is_source)
   gradient = jax.grad(
     lambda logits: joint_loss(
@@ -90,16 +92,15 @@ def test_each_image_moves_its_own_head_only(seed, is_source):
       jnp.asarray(is_source),
       num_target=jnp.int32(IMAGES),
       num_source=jnp.int32(IMAGES),
-      target_weight=1.0,
-      source_weight=1.0,
+      options=EQUAL_WEIGHTS,
     )[0]
   )({d: jnp.asarray(x) for d, x in logits.items()})
   for domain, members in (('target', ~is_source), ('source', is_source)):
-    moved = np.abs(gradient[domain]).max(axis=1) > 0
-    np.testing.assert_array_equal(moved, members)
+    has_gradient = np.abs(gradient[domain]).max(axis=1) > 0
+    np.testing.assert_array_equal(has_gradient, members)
 
 
-def test_labels_outside_the_mask_may_be_anything():
+def test_labels_outside_the_mask_are_ignored():
   logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
   mask = jnp.array([True, False, False])
   value, gradient = jax.value_and_grad(cross_entropy_sum)(
@@ -112,31 +113,29 @@ def test_labels_outside_the_mask_may_be_anything():
 
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 999), is_source=FLAGS, smoothing=st.sampled_from([0.0, 0.2]))
-def test_a_multi_label_source_has_the_likelihood_of_independent_classes(seed, is_source, smoothing):
+def test_multi_label_loss_is_the_likelihood_of_independent_classes(seed, is_source, smoothing):
   logits, labels = draw_batch(seed, is_source)
-  shown = np.random.default_rng(seed).random((IMAGES, NUM_CLASSES['source'])) < 0.3
-  shown &= is_source[:, None]
+  multi_hot = np.random.default_rng(seed).random((IMAGES, NUM_CLASSES['source'])) < 0.3
+  multi_hot &= is_source[:, None]
   _, sums = joint_loss(
     {d: jnp.asarray(x) for d, x in logits.items()},
     jnp.asarray(np.where(is_source, 0, labels)),
     jnp.asarray(is_source),
-    jnp.asarray(shown),
+    jnp.asarray(multi_hot),
     num_target=jnp.int32(IMAGES),
     num_source=jnp.int32(IMAGES),
-    target_weight=1.0,
-    source_weight=1.0,
-    label_smoothing=smoothing,
+    options=dataclasses.replace(EQUAL_WEIGHTS, label_smoothing=smoothing),
   )
   p = 1 / (1 + np.exp(-logits['source'].astype(np.float64)))
-  # Of every class, smoothing's share is spread over shown and not shown.
-  q = np.where(shown, 1 - smoothing / 2, smoothing / 2)
+  # Smoothing spreads its share of every class over present and absent.
+  q = np.where(multi_hot, 1 - smoothing / 2, smoothing / 2)
   expected = -(q * np.log(p) + (1 - q) * np.log(1 - p))[is_source].sum()
   assert float(sums['source']) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.reference
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
-def test_smoothed_losses_and_their_gradients_are_torchs(smoothing):
+def test_smoothed_losses_and_gradients_match_torch(smoothing):
   import torch
 
   logits = np.random.default_rng(0).normal(0, 3, (5, 7)).astype(np.float32)

@@ -9,19 +9,19 @@ PREDICTED = np.array([0, 0, 3, 2, 3, 3])
 PROBABILITIES = np.full((6, 4), 0.1) + 0.6 * np.eye(4)[PREDICTED]
 
 
-def test_hand_computed_scores():
+def test_scores_match_hand_computed_ones():
   assert top1(PROBABILITIES, LABELS) == pytest.approx(4 / 6)
   assert mean_class_accuracy(PROBABILITIES, LABELS, 4) == pytest.approx((2 / 3 + 0 + 1) / 3)
 
 
-def test_balanced_classes_make_both_scores_one():
+def test_scores_agree_where_classes_are_balanced():
   random = np.random.default_rng(0)
   labels = np.repeat(np.arange(5), 8)
   probabilities = random.dirichlet(np.ones(5), len(labels))
   assert mean_class_accuracy(probabilities, labels, 5) == pytest.approx(top1(probabilities, labels))
 
 
-def test_labels_must_be_classes():
+def test_labels_outside_the_classes_are_refused():
   with pytest.raises(ValueError, match='3 classes'):
     mean_class_accuracy(PROBABILITIES[:, :3], LABELS, 3)
 
@@ -30,7 +30,7 @@ def one_hot(predicted, num_classes=3):
   return np.eye(num_classes, dtype=np.float32)[predicted]
 
 
-def test_paired_gain_by_hand():
+def test_paired_gain_matches_hand_computed_one():
   labels = np.array([0, 0, 0, 0, 1, 1])
   better = one_hot([0, 0, 0, 1, 1, 1])  # 3/4 and 2/2 of the two classes.
   baseline = one_hot([0, 0, 1, 1, 1, 2])  # 2/4 and 1/2.
@@ -42,12 +42,12 @@ def test_paired_gain_by_hand():
   assert error == pytest.approx(np.sqrt((3 / 16 / 4 + 1 / 4 / 2) / 4))
 
 
-def test_paired_gain_over_itself_is_exactly_nothing():
+def test_paired_gain_over_itself_is_exactly_zero():
   p = np.random.default_rng(0).dirichlet(np.ones(3), 20)
   assert paired_gain(p, p, np.arange(20) % 3) == (0.0, 0.0)
 
 
-def test_cross_entropy_by_hand_and_finite_at_zero():
+def test_cross_entropy_matches_hand_computed_one_and_is_finite_at_zero():
   p = np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], np.float32)
   expected = -(np.log(0.25) + np.log(0.8)) / 2
   assert cross_entropy(p, np.array([1, 2])) == pytest.approx(expected)

@@ -19,19 +19,19 @@ def rates(steps, **changes):
   return np.array([float(schedule(t)) for t in range(steps + 1)])
 
 
-def test_drops_come_after_every_so_many_steps():
+def test_step_schedule_drops_every_so_many_steps():
   expected = [0.01] * 3 + [0.005] * 3 + [0.0025] * 3 + [0.00125]
   np.testing.assert_allclose(rates(9), expected, rtol=1e-6)
 
 
-def test_warm_up_rises_linearly_and_leaves_the_drops_where_they_are():
+def test_warmup_rises_linearly_and_does_not_move_the_drops():
   warm = rates(12, warmup_steps=4)
   np.testing.assert_allclose(warm[:3], 0.01 * np.array([0.2, 0.4, 0.6]), rtol=1e-6)
   np.testing.assert_allclose(warm[3], 0.005 * 0.8, rtol=1e-6)
   np.testing.assert_allclose(warm[4:], rates(12)[4:], rtol=1e-6)
 
 
-def test_the_cosine_falls_from_the_full_rate_to_nothing():
+def test_cosine_falls_from_the_full_rate_to_zero():
   warm = rates(20, schedule='cosine', warmup_steps=5)
   np.testing.assert_allclose(warm[:5], 0.01 * np.arange(1, 6) / 6, rtol=1e-6)
   expected = 0.005 * (1 + np.cos(np.pi * np.arange(16) / 15))
@@ -44,24 +44,24 @@ def test_the_cosine_falls_from_the_full_rate_to_nothing():
 @pytest.mark.reference
 @pytest.mark.parametrize('warmup_steps', [0, 7])
 @pytest.mark.parametrize('schedule', ['step', 'cosine'])
-def test_rates_are_torchs(schedule, warmup_steps):
+def test_rates_match_torch(schedule, warmup_steps):
   import torch
-  from torch.optim import lr_scheduler as torchs
+  from torch.optim import lr_scheduler
 
   optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.01)
-  warmup = torchs.LinearLR(optimizer, 1 / (warmup_steps + 1), total_iters=warmup_steps)
+  warmup = lr_scheduler.LinearLR(optimizer, 1 / (warmup_steps + 1), total_iters=warmup_steps)
   if schedule == 'step':
-    scheduler = torchs.ChainedScheduler([warmup, torchs.StepLR(optimizer, 3, 0.5)])
+    scheduler = lr_scheduler.ChainedScheduler([warmup, lr_scheduler.StepLR(optimizer, 3, 0.5)])
   else:
-    cosine = torchs.CosineAnnealingLR(optimizer, 30 - warmup_steps)
-    scheduler = torchs.SequentialLR(optimizer, [warmup, cosine], [warmup_steps])
+    cosine = lr_scheduler.CosineAnnealingLR(optimizer, 30 - warmup_steps)
+    scheduler = lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [warmup_steps])
   expected = []
   for _ in range(30):
     expected += scheduler.get_last_lr()
     optimizer.step()
     scheduler.step()
-  ours = rates(30, schedule=schedule, warmup_steps=warmup_steps)[:30]
-  np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-8)
+  actual = rates(30, schedule=schedule, warmup_steps=warmup_steps)[:30]
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_rates_are_torchs(schedule, warmup_steps):
     ),
   ],
 )
-def test_depth_grows_from_the_image_to_the_heads(name, groups):
+def test_depth_groups_rise_from_the_image_to_the_heads(name, groups):
   network = joint.Joint(trunk.build_trunk(name=name), 2, 2)
   params = jax.eval_shape(lambda: joint.init(network, jax.random.key(0), 224))['params']
   assert set(params) == {'trunk', 'target', 'source'}
@@ -97,6 +97,6 @@ def test_depth_grows_from_the_image_to_the_heads(name, groups):
   assert depth_groups(params['trunk']) == expected
 
 
-def test_the_tenth_block_comes_after_the_ninth():
+def test_depth_groups_order_the_tenth_block_after_the_ninth():
   names = [f'stage3_block{j}' for j in range(1, 37)] + ['stage4_block1', 'stem']
   assert depth_groups(names) == dict(zip(names, [*range(1, 38), 0], strict=True))

@@ -20,17 +20,17 @@ class Clock:
 
 
 class Metrics:
-  """Of a step that ends at a known time."""
+  """Metrics of a step that ends at a known time."""
 
-  def __init__(self, clock, ends):
-    self.clock, self.ends = clock, ends
+  def __init__(self, clock, end):
+    self.clock, self.end = clock, end
 
   def block_until_ready(self):
-    self.clock.now = self.ends
+    self.clock.now = self.end
 
 
 class Observer:
-  """Waits in a time of its own, as a thread does."""
+  """An executor that waits in a time of its own, as a thread does."""
 
   def __init__(self, clock):
     self.clock = clock
@@ -41,86 +41,85 @@ class Observer:
     self.clock.now = now
 
 
-def simulate(loading, stepping, loaders=2, buffer=4, count=400, compiling=0.0):
-  """A loop whose batches take `loading` seconds in one of the loaders, and steps `stepping`.
-
-  Returns the meter and the images per second that went through the loop.
-  """
+def simulate(load_seconds, step_seconds, loaders=2, buffer=4, count=400, compile_seconds=0.0):
+  """Run a loop; return its meter and the images per second that went through it."""
   clock = Clock()
   meter = ThroughputMeter(IMAGES, loaders, clock=clock, observer=Observer(clock))
-  free = [0.0] * loaders  # When each loader can begin its next batch.
-  taken = [0.0] * buffer  # When each place of the buffer was free.
-  ended = 0.0
+  loader_free = [0.0] * loaders  # When each loader can begin its next batch.
+  slot_free = [0.0] * buffer  # When each slot of the buffer was emptied.
+  step_end = 0.0
 
   def batches():
     for number in range(count):
-      begins = max(heapq.heappop(free), taken[number % buffer])
-      heapq.heappush(free, begins + loading)
-      clock.now = max(clock.now, begins + loading)
-      taken[number % buffer] = clock.now
-      yield number, loading
+      start = max(heapq.heappop(loader_free), slot_free[number % buffer])
+      heapq.heappush(loader_free, start + load_seconds)
+      clock.now = max(clock.now, start + load_seconds)
+      slot_free[number % buffer] = clock.now
+      yield number, load_seconds
 
   def step(state, batch):
-    nonlocal ended
-    # The call returns at once; the devices begin when they are done with the step before.
-    ended = max(ended, clock.now) + stepping + (compiling if batch == 0 else 0)
-    return state, Metrics(clock, ended)
+    nonlocal step_end
+    # The call returns at once; the devices begin when the step before has ended.
+    step_end = max(step_end, clock.now) + step_seconds + (compile_seconds if batch == 0 else 0)
+    return state, Metrics(clock, step_end)
 
-  watched = meter.step(step)
-  for number, batch in enumerate(meter.batches(batches())):
-    assert watched('state', batch)[0] == 'state'
+  watched_step = meter.watch_step(step)
+  for number, batch in enumerate(meter.watch_batches(batches())):
+    assert watched_step('state', batch)[0] == 'state'
     if number % 10 == 9:  # The loop fetches the metrics.
-      clock.now = max(clock.now, ended)
-  return meter, IMAGES * count / ended
+      clock.now = max(clock.now, step_end)
+  return meter, IMAGES * count / step_end
 
 
-@given(loading=st.floats(0.01, 1), stepping=st.floats(0.01, 1), loaders=st.integers(1, 4))
-def test_both_rates_are_found_and_the_lower_one_is_that_of_the_loop(loading, stepping, loaders):
-  meter, through = simulate(loading, stepping, loaders)
-  assert meter.step_seconds == pytest.approx(stepping)
+@given(load_seconds=st.floats(0.01, 1), step_seconds=st.floats(0.01, 1), loaders=st.integers(1, 4))
+def test_rates_are_those_of_the_stages_and_the_lower_one_is_that_of_the_loop(
+  load_seconds, step_seconds, loaders
+):
+  meter, loop_rate = simulate(load_seconds, step_seconds, loaders)
+  assert meter.step_seconds == pytest.approx(step_seconds)
   rates = meter.rates()
-  assert rates['step_images_per_second'] == pytest.approx(IMAGES / stepping)
-  assert rates['loader_images_per_second'] == pytest.approx(IMAGES * loaders / loading)
-  assert min(rates.values()) == pytest.approx(through, rel=0.1)
+  assert rates['step_images_per_second'] == pytest.approx(IMAGES / step_seconds)
+  assert rates['loader_images_per_second'] == pytest.approx(IMAGES * loaders / load_seconds)
+  assert min(rates.values()) == pytest.approx(loop_rate, rel=0.1)
 
 
-def test_the_slower_stage_is_named():
-  meter, _ = simulate(loading=0.3, stepping=0.1)
+def test_note_names_the_slower_stage():
+  meter, _ = simulate(load_seconds=0.3, step_seconds=0.1)
   assert meter.note == ''
   meter.rates()
   assert meter.note == 'loading is the slower stage'
-  # In a loop that waits for its metrics every ten steps, batches are there when they are asked for.
-  meter, _ = simulate(loading=0.1, stepping=0.3)
+  # In a loop that waits for its metrics every ten steps, batches are loaded before they are needed.
+  meter, _ = simulate(load_seconds=0.1, step_seconds=0.3)
   meter.rates()
   assert meter.note == 'training is the slower stage'
 
 
-def test_compiling_does_not_count():
-  meter, _ = simulate(loading=0.01, stepping=0.1, compiling=1000.0)
+def test_rates_leave_out_the_step_that_compiles():
+  meter, _ = simulate(load_seconds=0.01, step_seconds=0.1, compile_seconds=1000.0)
   assert meter.rates()['step_images_per_second'] == pytest.approx(IMAGES / 0.1)
 
 
-def test_rates_are_of_the_time_since_they_were_last_asked_for():
+def test_rates_cover_the_time_since_the_last_call():
   clock = Clock()
   meter = ThroughputMeter(IMAGES, 2, clock=clock, observer=Observer(clock))
   ends = iter([1.0, 3.0, 5.0, 5.5])
-  step = meter.step(lambda state, batch: (state, Metrics(clock, next(ends))))
-  feed = meter.batches([('a', 4.0), ('b', 4.0), ('c', 4.0), ('d', 1.0)])
+  step = meter.watch_step(lambda state, batch: (state, Metrics(clock, next(ends))))
+  batches = meter.watch_batches([('a', 4.0), ('b', 4.0), ('c', 4.0), ('d', 1.0)])
 
-  def take():
-    step('state', next(feed))
+  def take_step():
+    step('state', next(batches))
     clock.now += 0.1
 
-  take()
+  take_step()
   assert meter.rates() == {'loader_images_per_second': pytest.approx(IMAGES / 2)}
-  assert meter.note == ''  # The first step tells nothing.
-  take()
-  take()
+  assert meter.note == ''  # The first step does not count.
+  take_step()
+  take_step()
   assert meter.rates() == {
     'loader_images_per_second': pytest.approx(2 * IMAGES / 4),
     'step_images_per_second': pytest.approx(2 * IMAGES / 4),
   }
-  take()
+  take_step()
   assert meter.rates() == {
     'loader_images_per_second': pytest.approx(IMAGES / 0.5),
     'step_images_per_second': pytest.approx(IMAGES / 0.5),
@@ -128,18 +127,18 @@ def test_rates_are_of_the_time_since_they_were_last_asked_for():
   assert meter.rates() == {}
 
 
-def test_idle_devices_are_no_part_of_a_step():
+def test_rates_leave_out_the_time_in_which_devices_idle():
   clock = Clock()
   meter = ThroughputMeter(IMAGES, 1, clock=clock, observer=Observer(clock))
   ends = iter([1.0, 102.0])
-  step = meter.step(lambda state, batch: (state, Metrics(clock, next(ends))))
+  step = meter.watch_step(lambda state, batch: (state, Metrics(clock, next(ends))))
   step('state', 'batch')
-  clock.now = 100.0  # A round's scoring.
+  clock.now = 100.0  # After the scoring of a round.
   step('state', 'batch')
   assert meter.rates() == {'step_images_per_second': pytest.approx(IMAGES / 2.0)}
 
 
-def test_real_steps_are_watched_in_a_thread_and_stay_what_they_were():
+def test_real_steps_are_measured_in_a_thread_with_the_same_results():
   devices = jax.local_device_count()
   observer = ThreadPoolExecutor(1)
   meter = ThroughputMeter(IMAGES, 2, observer=observer)
@@ -147,12 +146,12 @@ def test_real_steps_are_watched_in_a_thread_and_stay_what_they_were():
   def body(state, batch):
     return state + batch, {'target_loss': (jnp.sum(batch), jnp.int32(1))}
 
-  step = meter.step(jax.pmap(body, donate_argnums=0))
+  step = meter.watch_step(jax.pmap(body, donate_argnums=0))
   batches = map(with_seconds(lambda number: jnp.full((devices, 3), number, jnp.float32)), range(5))
   state = jnp.zeros((devices, 3))
-  for batch in meter.batches(batches):
+  for batch in meter.watch_batches(batches):
     state, metrics = step(state, batch)
-  observer.shutdown()  # Waits for it.
+  observer.shutdown()  # Wait for it.
   assert float(state[0, 0]) == 10
   assert float(metrics['target_loss'][0][0]) == 12
   rates = meter.rates()
@@ -160,7 +159,7 @@ def test_real_steps_are_watched_in_a_thread_and_stay_what_they_were():
   assert all(0 < rate < 1e9 for rate in rates.values())
 
 
-def test_a_step_that_fails_ends_the_loop_not_the_watching():
+def test_failed_step_does_not_end_the_measuring():
   clock = Clock()
   with ThreadPoolExecutor(1) as observer:
     meter = ThroughputMeter(IMAGES, 2, clock=clock, observer=observer)
@@ -170,13 +169,13 @@ def test_a_step_that_fails_ends_the_loop_not_the_watching():
         raise RuntimeError('out of memory')
 
     outcomes = iter([Metrics(clock, 1.0), Failed(), Metrics(clock, 3.0)])
-    step = meter.step(lambda state, batch: (state, next(outcomes)))
+    step = meter.watch_step(lambda state, batch: (state, next(outcomes)))
     for _ in range(3):
       step('state', 'batch')
   assert {*meter.rates()} == {'step_images_per_second'}
 
 
-def test_timed_loading_gives_the_batch_and_its_seconds(monkeypatch):
+def test_with_seconds_returns_the_batch_and_its_seconds(monkeypatch):
   times = iter([2.0, 5.0])
   monkeypatch.setattr('time.perf_counter', lambda: next(times))
   assert with_seconds(lambda step: step * 10)(3) == (30, 3.0)
