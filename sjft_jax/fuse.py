@@ -50,7 +50,8 @@ def fuse() -> None:
 
   runs = [results.load_predictions(run, options.view, options.rounds) for run in options.run]
   fused = results.fuse_predictions(runs)
-  summary.print_scores([*runs, fused])
+  rows = [(run.name, run.scores()) for run in (*runs, fused)]
+  summary.print_scores(rows, f'{len(fused.images):,} test images')
   if options.output:
     columns = {'image': pa.string(), 'class': pa.string()}
     columns |= {f'probability of {name}': pa.float32() for name in fused.classes}

@@ -4,13 +4,14 @@ The target decides the histograms' bins and is described; the source streams pas
 responses → histograms → divergences → the k nearest so far. Nothing else is kept of a source image.
 """
 
+import contextlib
 import functools
 import math
 import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -215,6 +216,17 @@ def load_or_rank(
   own_partial = artifacts.per_process_path(partial, jax.process_index(), jax.process_count())
   own_partial.unlink(missing_ok=True)
   return result
+
+
+def copy_ranking(candidates: Sequence[epath.Path], path: epath.Path, fingerprint: str) -> None:
+  """Copy a ranking that was made for another run to `path`, if one has the same fingerprint."""
+  for candidate in candidates:
+    if path.exists():
+      return
+    with contextlib.suppress(ValueError):  # Of other images or options, or damaged.
+      arrays = artifacts.load(candidate, fingerprint)
+      if arrays is not None:
+        artifacts.save(path, fingerprint, **arrays)
 
 
 def rank_sources(

@@ -49,7 +49,7 @@ def run(
     console.stage(f'Repeat {number + 1} of {config.repeats}, seed {single.seed}')
     path = directory / f'repeat{number + 1}'
     results.append(
-      pipeline.run(single, path, resume_with_changes=resume_with_changes, finished_runs=finished)
+      pipeline.run(single, path, resume_with_changes=resume_with_changes, earlier_runs=finished)
     )
     finished.append(path)
     if not number and distributed.is_lead_host():  # Not before: the options have proved possible.

@@ -49,18 +49,20 @@ def select(
   num_neighbors: Int[np.ndarray, ' target'],
   num_source: int,
   seed: int,
+  random_size: int | None = None,
 ) -> Subset | None:
   """The source images of a round.
 
   Args:
     method: 'nearest', each target's own first `num_neighbors` of the ranking (the paper's);
-      'random', as many distinct images as 'nearest' has, drawn once for all targets, so that a
-      larger subset of the same seed contains the smaller ones; 'all', the whole source; 'none',
+      'random', `random_size` images drawn once for all targets, so that a larger subset of the same
+      seed contains the smaller ones; 'all', the whole source; 'none',
       plain fine-tuning.
     ranking: source indices, nearest first.
     num_neighbors: K_i of this round.
     num_source: how many source images there are.
     seed: of the random subset.
+    random_size: its size; None: as many distinct images as 'nearest' has.
 
   Returns:
     The subset, or None for 'none'.
@@ -71,7 +73,8 @@ def select(
   if method == 'nearest':
     return nearest
   if method == 'random':
-    pool = np.random.Generator(np.random.Philox(key=seed)).permutation(num_source)[: len(nearest)]
+    size = len(nearest) if random_size is None else random_size
+    pool = np.random.Generator(np.random.Philox(key=seed)).permutation(num_source)[:size]
   elif method == 'all':
     pool = np.arange(num_source)
   else:
