@@ -98,9 +98,9 @@ def train(
   Raises:
     ValueError: an impossible option or input, before any work where that can be known.
   """
-  from sjft_jax import pipeline
+  from sjft_jax import repeats
 
-  return pipeline.run(config, workdir, resume_with_changes=resume_with_changes)
+  return repeats.run(config, workdir, resume_with_changes=resume_with_changes)
 
 
 def load(run: str | os.PathLike[str]) -> Classifier:

@@ -28,6 +28,7 @@ def default() -> ConfigDict:
   Comments give an option's effect, its unit and its alternatives.
   """
   c = ConfigDict()
+  c.repeats = 1  # Runs with the seeds seed, seed + 1, …, and other splits where they are drawn.
   c.seed = 0  # Seed of everything random: heads, order, neighbours, augmentation.
 
   c.target = t = ConfigDict()
@@ -111,6 +112,11 @@ def default() -> ConfigDict:
   # A first training of the trunk on the source alone, where there are no pretrained weights.
   c.pretrain = p = ConfigDict()
   p.steps = 0  # Optimizer updates; 0 leaves the stage out.
+  p.learning_rate = 0.01  # In place of solver.learning_rate, and so are the next four.
+  p.schedule = 'cosine'  # Down to 0 at the last step; 'step' drops the learning rate.
+  p.warmup_steps = 0  # First steps, in which the learning rate rises linearly.
+  p.drop_every = 4000  # Steps between two drops.
+  p.drop_factor = 0.1  # Factor on the learning rate at each drop.
 
   # The images that networks are trained and tested with.
   c.images = i = ConfigDict()
@@ -118,7 +124,7 @@ def default() -> ConfigDict:
   i.crop = 224  # Pixels; side of the square that the network sees.
 
   c.training = t = ConfigDict()
-  t.steps = 16000  # Optimizer updates of all rounds together.
+  t.steps = 16000  # Optimizer updates of each round.
   t.batch_size = 100  # Target images in a step; each brings one neighbour along.
   # Gradient-accumulation steps; they affect batch norm. 0 takes the fewest that fit in memory.
   t.accumulation = 10
@@ -128,7 +134,9 @@ def default() -> ConfigDict:
   t.oversample_hard = False  # True repeats an image K_i / K0 times an epoch, 10 times at most.
   # 'pursuit' is transformation pursuit; 'resnet' changes scale, crop, side and colour; 'none'.
   t.augment = 'pursuit'
-  t.restart_schedule = False  # True starts every round with a fresh optimizer and schedule.
+  # Every round starts with a fresh optimizer and schedule, as in the released code; False has one
+  # schedule over all rounds, whose last ones then hardly learn.
+  t.restart_schedule = True
   t.keep_rounds = True  # Keep the network that each round ends with, for fused predictions.
   # Nats; a step with a higher loss, or one that is not finite, ends the run. 0: any finite loss.
   t.max_loss = 1000.0
@@ -166,20 +174,35 @@ def default() -> ConfigDict:
   j.tensorboard = True  # Write event files, if tensorboardX is installed.
   j.wandb = ''  # A project of Weights & Biases; '' for none.
 
-  # The runs to compare, in this order: any of none, random, all, selected, rounds.
+  # The runs to compare, in this order, any of: none (plain fine-tuning), random (as many source
+  # images as rounds has in the same round), all, constant (K0 neighbours throughout: the paper's
+  # "without iterative retrieval"), rounds (growing neighbourhoods). All have the same rounds, steps,
+  # schedule and target images a step.
   c.arms = ('none', 'rounds')
   # How the options of each arm differ from those above.
   c.overrides = o = ConfigDict()
-  o.none = ConfigDict(
-    {'selection': {'method': 'none', 'rounds': 1}, 'loss': {'target_weight': 1.0}}
-  )
-  o.random = ConfigDict({'selection': {'method': 'random', 'rounds': 1}})
-  o.all = ConfigDict({'selection': {'method': 'all', 'rounds': 1}})
-  o.selected = ConfigDict({'selection': {'rounds': 1}})
+  o.none = ConfigDict({'selection': {'method': 'none'}, 'loss': {'target_weight': 1.0}})
+  o.random = ConfigDict({'selection': {'method': 'random'}})
+  o.all = ConfigDict({'selection': {'method': 'all'}})
+  o.constant = ConfigDict({'selection': {'method': 'nearest', 'sigma0': 0.0, 'sigma1': 0.0}})
   o.rounds = ConfigDict({'selection': {'method': 'nearest'}})
   c.lock()
   o.unlock()  # An arm may override any option of OVERRIDABLE; `arm_config` checks them.
   return c
+
+
+def arm_configs(config: ConfigDict) -> dict[str, ConfigDict]:
+  """Return the options of every arm by its name, in order.
+
+  Raises:
+    ValueError: no arms, an arm twice, or what `arm_config` refuses.
+  """
+  known = ', '.join(config.overrides)
+  if not config.arms:
+    raise ValueError(f'arms is empty; use any of {known}')
+  if len(set(config.arms)) < len(config.arms):
+    raise ValueError(f'arms={tuple(config.arms)} names an arm twice; use each of {known} once')
+  return {name: arm_config(config, name) for name in config.arms}
 
 
 def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
@@ -217,8 +240,9 @@ def with_changes(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
 def pretrain_config(config: ConfigDict) -> ConfigDict:
   """Return the options of pretraining, whose trunk has no start worth keeping."""
   result = config.copy_and_resolve_references()
-  result.training.steps = config.pretrain.steps
-  result.solver.update(l2_sp=0.0, layer_decay=1.0)
+  schedule = config.pretrain.to_dict()
+  result.training.update(steps=schedule.pop('steps'), restart_schedule=True)
+  result.solver.update(schedule, l2_sp=0.0, layer_decay=1.0, head_rate=1.0)
   return result
 
 
@@ -266,6 +290,7 @@ _POSITIVE = {
     'checkpoint_minutes',
   ),
   'selection': ('num_neighbors', 'rounds'),
+  'pretrain': ('learning_rate', 'drop_every', 'drop_factor'),
   'model': ('width',),
   'images': ('resize', 'crop'),
   'training': ('steps', 'batch_size', 'checkpoint_every'),
@@ -278,7 +303,7 @@ _NOT_NEGATIVE = {
   'screening': ('max_bad_share',),
   'descriptors': ('workers',),
   'selection': ('delta', 'sigma0', 'sigma1'),
-  'pretrain': ('steps',),
+  'pretrain': ('steps', 'warmup_steps'),
   'training': ('accumulation', 'class_cap', 'max_loss', 'workers'),
   'loss': ('target_weight', 'source_weight', 'label_smoothing'),
   'solver': ('warmup_steps', 'momentum', 'weight_decay', 'l2_sp', 'ema'),
@@ -289,6 +314,7 @@ _KNOWN_VALUES: dict[str, dict[str, tuple[str, ...]]] = {
   'screening': {'exclude_duplicates_of': DUPLICATES_OF},
   'selection': {'method': METHODS},
   'training': {'augment': AUGMENTATIONS},
+  'pretrain': {'schedule': SCHEDULES},
   'solver': {'schedule': SCHEDULES, 'momentum_style': MOMENTUM_STYLES},
 }
 
@@ -324,6 +350,8 @@ def check_ranges(config: ConfigDict) -> None:
   """
   if config.seed < 0:
     raise ValueError(f'seed={config.seed} is impossible; it must be 0 or more')
+  if config.repeats < 1:
+    raise ValueError(f'repeats={config.repeats} is impossible; it must be above 0')
   for limits, is_possible, limit in (
     (_POSITIVE, lambda x: x > 0, 'above 0'),
     (_NOT_NEGATIVE, lambda x: x >= 0, '0 or more'),
@@ -374,11 +402,7 @@ def check_sizes(config: ConfigDict, domains: Domains) -> None:
 
 
 def _check_training(config: ConfigDict, num_devices: int) -> None:
-  t, rounds = config.training, config.selection.rounds
-  if t.steps < rounds:
-    raise ValueError(
-      f'training.steps={t.steps} leaves some of the selection.rounds={rounds} rounds without a step'
-    )
+  t = config.training
   micro_batches = t.accumulation or 1
   if t.batch_size % (micro_batches * num_devices):
     raise ValueError(
@@ -386,11 +410,11 @@ def _check_training(config: ConfigDict, num_devices: int) -> None:
       f'{t.accumulation} micro-batches on {num_devices} devices; use a multiple of '
       f'{micro_batches * num_devices}'
     )
-  warmup_steps = config.solver.warmup_steps
-  for option, steps in (('training.steps', t.steps), ('pretrain.steps', config.pretrain.steps)):
-    schedule_steps = -(-steps // rounds) if t.restart_schedule else steps
-    if steps and warmup_steps >= schedule_steps:
+  schedule_steps = t.steps * (1 if t.restart_schedule else config.selection.rounds)
+  for section, steps in (('solver', schedule_steps), ('pretrain', config.pretrain.steps)):
+    warmup_steps = config[section].warmup_steps
+    if steps and warmup_steps >= steps:
       raise ValueError(
-        f'solver.warmup_steps={warmup_steps} leaves none of the {schedule_steps} steps of a '
-        f'schedule with {option}={steps}; lower it'
+        f'{section}.warmup_steps={warmup_steps} leaves none of the {steps} steps of its schedule; '
+        'lower it'
       )

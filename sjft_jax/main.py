@@ -43,14 +43,14 @@ def main() -> None:
   config_file = cli.config_file()
   workdir = options.workdir or f'runs/{config_file.stem}'
   # After the flags: --help and a misspelt option should not wait for JAX.
-  from sjft_jax import pipeline
+  from sjft_jax import repeats
   from sjft_jax.runtime import compilation
 
   compilation.enable_cache()
 
   def run() -> None:
     launch.initialize_distributed()
-    pipeline.run(options.config, workdir, resume_with_changes=options.resume_with_changes)
+    repeats.run(options.config, workdir, resume_with_changes=options.resume_with_changes)
 
   cli.run_command(
     run,

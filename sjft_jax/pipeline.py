@@ -4,7 +4,7 @@ Every stage leaves its artifact in the work directory; what is there already is 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from sjft_jax.descriptors import bank as banks
 from sjft_jax.models.build import ModelOptions, build_network
 from sjft_jax.models.weights import run_checkpoint
 from sjft_jax.report import summary
+from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.rounds import run_rounds
 from sjft_jax.runtime import artifacts, console, distributed
@@ -52,7 +53,11 @@ CONSUMERS: dict[str, Callable[..., Any]] = {
 
 
 def run(
-  config: ConfigDict, workdir: str | os.PathLike[str], *, resume_with_changes: bool = False
+  config: ConfigDict,
+  workdir: str | os.PathLike[str],
+  *,
+  resume_with_changes: bool = False,
+  earlier_runs: Sequence[epath.Path] = (),
 ) -> dict[str, Any]:
   """Run everything from images to results; called again, go on from where it was stopped.
 
@@ -60,6 +65,7 @@ def run(
     config: starts from `config.default`.
     workdir: a path, or gs://bucket/path.
     resume_with_changes: accept other values of options that change no result.
+    earlier_runs: other work directories, whose ranking is taken if it would be the same.
 
   Returns:
     What results.json holds (see `results.summarize`).
@@ -74,14 +80,25 @@ def run(
   with configs.option_section('config.source'):
     source = registry.load(**config.source)
   domains = Domains(target, test, source)
-  return run_on_datasets(domains, config, directory, resume_with_changes=resume_with_changes)
+  return run_on_datasets(
+    domains,
+    config,
+    directory,
+    resume_with_changes=resume_with_changes,
+    earlier_runs=earlier_runs,
+  )
 
 
 def run_on_datasets(
-  domains: Domains, config: ConfigDict, workdir: epath.Path, *, resume_with_changes: bool = False
+  domains: Domains,
+  config: ConfigDict,
+  workdir: epath.Path,
+  *,
+  resume_with_changes: bool = False,
+  earlier_runs: Sequence[epath.Path] = (),
 ) -> dict[str, Any]:
   """Do what `run` does, with data sets that are open already."""
-  arms = {name: configs.arm_config(config, name) for name in config.arms}
+  arms = configs.arm_configs(config)
   for options in arms.values():
     configs.check_values(options, domains, num_devices=jax.device_count())
   if distributed.is_lead_host():
@@ -110,6 +127,7 @@ def run_on_datasets(
     # Again, since another run may just have ended here.
     workdirs.check_unchanged(config, workdir, resume_with_changes=resume_with_changes)
     domains = screen_images(workdir, domains, config, arms)
+    result_files.save_test_images(workdir, fingerprint, domains.test)
     # Not before: an option that proves impossible here can be changed in the same work directory.
     workdirs.save_config(config, workdir)
     classes = list(domains.target.classes)
@@ -123,15 +141,19 @@ def run_on_datasets(
     seconds: dict[str, float] = {}
     selections = {name: SelectionOptions(**options.selection) for name, options in arms.items()}
     depth = max((selection.ranking_depth for selection in selections.values()), default=0)
-    ranking = rank(workdir, domains, bank, depth, config, seconds)
+    ranking = rank(workdir, domains, bank, depth, config, seconds, earlier_runs)
     variables = network.variables
     if pretrainer is not None:
       variables = pretrain_trunk(pretrainer, variables, seconds)
-    rounds = {}
-    for number, (name, trainer) in enumerate(trainers.items(), 1):
-      console.stage(f'Arm {number} of {len(arms)}: {result_files.ARM_TITLES.get(name, name)}')
-      rounds[name] = run_rounds(trainer, variables, ranking, selections[name])
+    rounds: dict[str, list[Round]] = {}
+    # The growing arm first: the random one has as many source images as it, round by round.
+    for number, name in enumerate(sorted(arms, key=lambda arm: arm != 'rounds'), 1):
+      title = result_files.arm_title(name, selections[name].rounds)
+      console.stage(f'Arm {number} of {len(arms)}: {title}')
+      sizes = [round_.source_images for round_ in rounds.get('rounds', ())]
+      rounds[name] = run_rounds(trainers[name], variables, ranking, selections[name], sizes)
       seconds[f'train {name}'] = rounds[name][-1].seconds
+    rounds = {name: rounds[name] for name in arms}
     results = {
       'fingerprint': fingerprint,
       'seed': config.seed,
@@ -168,6 +190,7 @@ def rank(
   depth: int,
   config: ConfigDict,
   seconds: dict[str, float],
+  earlier_runs: Sequence[epath.Path],
 ) -> Ranking:
   """Rank the source for every target image and draw Figure 2; note the seconds that it took."""
   target, _, source = domains
@@ -178,9 +201,11 @@ def rank(
   data = target.fingerprint, source.fingerprint
   ranking_options = workdirs.result_options(config, 'bank', 'descriptors')
   fingerprint = artifacts.fingerprint(*data, ranking_options, depth)
-  options = rankings.DescriptorOptions(**config.descriptors)
+  options, path = rankings.DescriptorOptions(**config.descriptors), workdir / 'ranking.npz'
+  if distributed.is_lead_host():
+    rankings.copy_ranking([run / 'ranking.npz' for run in earlier_runs], path, fingerprint)
   ranking, _, seconds['rank'] = rankings.load_or_rank(
-    workdir / 'ranking.npz', fingerprint, target, source, bank, depth, options
+    path, fingerprint, target, source, bank, depth, options
   )
   result_files.save_neighbor_figure(workdir / 'neighbors.png', domains, ranking)
   return ranking

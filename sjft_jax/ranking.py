@@ -4,11 +4,12 @@ The target decides the histograms' bins and is described. The source streams pas
 responses → histograms → divergences → the nearest so far. No descriptor of the source is stored.
 """
 
+import contextlib
 import functools
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -137,6 +138,17 @@ def _load_ranking(
     distributed.broadcast, (indices, divergences, edges, seconds)
   )
   return RankingResult(Ranking(indices, divergences), edges, float(seconds))
+
+
+def copy_ranking(candidates: Sequence[epath.Path], path: epath.Path, fingerprint: str) -> None:
+  """Copy a ranking that was made for another run to `path`, if one has the same fingerprint."""
+  for candidate in candidates:
+    if path.exists():
+      return
+    with contextlib.suppress(ValueError):  # Of other images or options, or damaged.
+      arrays = artifacts.load(candidate, fingerprint)
+      if arrays is not None:
+        artifacts.save(path, fingerprint, **arrays)
 
 
 def rank_sources(

@@ -1,5 +1,6 @@
 """The files that a run leaves: rounds and their selections, the split, Figure 2, the results."""
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,16 +19,18 @@ from sjft_jax.report.image_grid import image_grid
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.runtime import artifacts
 from sjft_jax.selection.subset import Subset
-from sjft_jax.training import metrics
+from sjft_jax.training import metrics, significance
 from sjft_jax.training.trainer import Trainer
 
 ARM_TITLES = {
   'none': 'no source',
   'random': 'random source',
   'all': 'all source',
-  'selected': 'selected',
+  'constant': 'selected',
   'rounds': 'selected, growing',
 }
+# In a work directory: which images the rows of predictions are of.
+TEST_IMAGES = 'test_images.npz'
 # In a round's directory: the checkpoint of the network that the round ends with.
 NETWORK = 'network'
 # Figure 2 shows target images of this many classes, and their neighbours of these ranks.
@@ -137,6 +140,100 @@ def save_split(path: epath.Path, domains: Domains) -> None:
   )
 
 
+def save_test_images(workdir: epath.Path, fingerprint: str, test: Dataset) -> None:
+  """Write which images the rows of all predictions are of: test_images.npz."""
+  artifacts.save(
+    workdir / TEST_IMAGES,
+    fingerprint,
+    images=np.array([test.key(i) for i in range(len(test))]),
+    labels=test.labels,
+    classes=np.array(test.classes),
+  )
+
+
+@dataclass(frozen=True)
+class Predictions:
+  """The class probabilities of a finished run, or of several, for its test images.
+
+  Attributes:
+    name: of the run.
+    images: the keys of the test images.
+    labels: their true classes.
+    classes: the names of the classes.
+    probabilities: of each class.
+  """
+
+  name: str
+  images: list[str]
+  labels: Int[np.ndarray, ' image']
+  classes: list[str]
+  probabilities: Float[np.ndarray, 'image category']
+
+  def scores(self) -> dict[str, float]:
+    """Return mean class accuracy, top-1 and cross-entropy."""
+    return _score(self.probabilities, self.labels, len(self.classes))
+
+
+def load_predictions(run: str, view: str | None = None, fused: bool = False) -> Predictions:
+  """Load what a finished run has predicted for its test images.
+
+  Args:
+    run: an arm of a work directory, such as 'runs/mine/arms/rounds'.
+    view: of the evaluation; None: the first one of the run.
+    fused: average the rounds; else the last round counts.
+
+  Raises:
+    ValueError: no such run, it is not finished, or it was not tested in this view.
+  """
+  directory = artifacts.absolute_path(run)
+  workdir = directory.parent.parent
+  if not (workdir / 'results.json').exists() or not (directory / 'rounds').exists():
+    raise ValueError(
+      f'{run} is no arm of a finished run; give a path such as runs/mine/arms/rounds'
+    )
+  saved = json.loads((workdir / 'results.json').read_text())
+  fingerprint = saved['fingerprint']
+  test = artifacts.load(workdir / TEST_IMAGES, fingerprint)
+  numbers = sorted(int(path.name) for path in (directory / 'rounds').iterdir())
+  files = [directory / 'rounds' / str(number) / 'round.npz' for number in numbers]
+  rounds = [artifacts.load(path, fingerprint) for path in (files if fused else files[-1:])]
+  name = f'test/{view or saved["view"]}'
+  probabilities = [arrays[name] for arrays in rounds if arrays is not None and name in arrays]
+  if test is None or len(probabilities) < len(rounds):
+    raise ValueError(f'{run} has no predictions in view {view!r}; use one of its evaluation.views')
+  return Predictions(
+    str(run),
+    test['images'].tolist(),
+    test['labels'],
+    test['classes'].tolist(),
+    np.mean(probabilities, axis=0),
+  )
+
+
+def fuse_predictions(runs: Sequence[Predictions]) -> Predictions:
+  """Average the probabilities of several runs for the same test images.
+
+  Raises:
+    ValueError: the runs were tested on different images or classes.
+  """
+  first = runs[0]
+  for other in runs[1:]:
+    if (first.images, first.classes, first.labels.tolist()) != (
+      other.images,
+      other.classes,
+      other.labels.tolist(),
+    ):
+      raise ValueError(
+        f'{first.name} and {other.name} were tested on different images or classes; average runs '
+        'of the same target and split'
+      )
+  return dataclasses.replace(
+    first,
+    name=f'average of {len(runs)} runs',
+    probabilities=np.mean([run.probabilities for run in runs], axis=0),
+  )
+
+
 def save_neighbor_figure(path: epath.Path, domains: Domains, ranking: Ranking) -> None:
   """Write a picture with a target image of some classes, and their neighbours (Figure 2)."""
   _, first_images = np.unique(domains.target.labels, return_index=True)
@@ -182,6 +279,11 @@ def round_metrics(domains: Domains, round_: Round, ranking: Ranking) -> dict[str
   return values
 
 
+def arm_title(arm: str, rounds: int) -> str:
+  """Return what reports call an arm; in one round nothing grows."""
+  return ARM_TITLES.get('constant' if arm == 'rounds' and rounds == 1 else arm, arm)
+
+
 def summarize(
   rounds: dict[str, list[Round]], test: Dataset, views: Sequence[str]
 ) -> dict[str, Any]:
@@ -197,22 +299,29 @@ def summarize(
   arms: dict[str, Any] = {}
   table: list[dict[str, Any]] = []
   for arm, arm_rounds in rounds.items():
-    title, last = ARM_TITLES.get(arm, arm), arm_rounds[-1]
+    last = arm_rounds[-1]
     arms[arm] = {
       'rounds': [
         _round_summary(round_) | {'test': _scores(round_.test, test, views)}
         for round_ in arm_rounds
       ]
     }
-    row = {'name': title, 'source_images': last.source_images}
-    table.append(row | _compare(last.test[view], None if arm == 'none' else baseline, test))
+    row: dict[str, Any] = {
+      'arm': arm,
+      'name': arm_title(arm, len(arm_rounds)),
+      'source_images': last.source_images,
+      **_score(last.test[view], test.labels, len(test.classes)),
+    }
     if len(arm_rounds) > 1:
       # The paper's model fusion: the mean of the probabilities after each round.
       fused = {
         name: np.mean([round_.test[name] for round_ in arm_rounds], axis=0) for name in views
       }
       arms[arm]['fused'] = _scores(fused, test, views)
-      table.append(row | {'name': f'{title}, fused'} | _compare(fused[view], baseline, test))
+      row['fused'] = arms[arm]['fused'][view]['mean_class_accuracy']
+    if baseline is not None and arm != 'none':
+      row |= _gain(last.test[view], baseline, test)
+    table.append(row)
   return {'test_images': len(test), 'view': view, 'table': table, 'arms': arms}
 
 
@@ -251,20 +360,19 @@ def _round_summary(round_: Round) -> dict[str, Any]:
 def _scores(
   probabilities: dict[str, np.ndarray], test: Dataset, views: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-  return {view: _score(probabilities[view], test) for view in views}
+  return {view: _score(probabilities[view], test.labels, len(test.classes)) for view in views}
 
 
-def _score(p: np.ndarray, test: Dataset) -> dict[str, float]:
+def _score(p: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, float]:
   return {
-    'mean_class_accuracy': metrics.mean_class_accuracy(p, test.labels, len(test.classes)),
-    'top1': metrics.top1(p, test.labels),
-    'cross_entropy': metrics.cross_entropy(p, test.labels),
+    'mean_class_accuracy': metrics.mean_class_accuracy(p, labels, num_classes),
+    'top1': metrics.top1(p, labels),
+    'cross_entropy': metrics.cross_entropy(p, labels),
   }
 
 
-def _compare(p: np.ndarray, baseline: np.ndarray | None, test: Dataset) -> dict[str, float]:
-  """Return the scores and, if there is a baseline, the gain over it with its standard error."""
-  scores = _score(p, test)
-  if baseline is not None:
-    scores['gain'], scores['standard_error'] = metrics.paired_gain(p, baseline, test.labels)
-  return scores
+def _gain(p: np.ndarray, baseline: np.ndarray, test: Dataset) -> dict[str, Any]:
+  """Return the gain over the baseline, its standard error and p-value, and the verdict on it."""
+  is_correct, baseline_is_correct = (q.argmax(axis=1) == test.labels for q in (p, baseline))
+  gain = significance.paired_gain(is_correct, baseline_is_correct, test.labels)
+  return gain._asdict() | {'is_significant': gain.p_value < significance.LEVEL}

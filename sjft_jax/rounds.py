@@ -1,7 +1,7 @@
 """The paper's loop: select → train → score → grow, once per round (Ge & Yu 2017, Section 3)."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,11 @@ NumNeighbors = Int[np.ndarray, ' target']
 
 
 def run_rounds(
-  trainer: Trainer, variables: dict[str, Any], ranking: Ranking, options: SelectionOptions
+  trainer: Trainer,
+  variables: dict[str, Any],
+  ranking: Ranking,
+  options: SelectionOptions,
+  random_sizes: Sequence[int] = (),
 ) -> list[Round]:
   """Train one network through all rounds; hard target images get more neighbours in the next.
 
@@ -35,6 +39,8 @@ def run_rounds(
     variables: 'params' and 'batch_stats' to start from.
     ranking: at least as deep as `SelectionOptions.ranking_depth`.
     options: which source images are selected, and in how many rounds.
+    random_sizes: how many source images the method 'random' draws in each round, those of the
+      growing arm that it is compared with; (): as many as its own growth would select.
   """
   rounds = []
   num_neighbors = np.full(len(trainer.domains.target), options.num_neighbors)
@@ -46,6 +52,7 @@ def run_rounds(
         num_neighbors=num_neighbors,
         num_source=len(trainer.domains.source),
         seed=trainer.seed,
+        random_size=random_sizes[number] if number < len(random_sizes) else None,
       )
       arm.train(number, subset, num_neighbors)
       round_ = arm.score(number, subset, num_neighbors)
@@ -116,7 +123,7 @@ class _Arm:
     return round_
 
   def _first_step(self, number: int) -> int:
-    return self.trainer.options.steps * number // self.options.rounds
+    return self.trainer.options.steps * number
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The closing table of a run, and verdicts that claim no more than the numbers do."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
@@ -15,7 +16,7 @@ def print_table(results: dict[str, Any]) -> None:
   """
   view = results['view'].replace('_', ' ')
   table = Table(title=f'{results["test_images"]:,} test images, {view}')
-  for heading in ('training', 'source', 'class accuracy', 'top-1', 'gain'):
+  for heading in ('training', 'source', 'class accuracy', 'top-1', 'gain', 'fused'):
     table.add_column(heading, justify='left' if heading == 'training' else 'right', no_wrap=True)
   for row in results['table']:
     table.add_row(
@@ -24,20 +25,74 @@ def print_table(results: dict[str, Any]) -> None:
       f'{row["mean_class_accuracy"]:.1%}',
       f'{row["top1"]:.1%}',
       f'{100 * row["gain"]:+.1f} ± {100 * row["standard_error"]:.1f}' if 'gain' in row else '',
+      f'{row["fused"]:.1%}' if 'fused' in row else '',
     )
   console.console.print(table)
   for row in results['table']:
-    if 'gain' in row and row['name'].startswith('selected'):
+    if 'gain' in row and row['arm'] in ('constant', 'rounds'):
       console.say(verdict(row))
 
 
 def verdict(row: dict[str, Any]) -> str:
-  """Return a line on the gain of one row of the table, held against its standard error."""
-  gain, error = 100 * row['gain'], 100 * row['standard_error']
+  """Return a line on the gain of one row of the table, by its p-value (see `significance`)."""
+  gain, p_value = 100 * row['gain'], row['p_value']
   if gain <= 0:
     meaning = 'no gain over plain fine-tuning'
-  elif gain < 2 * error:
-    meaning = 'a gain within two standard errors: with these test images it may be chance'
+  elif not row['is_significant']:
+    meaning = f'a gain that may be chance with these test images (p = {p_value:.2f})'
   else:
-    meaning = 'a gain beyond two standard errors over test images; another seed may differ'
+    meaning = (
+      f'a gain that the choice of test images does not explain (p = {p_value:.2g}); another seed '
+      'may differ'
+    )
   return f'{row["name"]}: {gain:+.1f} points, {meaning}.'
+
+
+def print_repeats(results: dict[str, Any]) -> None:
+  """Print the mean and the standard deviation of every score over the repeats of a run.
+
+  Args:
+    results: what results.json of a run with repeats holds.
+  """
+  view, seeds = results['view'].replace('_', ' '), results['seeds']
+  title = (
+    f'{len(seeds)} repeats, seeds {seeds[0]} to {seeds[-1]}; {view}; mean ± standard deviation'
+  )
+  table = Table(title=title)
+  scores = {
+    'class accuracy': 'mean_class_accuracy',
+    'top-1': 'top1',
+    'gain': 'gain',
+    '95 % interval of its mean': 'interval',
+    'fused': 'fused',
+  }
+  for heading in ('training', 'source', *scores):
+    table.add_column(heading, justify='left' if heading == 'training' else 'right', no_wrap=True)
+  for row in results['table']:
+    source = f'{row["source_images"]:,}' if row['source_images'] else '–'
+    table.add_row(row['name'], source, *(_spread(row, score) for score in scores.values()))
+  console.console.print(table)
+
+
+def _spread(row: dict[str, Any], score: str) -> str:
+  if score == 'interval':
+    if 'gain' not in row:
+      return ''
+    low, high = row['gain']['interval']
+    return f'{100 * low:+.1f} to {100 * high:+.1f}'
+  if score not in row:
+    return ''
+  mean, deviation = row[score]['mean'], row[score]['standard_deviation']
+  sign = '+' if score == 'gain' else ''
+  return f'{100 * mean:{sign}.1f} ± {100 * deviation:.1f}'
+
+
+def print_scores(rows: Sequence[tuple[str, dict[str, float]]], title: str) -> None:
+  """Print the scores of several predictions, one a row."""
+  table = Table(title=title)
+  for heading in ('predictions', 'class accuracy', 'top-1', 'cross-entropy'):
+    table.add_column(heading, justify='left' if heading == 'predictions' else 'right', no_wrap=True)
+  for name, scores in rows:
+    accuracy, top1 = scores['mean_class_accuracy'], scores['top1']
+    table.add_row(name, f'{accuracy:.1%}', f'{top1:.1%}', f'{scores["cross_entropy"]:.3f}')
+  console.console.print(table)

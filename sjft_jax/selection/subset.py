@@ -56,18 +56,20 @@ def select(
   num_neighbors: Int[np.ndarray, ' target'],
   num_source: int,
   seed: int,
+  random_size: int | None = None,
 ) -> Subset | None:
   """Select the source images of a round.
 
   Args:
     method: 'nearest' takes each target's own first `num_neighbors` of the ranking, as in the paper;
-      'random' takes as many distinct images as 'nearest', drawn once for all targets, so that a
-      larger subset of the same seed contains the smaller ones; 'all' takes the whole source; 'none'
+      'random' takes `random_size` images, drawn once for all targets, so that a larger subset of the
+      same seed contains the smaller ones; 'all' takes the whole source; 'none'
       takes nothing, for plain fine-tuning.
     ranking: source indices, nearest first.
     num_neighbors: K_i of this round.
     num_source: number of source images.
     seed: of the random subset.
+    random_size: its size; None: as many distinct images as 'nearest' has.
 
   Returns:
     The subset, or None for 'none'.

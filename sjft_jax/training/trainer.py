@@ -49,7 +49,7 @@ class TrainingOptions:
   """The section `training` of the configuration.
 
   Attributes:
-    steps: optimizer updates of all rounds together.
+    steps: optimizer updates of one round.
     batch_size: target images a step; each brings one neighbour along.
     accumulation: micro-batches in a step; 0: the fewest that fit in memory.
     class_balanced: draw every class equally often.
@@ -78,7 +78,7 @@ class TrainingOptions:
 
   def schedule_steps(self, rounds: int) -> int:
     """Return the length of the learning-rate schedule, in steps, in a training of `rounds`."""
-    return -(-self.steps // rounds) if self.restart_schedule else self.steps
+    return self.steps if self.restart_schedule else self.steps * rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +87,15 @@ class PretrainOptions:
 
   Attributes:
     steps: optimizer updates of the trunk on the source alone; 0: none.
+    learning_rate, schedule, warmup_steps, drop_every, drop_factor: as in `SolverOptions`.
   """
 
   steps: int
+  learning_rate: float
+  schedule: str
+  warmup_steps: int
+  drop_every: int
+  drop_factor: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,64 @@
+"""Average the predictions of several runs on the same test images (the paper's model fusion).
+
+  python -m sjft_jax.fuse --run=runs/imagenet/arms/rounds --run=runs/places/arms/rounds
+
+Every run is an arm of a work directory, finished, with the same test images in the same classes.
+Nothing is computed again: the class probabilities that the runs have scored are averaged, those of
+each run's last round or, with --rounds, of all its rounds. The table shows each run by itself and
+their average; with --output, the probabilities are written as well, a row for each test image.
+The last row of the paper's Table 5 is made so.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+from absl import flags
+
+from sjft_jax.data.transforms import VIEWS
+from sjft_jax.report import tables
+from sjft_jax.runtime import cli
+
+
+def define_flags() -> None:
+  """Define the flags of this command."""
+  flags.DEFINE_multi_string(
+    'run', None, 'An arm, such as runs/mine/arms/rounds; given once for each run.', required=True
+  )
+  flags.DEFINE_enum('view', None, VIEWS, 'Evaluation view. Default: the first of the first run.')
+  flags.DEFINE_bool('rounds', False, 'Average the rounds of each run first.')
+  flags.DEFINE_string('output', None, 'File to write, .csv or .parquet.')
+  flags.adopt_module_key_flags(cli)
+
+
+def main() -> None:
+  """Average what the command line asks for."""
+  cli.run_command(fuse, 'Stopped. Nothing was written.')
+
+
+def fuse() -> None:
+  """Average by the flags, print the scores, and write the output.
+
+  Raises:
+    ValueError: a run is not finished, or the runs were tested on different images.
+  """
+  options = flags.FLAGS
+  if options.output:
+    tables.check_output(Path(options.output))
+  # After the flags: --help and a misspelt option should not wait for JAX.
+  from sjft_jax import results
+  from sjft_jax.report import summary
+
+  runs = [results.load_predictions(run, options.view, options.rounds) for run in options.run]
+  fused = results.fuse_predictions(runs)
+  rows = [(run.name, run.scores()) for run in (*runs, fused)]
+  summary.print_scores(rows, f'{len(fused.images):,} test images')
+  if options.output:
+    columns = {'image': pa.string(), 'class': pa.string()}
+    columns |= {f'probability of {name}': pa.float32() for name in fused.classes}
+    true_classes = [fused.classes[label] for label in fused.labels]
+    values = [fused.images, true_classes, *fused.probabilities.T]
+    tables.write_table(options.output, columns, [values])
+
+
+if __name__ == '__main__':
+  cli.start(define_flags, main)

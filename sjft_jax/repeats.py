@@ -1,0 +1,103 @@
+"""One configuration with several seeds and splits: the mean and its spread (the paper's Table 4)."""
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from ml_collections import ConfigDict
+
+from sjft_jax import pipeline
+from sjft_jax import workdir as workdirs
+from sjft_jax.report import summary
+from sjft_jax.runtime import artifacts, console, distributed
+
+
+def run(
+  config: ConfigDict, workdir: str | os.PathLike[str], *, resume_with_changes: bool = False
+) -> dict[str, Any]:
+  """Run a configuration `config.repeats` times; called again, go on from where it was stopped.
+
+  Repeat i = 0, 1, … has the seed `config.seed` + i and, where the target's training images are
+  drawn, the split seed `config.target.split_seed` + i. Each is a work directory of its own,
+  `<workdir>/repeat<i + 1>`; what is the same in all (the look at every image, and the ranking if
+  the training images are the same) is made once.
+
+  Args:
+    config: starts from `config.default`. With `repeats=1`, this is `pipeline.run`.
+    workdir: a path, or gs://bucket/path.
+    resume_with_changes: as in `pipeline.run`.
+
+  Returns:
+    What results.json holds: of one run, or the mean and the standard deviation over the repeats.
+
+  Raises:
+    ValueError: as `pipeline.run` does.
+  """
+  if config.repeats == 1:
+    return pipeline.run(config, workdir, resume_with_changes=resume_with_changes)
+  directory = workdirs.resolve(workdir)
+  workdirs.check_unchanged(config, directory, resume_with_changes=resume_with_changes)
+  finished: list[Any] = []
+  results: list[dict[str, Any]] = []
+  for number in range(config.repeats):
+    single = config.copy_and_resolve_references()
+    single.repeats = 1
+    single.seed = config.seed + number
+    single.target.split_seed = config.target.split_seed + number
+    console.stage(f'Repeat {number + 1} of {config.repeats}, seed {single.seed}')
+    path = directory / f'repeat{number + 1}'
+    results.append(
+      pipeline.run(single, path, resume_with_changes=resume_with_changes, earlier_runs=finished)
+    )
+    finished.append(path)
+    if not number and distributed.is_lead_host():  # Not before: the options have proved possible.
+      workdirs.save_config(config, directory)
+  summarized = summarize(results)
+  if distributed.is_lead_host():
+    artifacts.write_json(directory / 'results.json', summarized)
+  summary.print_repeats(summarized)
+  return summarized
+
+
+def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
+  """Summarise the results of all repeats: every row of the closing table as mean and deviation.
+
+  Args:
+    results: what `pipeline.run` returned for each repeat.
+
+  Returns:
+    'seeds', 'view', 'test_images', and 'table': rows with 'name', and for each score of all repeats
+    {'mean', 'standard_deviation', 'values'}; the gain has 'interval' too, the 95 % confidence
+    interval of its mean over repeats (Student's t).
+  """
+  rows = []
+  for position, row in enumerate(results[0]['table']):
+    same = [result['table'][position] for result in results]
+    summarized = {'name': row['name'], 'source_images': round(_mean(same, 'source_images'))}
+    for score in ('mean_class_accuracy', 'top1', 'fused', 'gain'):
+      if score in row:
+        summarized[score] = _spread([r[score] for r in same])
+    rows.append(summarized)
+  return {
+    'seeds': [result['seed'] for result in results],
+    'view': results[0]['view'],
+    'test_images': results[0]['test_images'],
+    'table': rows,
+  }
+
+
+def _mean(rows: list[dict[str, Any]], score: str) -> float:
+  return float(np.mean([row[score] for row in rows]))
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+  mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+  half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
+  return {
+    'mean': mean,
+    'standard_deviation': deviation,
+    'interval': [mean - half, mean + half],
+    'values': values,
+  }
