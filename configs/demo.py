@@ -30,11 +30,9 @@ def get_config() -> ConfigDict:
   c.images.crop = 64
   c.training.batch_size = 16
   c.training.accumulation = 1
-  c.training.steps = 150
+  c.training.steps = 60
   c.training.checkpoint_every = 50
-  c.solver.learning_rate = 0.001
-  c.solver.drop_every = drop_every(150)
-  # Found by experiments/tune_demo.py on held-out training images, for every arm in the same way.
-  c.overrides.none.solver = {'learning_rate': 0.0003}
-  c.arms = ('none', 'random', 'selected', 'rounds')
+  c.solver.learning_rate = 0.0003
+  c.solver.drop_every = drop_every(60)
+  c.arms = ('none', 'random', 'constant', 'rounds')
   return c

@@ -12,11 +12,8 @@ from sjft_jax.data.dataset import Domains
 from sjft_jax.data.sampler import Sampler
 from sjft_jax.data.transforms import AUGMENTATIONS, VIEWS
 from sjft_jax.runtime.options import choose
-from sjft_jax.screening.screen import DUPLICATES_OF
 from sjft_jax.selection.schedule import SelectionOptions
 from sjft_jax.selection.subset import METHODS
-from sjft_jax.training.optimizer import MOMENTUM_STYLES
-from sjft_jax.training.schedules import SCHEDULES
 
 # The sections that arms can differ in: data, network and ranking are the same for all.
 OVERRIDABLE = ('selection', 'training', 'loss', 'solver')
@@ -310,13 +307,6 @@ _NOT_NEGATIVE = {
 }
 _BELOW_1 = {'loss': ('label_smoothing',), 'solver': ('ema',)}
 _AT_MOST_1 = {'screening': ('max_bad_share',), 'solver': ('layer_decay',)}
-_KNOWN_VALUES: dict[str, dict[str, tuple[str, ...]]] = {
-  'screening': {'exclude_duplicates_of': DUPLICATES_OF},
-  'selection': {'method': METHODS},
-  'training': {'augment': AUGMENTATIONS},
-  'pretrain': {'schedule': SCHEDULES},
-  'solver': {'schedule': SCHEDULES, 'momentum_style': MOMENTUM_STYLES},
-}
 
 
 def check_values(config: ConfigDict, domains: Domains, *, num_devices: int) -> None:
@@ -331,15 +321,30 @@ def check_values(config: ConfigDict, domains: Domains, *, num_devices: int) -> N
     ValueError: the first value that is impossible, with its limit and what to change.
   """
   check_ranges(config)
-  for section, options in _KNOWN_VALUES.items():
-    for name, known in options.items():
-      choose(f'{section}.{name}', config[section][name], known)
+  _check_choices(config)
   if not config.evaluation.views:
     raise ValueError(f'evaluation.views is empty; use any of {", ".join(VIEWS)}')
   for view in config.evaluation.views:
     choose('evaluation.views', view, VIEWS)
   _check_training(config, num_devices)
   check_sizes(config, domains)
+
+
+def _check_choices(config: ConfigDict) -> None:
+  # Here, since these modules load JAX: whoever reads options should not wait for it.
+  from sjft_jax.screening.screen import DUPLICATES_OF
+  from sjft_jax.training.optimizer import MOMENTUM_STYLES
+  from sjft_jax.training.schedules import SCHEDULES
+
+  for section, name, known in (
+    ('screening', 'exclude_duplicates_of', DUPLICATES_OF),
+    ('selection', 'method', METHODS),
+    ('training', 'augment', AUGMENTATIONS),
+    ('pretrain', 'schedule', SCHEDULES),
+    ('solver', 'schedule', SCHEDULES),
+    ('solver', 'momentum_style', MOMENTUM_STYLES),
+  ):
+    choose(f'{section}.{name}', config[section][name], known)
 
 
 def check_ranges(config: ConfigDict) -> None:

@@ -21,7 +21,7 @@ SMALL = {
   'pretrain.steps': 3,
   'images.resize': 36,
   'images.crop': 32,
-  'training.steps': 9,
+  'training.steps': 3,
   'training.batch_size': 4,
   'training.accumulation': 1,
   'training.checkpoint_every': 2,

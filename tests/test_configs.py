@@ -30,7 +30,7 @@ FEW = SMALL | {
   'training.steps': 2,
   'evaluation.batch_size': 64,
   'evaluation.views': ('center',),
-  'arms': ('none', 'selected'),
+  'arms': ('none', 'constant'),
 }
 
 

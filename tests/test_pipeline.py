@@ -23,7 +23,7 @@ from sjft_jax import pipeline
 from sjft_jax.runtime import console
 from sjft_jax.runtime.lock import LockLostError
 
-ARMS = ('none', 'random', 'all', 'selected', 'rounds')
+ARMS = ('none', 'random', 'all', 'constant', 'rounds')
 
 
 @pytest.fixture(scope='module')
@@ -42,10 +42,9 @@ def finished_run(data, tmp_path_factory):
 def test_results_hold_every_arm_round_and_view(finished_run):
   workdir, results = finished_run
   assert results == json.loads((workdir / 'results.json').read_text())
-  assert list(results['arms']) == ['none', 'random', 'all', 'selected', 'rounds']
+  assert list(results['arms']) == ['none', 'random', 'all', 'constant', 'rounds']
   for name, arm in results['arms'].items():
-    assert len(arm['rounds']) == (3 if name == 'rounds' else 1)
-    assert ('fused' in arm) == (name == 'rounds')
+    assert len(arm['rounds']) == 3, name
     for scores in [r['test'] for r in arm['rounds']] + [arm[f] for f in arm if f == 'fused']:
       assert scores.keys() == {'center', 'ten_crop'}
       for view in scores.values():
@@ -58,8 +57,8 @@ def test_results_hold_every_arm_round_and_view(finished_run):
     copies = {row['source'] for row in csv.DictReader(file)}
   assert used['all'] == 48 - len(copies)
   assert len(copies) < 5
-  assert used['random'] == used['selected']
-  assert used['rounds'] >= used['selected']
+  assert used['random'] == used['constant']
+  assert used['rounds'] >= used['constant']
   assert [row['name'] for row in results['table']][-1] == 'selected, growing, fused'
   assert {'rank', 'pretrain', 'train none', 'train rounds'} <= results['seconds'].keys()
   versions = json.loads((workdir / 'versions.json').read_text())
@@ -152,7 +151,7 @@ def interrupt_at(patch, function, title):
 @pytest.mark.slow
 def test_harmless_options_can_change_between_runs(data, tmp_path, monkeypatch):
   def run(**changes):
-    options = {'pretrain.steps': 0, 'arms': ('selected',)} | changes
+    options = {'pretrain.steps': 0, 'arms': ('constant',)} | changes
     with pytest.raises(KeyboardInterrupt):
       pipeline.run(make_config(data, **options), tmp_path / 'run', resume_with_changes=True)
     return (tmp_path / 'run' / 'ranking.npz').stat().st_mtime_ns
@@ -184,13 +183,13 @@ def test_too_many_bad_images_can_be_allowed_in_the_same_work_directory(data, tmp
   source = shutil.copytree(data / 'source', tmp_path / 'source')
   file = source / 'train' / 'stripes 2' / '3.png'
   file.write_bytes(file.read_bytes()[:100])
-  options = {'source.path': str(source), 'pretrain.steps': 0, 'arms': ('selected',)}
+  options = {'source.path': str(source), 'pretrain.steps': 0, 'arms': ('constant',)}
   with pytest.raises(ValueError, match=r'1 of 48 images .* above max_bad_share=0\.01: .*3\.png'):
     pipeline.run(make_config(data, **options), tmp_path / 'run')
   assert not (tmp_path / 'run' / 'config.json').exists()
   options |= {'screening.max_bad_share': 0.05}
   results = pipeline.run(make_config(data, **options), tmp_path / 'run')
-  assert list(results['arms']) == ['selected']
+  assert list(results['arms']) == ['constant']
   with (tmp_path / 'run' / 'bad_images.csv').open() as file:
     rows = list(csv.reader(file))
   assert rows[1:] == [['source/train', 'stripes 2/3.png', 'is truncated']]
