@@ -10,6 +10,7 @@ import grain
 import numpy as np
 
 from sjft_jax.data.dataset import Dataset
+from sjft_jax.runtime import preemption
 
 Views = TypeVar('Views', np.ndarray, tuple[np.ndarray, ...])
 Batch = TypeVar('Batch')
@@ -81,7 +82,8 @@ def _load_ahead(dataset: grain.MapDataset, workers: int) -> Iterator:
   batches = dataset.to_iter_dataset(options)
   if workers:
     batches = batches.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
+      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4),
+      worker_init_fn=preemption.init_worker,
     )
   return iter(batches)
 

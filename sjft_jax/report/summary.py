@@ -21,7 +21,7 @@ def print_table(results: dict[str, Any]) -> None:
       f'{row["top1"]:.1%}',
       f'{100 * row["gain"]:+.1f} ± {100 * row["standard_error"]:.1f}' if 'gain' in row else '',
     )
-  console.console.print(grid)
+  console.print_table(grid)
   for row in results['table']:
     if 'gain' in row and row['name'].startswith('selected'):
       console.say(verdict(row))

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -35,6 +36,18 @@ def install_handlers() -> None:
   for number in (signal.SIGINT, signal.SIGTERM):
     if signal.getsignal(number) != signal.SIG_IGN:  # A shell's background job ignores Ctrl-C.
       signal.signal(number, _handle_signal)
+
+
+def init_worker(*_: int) -> None:
+  """Let a worker process, such as a loader's, end when its parent ends, and not before.
+
+  Ctrl-C, and a scheduler's SIGTERM, reach all processes of a job; but the parent may need another
+  batch before it can save and stop. A worker whose parent was killed would wait forever for a place
+  in the queue between them.
+  """
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+  threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def restore_handlers() -> None:
@@ -136,6 +149,13 @@ def _abandon(error: str) -> None:
     print(f'error: {error}', file=sys.stderr, flush=True)
   leave_processes()
   os._exit(1)
+
+
+def _exit_with_parent() -> None:
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    parent.join()
+    os._exit(1)
 
 
 def _exit_after_timeout(number: int) -> None:

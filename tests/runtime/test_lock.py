@@ -194,7 +194,10 @@ def test_lock_that_appears_between_look_and_creation_is_respected(
   if not has_links:
     request.getfixturevalue('no_hard_links')
   run_before_creation(monkeypatch, lambda: write_lock(disk / 'lock.json', machine='another'))
-  with pytest.raises(ValueError, match='is being written to by process .* on elsewhere'), lock(disk):
+  with (
+    pytest.raises(ValueError, match='is being written to by process .* on elsewhere'),
+    lock(disk),
+  ):
     pass
   assert read_holder(disk)['token'] == 'theirs'
 

@@ -1,6 +1,6 @@
 import pytest
 
-from sjft_jax.runtime.console import verdict
+from sjft_jax.report.summary import verdict
 
 
 @pytest.mark.parametrize(
@@ -12,7 +12,7 @@ from sjft_jax.runtime.console import verdict
     (0.05, 0.02, 'beyond two standard errors'),
   ],
 )
-def test_the_verdict_claims_no_more_than_the_numbers(gain, error, claim):
+def test_verdict_claims_no_more_than_the_numbers(gain, error, claim):
   line = verdict({'name': 'selected', 'gain': gain, 'standard_error': error})
   assert claim in line
   assert f'{100 * gain:+.1f} points' in line
