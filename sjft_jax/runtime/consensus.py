@@ -3,8 +3,9 @@
 A request to stop, or the error that one process fails with, reaches the others through the
 key-value store of JAX's coordination service.
 
-Why not JAX's own preemption sync point: it serves only SIGTERM, which it takes away from the program,
-and only steps that all processes take in lockstep (ranking is not), and it reports no errors.
+This stays beside JAX's own sync point for preemption, which serves only SIGTERM and takes it away
+from the program, serves only steps that all processes take in lockstep (ranking has none), and
+reports no errors.
 """
 
 import contextlib

@@ -50,7 +50,7 @@ def barrier() -> None:
 
 
 def call_in_thread(work: Callable[..., object], *args: Any, **options: Any) -> None:
-  """Call a function in a thread and wait for it, because Ctrl-C cannot end a wait outside Python."""
+  """Call a function in a thread and wait for it: Ctrl-C cannot interrupt a wait outside Python."""
   ThreadPoolExecutor(1).submit(work, *args, **options).result()
 
 
@@ -80,9 +80,7 @@ def shard_bounds(size: int, unit: int = 1, process: int | None = None) -> tuple[
   """
   process = jax.process_index() if process is None else process
   num_units, num_processes = -(-size // unit), jax.process_count()
-  start, stop = (
-    min(num_units * i // num_processes * unit, size) for i in (process, process + 1)
-  )
+  start, stop = (min(num_units * i // num_processes * unit, size) for i in (process, process + 1))
   return start, stop
 
 

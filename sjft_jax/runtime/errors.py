@@ -16,7 +16,7 @@ _DISK_ERRORS = {
 
 
 def disk_error(error: BaseException) -> str | None:
-  """Return a line that names the disk's fault behind an error and the remedy; None: there is none."""
+  """Return a line with the fault of the disk behind an error and the remedy, or None."""
   for cause in _causes(error):
     # TensorStore, which writes Orbax's checkpoints, has no exceptions of its own.
     code = re.search(r"\[os_error_code='(\d+)'", str(cause))

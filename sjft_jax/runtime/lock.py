@@ -39,9 +39,9 @@ def lock(directory: epath.Path) -> Iterator[None]:
   - on another machine once the file has not been renewed for 5 minutes. Both times of this
     comparison are those of the file system or store, so that the machines' clocks do not matter.
 
-  Of several processes that try at the same time one gets the lock, see `_Lock.acquire`. A process
+  Of several processes that try at the same time one gets the lock, see `_Lock._acquire`. A process
   that was suspended for 5 minutes stops at its next write: before whatever goes through
-  `artifacts.atomic_write` or `artifacts.check_writable`, it makes sure that it still holds the lock.
+  `artifacts.atomic_write` or `artifacts.check_writable` it checks that it still holds the lock.
 
   Why not `flock`, which the kernel releases: NFS and Lustre may apply it within one machine only
   without saying so, so that file and heartbeat would be needed all the same; and a worker that was
@@ -202,8 +202,9 @@ class _Lock:
     age = self._age(path)
     if age < _STALE_S:
       raise ValueError(
-        f'{self._directory} is being written to by {holder} (last seen {age:.0f} s ago); use another '
-        f'--workdir, or, if that one is gone, the same command in {_STALE_S - age:.0f} s'
+        f'{self._directory} is being written to by {holder} (last seen {age:.0f} s ago); use '
+        'another --workdir, or, if that one is gone, the same command in '
+        f'{_STALE_S - age:.0f} s'
       )
     return f'{self._directory} was left by {holder}, not seen for {age:.0f} s'
 

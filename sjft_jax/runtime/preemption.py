@@ -32,7 +32,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def install_handlers() -> None:
-  """Raise Stopped at SIGTERM and Ctrl-C; within `defer_signals`, at the next `raise_if_stopping`."""
+  """Raise Stopped at SIGTERM and Ctrl-C, or within `defer_signals` at `raise_if_stopping`."""
   for number in (signal.SIGINT, signal.SIGTERM):
     if signal.getsignal(number) != signal.SIG_IGN:  # A shell's background job ignores Ctrl-C.
       signal.signal(number, _handle_signal)

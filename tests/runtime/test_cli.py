@@ -1,4 +1,4 @@
-"""How commands end: one line for an error, exit statuses, outputs that are gone or cannot encode."""
+"""Commands end with one line and the right status, whatever becomes of their output."""
 
 import signal
 import subprocess
