@@ -68,10 +68,11 @@ def run_command(
       if not is_clear:
         raise
       sys.exit(f'error: {message}')
-    if is_clear:
-      print(f'error: {message}', file=sys.stderr)
-    else:
-      traceback.print_exception(error)
+    with contextlib.suppress(BrokenPipeError):
+      if is_clear:
+        print(f'error: {message}', file=sys.stderr)
+      else:
+        traceback.print_exception(error)
     _hard_exit(1, message or type(error).__name__)
   except KeyboardInterrupt as error:
     _exit_interrupted(error, interrupted_message)

@@ -78,7 +78,7 @@ class _Lock:
     self._directory = directory
     self._is_remote = artifacts.is_remote(directory)
     # Not through epath: it has neither exclusive creation nor times for objects in a store.
-    self._path = os.fspath(directory / LOCK)
+    self._path = os.fspath(artifacts.absolute_path(directory) / LOCK)
     self._filesystem, _ = fsspec.core.url_to_fs(self._path, use_listings_cache=False)
     self._record = {
       'host': platform.node(),
@@ -107,11 +107,11 @@ class _Lock:
   def _acquire(self, path: str) -> None:
     """Create the file `path` with this process's record, or replace one whose process is gone.
 
-    Creation is exclusive. A file is replaced only by the process that holds the claim to replace
-    it: another file, which is named for the content to be replaced and acquired in the same way, so
+    Creation is exclusive. A file is replaced only by the process that holds the claim to it:
+    another file, which is named for the content to be replaced and is acquired in the same way, so
     that a process that ends while it holds a claim hinders nobody. A process that gets the claim
-    after another one had it finds that the content has changed. So of all that find the same lock
-    left behind, one takes it over, however long any of them pauses anywhere.
+    after another one finds that the content has changed. So one of all that find the same lock left
+    behind takes it over, however long the others pause between looking and replacing.
     """
     while not self._create(path):
       content = self._read(path)
