@@ -111,7 +111,7 @@ class Loop:
 def main(argv):
   del argv
   logging.set_verbosity(logging.WARNING)
-  console.console.quiet = JSON.value
+  console.set_quiet(JSON.value)
   with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
     folder = Path(scratch) / 'images'
     folder.mkdir()

@@ -205,7 +205,7 @@ def main(_):
       importlib.import_module(package)
     except ModuleNotFoundError:
       sys.exit(f"error: {package} is missing; pip install -e '.[reference]'")
-  console.console.stderr = True
+  console.use_stderr()
   logging.set_verbosity(logging.WARNING)  # faiss tells of every block.
   rng = np.random.default_rng(0)
   targets, sources = histograms(rng, TARGETS.value), histograms(rng, SOURCES.value)

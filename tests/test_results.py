@@ -15,7 +15,7 @@ from sjft_jax.report.image_grid import GAP, LINE, LINES, SIDE
 from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.selection.subset import Subset
-from sjft_jax.training import metrics
+from sjft_jax.training import metrics, significance
 
 CLASSES = ('a', 'b, c')
 
@@ -138,23 +138,24 @@ def test_gains_are_over_plain_fine_tuning(trainer):
   test = trainer.domains.test
   summary = results.summarize(rounds, test, ('center',))
   assert (summary['test_images'], summary['view']) == (4, 'center')
-  plain, growing, fused = summary['table']
-  titles = [row['name'] for row in summary['table']]
-  assert titles == ['no source', 'selected, growing', 'selected, growing, fused']
-  assert [row['source_images'] for row in summary['table']] == [0, 5, 5]
+  plain, growing = summary['table']
+  assert [row['name'] for row in summary['table']] == ['no source', 'selected, growing']
+  assert [row['source_images'] for row in summary['table']] == [0, 5]
   assert 'gain' not in plain
   assert plain['top1'] == plain['mean_class_accuracy'] == 0.5
-  for row, p in (
-    (growing, last.test['center']),
-    (fused, (first.test['center'] + last.test['center']) / 2),
-  ):
-    gain = metrics.paired_gain(p, baseline.test['center'], test.labels)
-    assert (row['gain'], row['standard_error']) == gain
-    assert row['cross_entropy'] == pytest.approx(metrics.cross_entropy(p, test.labels))
+  p = last.test['center']
+  gain = significance.paired_gain(
+    p.argmax(1) == test.labels, baseline.test['center'].argmax(1) == test.labels, test.labels
+  )
+  assert {name: growing[name] for name in gain._fields} == gain._asdict()
+  assert growing['is_significant'] is False
+  assert growing['cross_entropy'] == pytest.approx(metrics.cross_entropy(p, test.labels))
   arms = summary['arms']
   assert [len(arm['rounds']) for arm in arms.values()] == [1, 2]
   assert 'fused' not in arms['none']
-  assert arms['rounds']['fused']['center']['top1'] == fused['top1']
+  fused = (first.test['center'] + last.test['center']) / 2
+  assert arms['rounds']['fused']['center']['top1'] == metrics.top1(fused, test.labels)
+  assert growing['fused'] == arms['rounds']['fused']['center']['mean_class_accuracy']
   assert arms['rounds']['rounds'][0] == {
     'source_images': 5,
     'num_neighbors': {'mean': 3.0, 'max': 4},
@@ -172,7 +173,7 @@ def test_gains_are_over_plain_fine_tuning(trainer):
 
 
 def test_without_plain_fine_tuning_there_is_no_gain(trainer):
-  rounds = {'selected': [make_round(0.75, 0.25, 0.25, 0.75)]}
+  rounds = {'constant': [make_round(0.75, 0.25, 0.25, 0.75)]}
   (row,) = results.summarize(rounds, trainer.domains.test, ('center',))['table']
   assert row['name'] == 'selected'
   assert 'gain' not in row
@@ -185,3 +186,9 @@ def test_results_of_other_data_are_refused(tmp_path):
   assert results.load_results(path, 'this') == {'fingerprint': 'this', 'table': []}
   with pytest.raises(ValueError, match=r'results\.json was made from other data; use a new'):
     results.load_results(path, 'other')
+
+
+def test_in_one_round_nothing_is_called_growing(trainer):
+  rounds = {'rounds': [make_round(0.75, 0.25, 0.25, 0.75)]}
+  (row,) = results.summarize(rounds, trainer.domains.test, ('center',))['table']
+  assert row['name'] == 'selected'

@@ -75,7 +75,7 @@ class FakeRun:
 
 
 class FakeTrainer:
-  """Trains 9 steps in a directory; the newest checkpoint is that of `first_step`."""
+  """Trains 3 steps a round in a directory; the newest checkpoint is that of `first_step`."""
 
   fingerprint, seed = 'this', 0
 
@@ -83,7 +83,7 @@ class FakeTrainer:
     self.directory = epath.Path(directory)
     self.domains = Domains(make_images(3), make_images(2), make_images(NUM_SOURCE))
     self.options = SimpleNamespace(
-      steps=9, restart_schedule=restart_schedule, keep_rounds=keep_rounds
+      steps=3, restart_schedule=restart_schedule, keep_rounds=keep_rounds
     )
     self.events = []
     self.evaluator = FakeEvaluator(self.events)

@@ -11,6 +11,7 @@ import numpy as np
 from absl import flags
 
 from sjft_jax.data.dataset import Dataset
+from sjft_jax.runtime import preemption
 
 Views = TypeVar('Views', np.ndarray, tuple[np.ndarray, ...])
 Batch = TypeVar('Batch')
@@ -86,7 +87,8 @@ def _load_ahead(dataset: grain.MapDataset, workers: int) -> Iterator:
       # Grain's processes read flags of its own, which nobody has parsed where Python calls us.
       flags.FLAGS.mark_as_parsed()
     batches = batches.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4)
+      grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4),
+      worker_init_fn=preemption.init_worker,
     )
   return iter(batches)
 

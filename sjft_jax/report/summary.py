@@ -27,7 +27,7 @@ def print_table(results: dict[str, Any]) -> None:
       f'{100 * row["gain"]:+.1f} ± {100 * row["standard_error"]:.1f}' if 'gain' in row else '',
       f'{row["fused"]:.1%}' if 'fused' in row else '',
     )
-  console.console.print(table)
+  console.print_table(table)
   for row in results['table']:
     if 'gain' in row and row['arm'] in ('constant', 'rounds'):
       console.say(verdict(row))
@@ -71,7 +71,7 @@ def print_repeats(results: dict[str, Any]) -> None:
   for row in results['table']:
     source = f'{row["source_images"]:,}' if row['source_images'] else '–'
     table.add_row(row['name'], source, *(_spread(row, score) for score in scores.values()))
-  console.console.print(table)
+  console.print_table(table)
 
 
 def _spread(row: dict[str, Any], score: str) -> str:
@@ -95,4 +95,4 @@ def print_scores(rows: Sequence[tuple[str, dict[str, float]]], title: str) -> No
   for name, scores in rows:
     accuracy, top1 = scores['mean_class_accuracy'], scores['top1']
     table.add_row(name, f'{accuracy:.1%}', f'{top1:.1%}', f'{scores["cross_entropy"]:.3f}')
-  console.console.print(table)
+  console.print_table(table)

@@ -1,16 +1,19 @@
-"""What a stage leaves in the work directory: whole or not there, and marked with what made it.
+"""Files that a stage leaves in the work directory: written as a whole, with a fingerprint.
 
 A path may be on a disk or, as `gs://bucket/name`, in an object store.
 """
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import json
 import os
-import platform
 import re
+import secrets
+import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +27,7 @@ _guards: dict[str, Callable[[], None]] = {}
 
 @contextlib.contextmanager
 def write_guard(directory: epath.Path, check: Callable[[], None]) -> Iterator[None]:
-  """Meanwhile `check_writable` is called before anything is written below `directory`, and may raise."""
+  """Call `check` before anything is written below `directory`; it may raise to prevent that."""
   name = os.fspath(absolute_path(directory))
   _guards[name] = check
   try:
@@ -35,9 +38,9 @@ def write_guard(directory: epath.Path, check: Callable[[], None]) -> Iterator[No
 
 @contextlib.contextmanager
 def suppress_writes(directory: epath.Path) -> Iterator[None]:
-  """Meanwhile nothing appears below `directory`: another process writes the same there.
+  """Write nothing below `directory`, because another process writes the same files there.
 
-  Except files that are named for this process, see `per_process_path`.
+  Files that are named for this process (see `per_process_path`) are written all the same.
   """
   name = os.fspath(absolute_path(directory))
   _suppressed.add(name)
@@ -48,121 +51,153 @@ def suppress_writes(directory: epath.Path) -> Iterator[None]:
 
 
 def per_process_path(path: epath.Path, process: int, processes: int) -> epath.Path:
-  """The name of a file of which each of several processes has one of its own."""
+  """Return the name of a file of which each of several processes has one of its own."""
   return path.with_name(f'{path.name}.{process}-of-{processes}') if processes > 1 else path
 
 
 def check_writable(path: os.PathLike[str]) -> None:
-  """Raises what the guards of the directories above `path` have against writing there."""
+  """Call the write guards of all directories above `path`; one that objects raises its error."""
   name = os.fspath(absolute_path(path))
-  for directory, guard in list(_guards.items()):
+  for directory, check in list(_guards.items()):
     if name.startswith(directory + '/'):
-      guard()
+      check()
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-  """Whether it names an object in a store, not a file."""
+  """Return whether `path` names an object in a store, not a file."""
   return '://' in os.fspath(path)
 
 
 def absolute_path(path: str | os.PathLike[str]) -> epath.Path:
-  """The path from the root; an object's as it is, which epath's own method would spoil."""
+  """Return the path from the root; an object's path is returned as it is (epath would spoil it)."""
   return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
+
+
+def temporary_path(path: str | os.PathLike[str]) -> str:
+  """Return a random, hidden name next to `path`, to be opened with mode 'x'.
+
+  Mode 'x' (O_EXCL) neither opens what is there already nor follows a link, so that nobody who may
+  write to the folder can redirect the output; and no two processes, machines or containers write
+  to one temporary file.
+  """
+  folder, name = os.path.split(os.fspath(path))
+  return os.path.join(folder, f'.{name}.{secrets.token_hex(8)}')
 
 
 @contextlib.contextmanager
 def atomic_write(path: os.PathLike[str]) -> Iterator[IO[bytes]]:
-  """A file that appears under its name only once it is complete and on the disk."""
+  """Open a file that appears under its name only once it is complete and on the disk."""
   check_writable(path)
-  name = os.fspath(absolute_path(path))
-  if not re.search(r'\.\d+-of-\d+$', name) and any(
-    name.startswith(above + '/') for above in _suppressed
-  ):
+  if _is_suppressed(path):
     yield io.BytesIO()
     return
-  place = epath.Path(path)
+  destination = epath.Path(path)
   if is_remote(path):
     content = io.BytesIO()
     yield content
-    place.write_bytes(content.getvalue())  # An object appears once it is complete.
+    destination.write_bytes(content.getvalue())  # An object appears once it is complete.
     return
-  # Processes of different machines and containers can have the same number.
-  temporary = place.with_name(f'.{place.name}.{platform.node()}.{os.getpid()}')
+  temporary = temporary_path(path)
   try:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with open(temporary, 'wb') as file:
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with open(temporary, 'xb') as file:
       yield file
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
   except BaseException as error:
     if isinstance(error, OSError) and error.errno and error.filename is None:
-      error.filename = os.fspath(path)  # A failed write does not know where.
+      error.filename = os.fspath(path)  # The error of a failed write does not say where.
     with contextlib.suppress(OSError):
       os.unlink(temporary)
     raise
 
 
 def write_json(path: os.PathLike[str], value: Any) -> None:
+  """Write `value` as indented JSON; the file appears once it is complete."""
   with atomic_write(path) as file:
     file.write((json.dumps(value, indent=2) + '\n').encode())
 
 
 def fingerprint(*inputs: Any) -> str:
-  """One short name for everything that decides an artifact."""
+  """Return one short name for everything that decides an artifact."""
   return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def save(path: os.PathLike[str], made_from: str, **arrays: Any) -> None:
-  """Writes named arrays with the fingerprint of their inputs."""
+def save(path: os.PathLike[str], fingerprint: str, /, **arrays: Any) -> None:
+  """Write named arrays with the fingerprint of their inputs."""
   with atomic_write(path) as file:
-    np.savez(file, made_from=made_from, **arrays)
+    np.savez(file, fingerprint=fingerprint, **arrays)
 
 
-def load(path: os.PathLike[str], made_from: str) -> dict[str, np.ndarray] | None:
-  """The arrays at `path`, or None if there are none yet.
+def load(path: os.PathLike[str], fingerprint: str) -> dict[str, np.ndarray] | None:
+  """Load the arrays at `path`, or return None if there are none yet.
 
   Raises:
     ValueError: they were made from other inputs, or the file is damaged.
     OSError: it cannot be read.
   """
-  place = epath.Path(path)
-  if not place.exists():
+  if not epath.Path(path).exists():
     return None
   try:
-    with place.open('rb') as stream, np.load(stream) as file:
+    with epath.Path(path).open('rb') as stream, np.load(stream) as file:
       arrays = dict(file)
-    found = str(arrays.pop('made_from'))
+    saved_fingerprint = str(arrays.pop('fingerprint'))
   except Exception as error:  # A damaged zip file raises nearly anything.
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-      raise  # Not for what is in it; a wrong offset in it is EINVAL.
+      raise  # The disk's error; a wrong offset within the file is EINVAL.
     raise ValueError(f'{path} is damaged ({error}); delete it and run again') from error
-  if found != made_from:
+  if saved_fingerprint != fingerprint:
     raise ValueError(
-      f'{path} was made from other data or another version of the program; '
-      'use a new --workdir, or delete this one'
+      f'{path} was made from other data or by another version of the program; '
+      'use a new --workdir, or delete this file'
     )
   return arrays
 
 
 def cache_dir() -> Path:
-  """The user's folder for what any run can make again."""
-  return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'sjft_jax'
+  """Return the user's folder for files that any run can make again."""
+  cache = os.environ.get('XDG_CACHE_HOME')
+  try:
+    return (Path(cache) if cache else Path.home() / '.cache') / 'sjft_jax'
+  except RuntimeError:  # No HOME, and a user whom the system does not list, as in containers.
+    return _private_temporary_dir()
 
 
 def load_or_make(
-  kind: str, made_from: str, make: Callable[[], dict[str, np.ndarray]]
+  kind: str, fingerprint: str, make: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-  """What `make` returns, from the user's cache if it is there.
+  """Return what `make` returns, from the user's cache if it is there.
 
   A cache that is damaged or cannot be written costs time, never the run.
   """
-  path = cache_dir() / kind / f'{made_from}.npz'
+  path = cache_dir() / kind / f'{fingerprint}.npz'
   with contextlib.suppress(ValueError, OSError):
-    found = load(path, made_from)
-    if found is not None:
-      return found
+    cached = load(path, fingerprint)
+    if cached is not None:
+      return cached
   arrays = make()
   with contextlib.suppress(OSError):
-    save(path, made_from, **arrays)
+    save(path, fingerprint, **arrays)
   return arrays
+
+
+def _is_suppressed(path: os.PathLike[str]) -> bool:
+  name = os.fspath(absolute_path(path))
+  if re.search(r'\.\d+-of-\d+$', name):
+    return False
+  return any(name.startswith(directory + '/') for directory in _suppressed)
+
+
+@functools.cache
+def _private_temporary_dir() -> Path:
+  """Return a folder in the temporary directory that no other user can have prepared or can read."""
+  path = Path(tempfile.gettempdir()) / f'sjft_jax-{os.getuid()}'
+  with contextlib.suppress(FileExistsError):
+    path.mkdir(mode=0o700)
+  status = path.lstat()
+  is_private = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
+  if is_private and status.st_uid == os.getuid():
+    return path
+  # Each process would leave one, which nobody deletes: only if the usual one is another user's.
+  return Path(tempfile.mkdtemp(prefix='sjft_jax-'))

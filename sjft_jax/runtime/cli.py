@@ -1,20 +1,22 @@
-"""What all commands share: flags, and how mistakes, a full disk and Ctrl-C end them."""
+"""Start and end a command: its flags, one line for an error, exit statuses, Ctrl-C and SIGTERM."""
 
+import contextlib
+import io
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from sjft_jax.runtime import launch, preemption
+from sjft_jax.runtime import console, launch, preemption
 from sjft_jax.runtime.errors import disk_error
 
-# Errors whose message alone tells a person what to do.
+# Errors whose message alone says what to do.
 _CLEAR_ERRORS = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)
 
 
@@ -29,9 +31,16 @@ def start(define_flags: Callable[[], None], main: Callable[[], None]) -> None:
     main: the command; it reads `flags.FLAGS` and calls `run_command`.
   """
   launch.reexec_with_huge_pages()
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    # An output that cannot encode a dash (PYTHONIOENCODING=ascii) gets a question mark instead.
+    sys.stdout.reconfigure(errors='replace')
+  preemption.install_handlers()
   flags.DEFINE_bool('traceback', False, 'Show where in the code an error arose.')
   define_flags()
-  app.run(lambda argv: main(), flags_parser=parse_flags)
+  try:
+    app.run(lambda argv: main(), flags_parser=parse_flags)
+  except KeyboardInterrupt as error:  # Before or after `run_command`, as while JAX is imported.
+    _exit_interrupted(error, 'Stopped.')
 
 
 def run_command(
@@ -40,7 +49,7 @@ def run_command(
   """Do the work of a command; an error ends the program with one line.
 
   Args:
-    work: what the command does.
+    work: does it.
     interrupted_message: the line to print after Ctrl-C or SIGTERM.
     single_process: whether no other process works with this one.
   """
@@ -48,7 +57,6 @@ def run_command(
     # Orbax logs every step of a save, and each of its threads the traceback of the same error.
     logging.set_verbosity(logging.FATAL)
     sys.unraisablehook = _ignore_closed_event_loops
-  preemption.install_handlers()
   try:
     work()
     preemption.restore_handlers()
@@ -60,20 +68,26 @@ def run_command(
       if not is_clear:
         raise
       sys.exit(f'error: {message}')
-    if is_clear:
-      print(f'error: {message}', file=sys.stderr)
-    else:
-      traceback.print_exception(error)
+    with contextlib.suppress(BrokenPipeError):
+      if is_clear:
+        print(f'error: {message}', file=sys.stderr)
+      else:
+        traceback.print_exception(error)
     _hard_exit(1, message or type(error).__name__)
   except KeyboardInterrupt as error:
-    print(f'\n{interrupted_message}')
-    _hard_exit(getattr(error, 'status', 130))
+    _exit_interrupted(error, interrupted_message)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
   """Parse the command line; a wrong flag, option or argument ends the program with one line."""
   try:
     remaining: list[str] = flags.FLAGS(argv)
+  except (SystemExit, BrokenPipeError) as error:
+    # Absl exits with 1 after --help; the output of `--help | head` has no reader at its end.
+    if isinstance(error, SystemExit) and error.code != 1:
+      raise
+    console.flush()
+    sys.exit(0)
   except flags.Error as error:
     # An error in a configuration comes with its traceback.
     first, *rest = str(error).strip().splitlines()
@@ -92,7 +106,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 def config_file() -> Path:
   """Return the file that --config names, without the argument in `configs/indoor.py:places`.
 
-  A file that is not there ends the program with one line.
+  The program ends with one line if there is no such file.
   """
   value = config_flags.get_config_filename(flags.FLAGS['config'])
   path = Path(re.sub(r'(?<=\.py):.*', '', value, flags=re.DOTALL))
@@ -102,15 +116,20 @@ def config_file() -> Path:
 
 
 def _ignore_closed_event_loops(unraisable: Any) -> None:
-  # After a failed write TensorStore's threads say so, many times; the failure itself is raised.
+  # TensorStore's threads report this many times after a failed write; the failure itself is raised.
   if str(unraisable.exc_value) != 'Event loop is closed':
     sys.__unraisablehook__(unraisable)
 
 
-def _hard_exit(status: int, error: str | None = None) -> None:
-  """Exit at once; else the interpreter waits for loader threads, and JAX for other processes."""
-  sys.stdout.flush()
-  sys.stderr.flush()
+def _exit_interrupted(error: KeyboardInterrupt, message: str) -> NoReturn:
+  with contextlib.suppress(BrokenPipeError):
+    print(f'\n{message}')
+  _hard_exit(getattr(error, 'status', 130))
+
+
+def _hard_exit(status: int, error: str | None = None) -> NoReturn:
+  """Exit at once: the interpreter would wait for loader threads, and JAX for other processes."""
+  console.flush()
   preemption.leave_processes(error)
-  # Nothing in between: when the first process exits, the others lose their connection.
+  # Nothing may happen in between: when process 0 exits, the others lose their connection.
   os._exit(status)

@@ -1,4 +1,4 @@
-"""How XLA compiles here: what its CPU backend needs, and where compiled programs are kept."""
+"""Compile with XLA: the options that its CPU backend needs, and a cache of compiled programs."""
 
 import functools
 from collections.abc import Callable
@@ -10,18 +10,15 @@ from sjft_jax.runtime import artifacts
 
 # jaxlib 0.10's CPU backend hands convolutions, products and reductions to YNNPACK. With Eigen's
 # convolutions instead, networks train up to 1.6 times faster (experiments/bench_train_step.py) and
-# AlexNet's responses come 1.5 times faster (experiments/bench_describe.py). With Eigen's reductions
-# batch norm is much slower, and with its products ResNets a little, where there is AVX-512.
-_FOR_YNNPACK = 'REDUCE', 'DOT'
-_ON_CPU = {
-  'xla_cpu_experimental_ynn_fusion_type': ','.join(
-    f'LIBRARY_FUSION_TYPE_{kind}' for kind in _FOR_YNNPACK
-  )
-}
+# AlexNet's responses are computed 1.5 times faster (experiments/bench_describe.py). Eigen's
+# reductions would make batch norm much slower, and its products ResNets a little where there is
+# AVX-512: these two stay with YNNPACK.
+_YNNPACK_FUSIONS = 'LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_DOT'
+_CPU_OPTIONS = {'xla_cpu_experimental_ynn_fusion_type': _YNNPACK_FUSIONS}
 
 
 def enable_cache() -> None:
-  """Keeps compiled programs in the user's cache: a run that is started again need not compile."""
+  """Keep compiled programs in the user's cache: a run that is started again need not compile."""
   jax.config.update('jax_compilation_cache_dir', str(artifacts.cache_dir() / 'xla'))
 
 
@@ -29,6 +26,9 @@ class CompiledFunction:
   """A function of `jax.pmap` or `jax.jit`, compiled with the options that suit the backend.
 
   It is compiled once for every combination of argument shapes and types, when first called.
+
+  Attributes:
+    mapped: the function as JAX returned it.
   """
 
   def __init__(self, mapped: Any):
@@ -42,7 +42,7 @@ class CompiledFunction:
     return self.program(*arguments)(*arguments)
 
   def program(self, *arguments: Any) -> Any:
-    """The compiled program for arguments such as these."""
+    """Return the compiled program for arguments of these shapes and types."""
     leaves, tree = jax.tree.flatten(arguments)
     key = tree, *((leaf.shape, leaf.dtype) for leaf in leaves)
     if key not in self._programs:
@@ -51,10 +51,17 @@ class CompiledFunction:
 
 
 def jit(function: Callable[..., Any], **arguments: Any) -> Callable[..., Any]:
-  """`jax.jit`, and its arguments, for a program that no other contains; see `CompiledFunction`."""
+  """Compile a function like `jax.jit`, with the options that suit the backend.
+
+  JAX takes such options for outermost programs only: `function` must not be called in another one.
+
+  Args:
+    function: to be compiled at its first call.
+    arguments: those of `jax.jit`.
+  """
 
   @functools.cache
-  def jitted():  # Not before the first call: which backend there is may not be settled yet.
+  def jitted():  # Not before the first call, because the backend may not be chosen yet.
     return jax.jit(function, compiler_options=_options(), **arguments)
 
   @functools.wraps(function)
@@ -65,7 +72,7 @@ def jit(function: Callable[..., Any], **arguments: Any) -> Callable[..., Any]:
 
 
 def compile_lowered(lowered: Any) -> Any:
-  """What `lowered.compile()` gives, with the backend's options."""
+  """Compile what `lower` of a JAX function returned, with the options that suit the backend."""
   return lowered.compile(compiler_options=_options())
 
 
@@ -74,10 +81,10 @@ def _options() -> dict[str, str] | None:
   if jax.default_backend() != 'cpu':
     return None
   try:
-    jax.jit(lambda: 0, compiler_options=_ON_CPU)()
+    jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS)()
   except jax.errors.JaxRuntimeError as error:
-    # Another jaxlib: the option may be gone, and its reason with it.
+    # In another jaxlib the option may be gone, and with it the reason for it.
     if 'No such compile option' not in str(error):
       raise
     return None
-  return _ON_CPU
+  return _CPU_OPTIONS

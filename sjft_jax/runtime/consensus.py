@@ -1,7 +1,11 @@
-"""How several processes stop: at one step where each needs the others, else each by itself.
+"""Agree among processes where to stop: all at one step, or each by itself where none needs others.
 
-What one of them is asked for, or fails with, it tells all through the key-value store of JAX's
-coordination service.
+A request to stop, or the error that one process fails with, reaches the others through the
+key-value store of JAX's coordination service.
+
+This stays beside JAX's own sync point for preemption, which serves only SIGTERM and takes it away
+from the program, serves only steps that all processes take in lockstep (ranking has none), and
+reports no errors.
 """
 
 import contextlib
@@ -11,33 +15,34 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
-TIMEOUT_S = 60.0  # seconds, for others that are to leave too
+TIMEOUT_S = 60.0  # seconds that other processes have to answer or to end
 _POLL_INTERVAL_S = 1.0  # seconds
-_EXIT_GRACE_S = 3.0  # seconds; with half of one a process was cut off once on a busy machine
+_EXIT_GRACE_S = 3.0  # seconds; with 0.5 a process was cut off once on a busy machine
 
 
 class KeyValueStore(Protocol):
   """Strings by key, the same for all processes."""
 
   def set(self, key: str, value: str) -> None:
-    """Raises an error where the key has a value."""
+    """Set the value of a key; raise an error if it has one already."""
 
-  def find(self, key: str) -> str | None:
-    """Its value, if it has one."""
+  def try_get(self, key: str) -> str | None:
+    """Return the value of a key, or None if it has none."""
 
-  def get(self, key: str, seconds: float) -> str:
-    """Waits until the key has a value; raises an error if that takes longer."""
+  def get(self, key: str, timeout_s: float) -> str:
+    """Wait until a key has a value and return it; raise an error if that takes too long."""
 
 
 class StopConsensus:
-  """What this process and the others know of a stop.
+  """The agreement of this process with the others on where to stop.
 
-  All processes pass the same gates in the same order: one into every stretch in which none gets on
-  without the others, any number within it, and one out of it. Once a stop is asked for, a thread of
-  each process tells the others how many gates it has passed, and no further gate opens before all
-  have told. If the foremost is within a stretch, all stop at the gate that comes next for it:
-  nobody is past that one, and everybody gets there. Who is outside, and not needed within, is
-  released at once.
+  In a section of the program that the processes run in lockstep, none gets on without the others.
+  All processes pass the same sync points in the same order: one when they enter a section, any
+  number within it, and one when they leave it. Once a stop is requested, a thread of each process
+  publishes how many sync points the process has passed, and keeps it from passing another until all
+  have published. If the process that is furthest is within a section, all stop at the sync point
+  that comes next for it: no process is past that one, and every process reaches it. A process that
+  is outside, and that no other one needs inside, is released at once.
   """
 
   def __init__(
@@ -49,102 +54,112 @@ class StopConsensus:
     release: Callable[[str], None],
     abandon: Callable[[str], None],
   ):
-    """
+    """Start to watch for requests and failures of the other processes.
+
     Args:
-      process: which one this is.
-      release: called by a thread, with the reason, if a stop need not wait for the next gate.
-      abandon: called by a thread, with what another process failed with.
+      store: where the processes meet.
+      process: the number of this process.
+      num_processes: how many there are.
+      release: called by a thread, with the reason, if a stop need not wait for a sync point.
+      abandon: called by a thread, with the error that another process failed with.
     """
     self._store, self._process, self._num_processes = store, process, num_processes
     self._release, self._abandon = release, abandon
     self._lock = threading.Lock()
-    self._passed, self._is_inside = 0, False
-    self._is_asked = self._is_closed = False
+    self._num_passed, self._is_inside = 0, False
+    self._is_requested = self._is_closed = False
     self._reason = ''
-    self._last_gate: Future[int] = Future()
-    self._hurry = threading.Event()
-    self._thread = threading.Thread(target=self._listen, daemon=True)
+    self._last_sync_point: Future[int] = Future()
+    self._wake = threading.Event()
+    self._thread = threading.Thread(target=self._watch, daemon=True)
     self._thread.start()
 
-  def ask(self, reason: str) -> None:
-    """Asks all processes to stop; of several reasons the first counts."""
-    self._is_asked = True  # Without the lock: this may be a signal's handler.
-    self._tell('stop', reason)
-    self._hurry.set()
+  def request_stop(self, reason: str) -> None:
+    """Request that all processes stop; of several reasons the first counts."""
+    self._is_requested = True  # Without the lock, because this may run in a signal handler.
+    self._publish('stop', reason)
+    self._wake.set()
 
-  def close(self) -> None:
-    """All gates are passed. The thread ends too: a Python that ends does not bear it."""
-    self._tell(f'passed/{self._process}', f'{self._passed} 0')
-    self._is_closed = True
-    self._hurry.set()
-    self._thread.join()
-
-  def leave(self, error: str | None = None) -> None:
-    """To be called last, with what this process fails with, if it does.
-
-    One that fails waits until the others have heard it: what they get to see should not be a
-    connection that breaks. The first process, whose end takes the others along, ends last.
-    """
-    self._tell(f'heard/{self._process}', '')
-    if error is not None:
-      self._tell('failed', f'{self._process} {error}')
-      self._wait_for('heard')
-    self._tell(f'left/{self._process}', '')
-    if self._process == 0:
-      self._wait_for('left')
-      time.sleep(_EXIT_GRACE_S)  # They have told, and are about to end.
-
-  def passes(self, *, into: bool) -> str | None:
-    """At the next gate: the reason to stop here, or None to go on.
+  def sync_point(self, *, is_inside: bool) -> str | None:
+    """Pass a sync point; return the reason if this is the one to stop at, or None to go on.
 
     Args:
-      into: whether a stretch with the others begins here, or goes on.
+      is_inside: whether a lockstep section begins or goes on after this sync point.
     """
     with self._lock:
-      if not self._is_asked:
-        self._passed, self._is_inside = self._passed + 1, into
+      if not self._is_requested:
+        self._num_passed, self._is_inside = self._num_passed + 1, is_inside
         return None
-    last = self._last_gate.result(2 * TIMEOUT_S)
-    self._passed += 1
-    return self._reason if self._passed >= last else None
+    last = self._last_sync_point.result(2 * TIMEOUT_S)
+    self._num_passed += 1
+    return self._reason if self._num_passed >= last else None
 
-  def _tell(self, key: str, value: str) -> None:
-    with contextlib.suppress(Exception):  # It is told already, or the service has gone.
+  def leave(self, error: str | None = None) -> None:
+    """Announce the end of this process, as the last thing that it does.
+
+    A process that fails waits until the others have read its error: otherwise all that they see is
+    a connection that breaks. Process 0, whose end takes the others along, ends last.
+
+    Args:
+      error: what this process fails with, if it does.
+    """
+    self._publish(f'heard/{self._process}', '')
+    if error is not None:
+      self._publish('failed', f'{self._process} {error}')
+      self._wait_for_all('heard')
+    self._publish(f'left/{self._process}', '')
+    if self._process == 0:
+      self._wait_for_all('left')
+      time.sleep(_EXIT_GRACE_S)  # The others have published that, and are about to end.
+
+  def close(self) -> None:
+    """Announce that no sync point follows, and join the thread.
+
+    A daemon thread that still runs when the interpreter shuts down can crash it.
+    """
+    self._publish(f'passed/{self._process}', f'{self._num_passed} 0')
+    self._is_closed = True
+    self._wake.set()
+    self._thread.join()
+
+  def _publish(self, key: str, value: str) -> None:
+    with contextlib.suppress(Exception):  # The key has a value already, or the service is gone.
       self._store.set(key, value)
 
-  def _wait_for(self, what: str) -> None:
+  def _wait_for_all(self, event: str) -> None:
     with contextlib.suppress(Exception):
-      for other in range(self._num_processes):
-        self._store.get(f'{what}/{other}', TIMEOUT_S)
+      for process in range(self._num_processes):
+        self._store.get(f'{event}/{process}', TIMEOUT_S)
 
-  def _listen(self) -> None:
-    has_heard = False
+  def _watch(self) -> None:
+    has_agreed = False
     while not self._is_closed:
-      failure, reason = self._store.find('failed'), self._store.find('stop')
+      failure, reason = self._store.try_get('failed'), self._store.try_get('stop')
       if failure is not None:
         process, error = failure.split(maxsplit=1)
         if int(process) != self._process:
           self._abandon(f'process {process}: {error}')
-      elif reason is not None and not has_heard:
-        has_heard = True
+      elif reason is not None and not has_agreed:
+        has_agreed = True
         self._agree(reason)
-      self._hurry.wait(_POLL_INTERVAL_S)
-      self._hurry.clear()
+      self._wake.wait(_POLL_INTERVAL_S)
+      self._wake.clear()
 
   def _agree(self, reason: str) -> None:
+    """Choose the last sync point from where all processes are; release this one if it is free."""
     with self._lock:
-      self._is_asked, self._reason = True, reason
-      passed, is_inside = self._passed, self._is_inside
-    self._tell(f'passed/{self._process}', f'{passed} {is_inside:d}')
-    places = [(passed, is_inside)]
+      self._is_requested, self._reason = True, reason
+      num_passed, is_inside = self._num_passed, self._is_inside
+    self._publish(f'passed/{self._process}', f'{num_passed} {is_inside:d}')
+    positions = [(num_passed, is_inside)]
     try:
-      for other in range(self._num_processes):
-        number, inside = self._store.get(f'passed/{other}', TIMEOUT_S).split()
-        places.append((int(number), inside == '1'))
-      is_free = not is_inside and not any(inside and number > passed for number, inside in places)
-    except Exception:  # Someone does not answer; nobody gets on together any more.
-      is_free = True
-    foremost, inside_there = max(places)
-    self._last_gate.set_result(0 if is_free else foremost + inside_there)
-    if is_free:
+      for process in range(self._num_processes):
+        number, inside = self._store.get(f'passed/{process}', TIMEOUT_S).split()
+        positions.append((int(number), inside == '1'))
+      is_needed = is_inside or any(inside and number > num_passed for number, inside in positions)
+    except Exception:  # A process does not answer: no section can be completed any more.
+      is_needed = False
+    furthest, is_furthest_inside = max(positions)
+    self._last_sync_point.set_result(furthest + is_furthest_inside if is_needed else 0)
+    if not is_needed:
       self._release(reason)

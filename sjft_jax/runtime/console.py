@@ -1,33 +1,82 @@
-"""Lines and progress bars on the terminal while a command runs."""
+"""Print lines, tables and progress bars while a command runs."""
 
 import contextlib
+import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-console = Console(highlight=False)
+# Images, or a tuple of arrays that belong to them.
+Batch = TypeVar('Batch', bound=Sized)
 
-# Images, or what belongs to them in several arrays.
-Batch = TypeVar('Batch', np.ndarray, tuple[np.ndarray, ...])
+
+class _Console(Console):
+  def on_broken_pipe(self) -> None:
+    """Go on without output, where rich would end the program.
+
+    The reader is gone after `| head`, or after Ctrl-C that also ends `| tee`. What a command makes
+    is in its files: a run of days should not end for a line.
+    """
+    flush()
+
+
+_console = _Console(highlight=False)
 
 
 def say(text: str) -> None:
-  console.print(text, markup=False, soft_wrap=True)
+  """Print a line as it is."""
+  _console.print(text, markup=False, soft_wrap=True)
 
 
 def stage(name: str) -> None:
-  console.print(f'[bold]{name}[/bold]')
+  """Print the heading of a stage."""
+  _console.print(f'[bold]{name}[/bold]')
+
+
+def print_table(table: Table) -> None:
+  """Print a table, as wide as it needs or the terminal is."""
+  _console.print(table)
+
+
+def flush() -> None:
+  """Flush the standard output and error; one whose reader is gone is dropped from now on."""
+  for stream in (sys.stdout, sys.stderr):
+    try:
+      if stream is not None:  # It is None where it was closed when the program started.
+        stream.flush()
+    except BrokenPipeError:
+      # The file descriptor, because what is buffered would fail again when the interpreter ends.
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, stream.fileno())
+      os.close(nowhere)
+
+
+def set_quiet(is_quiet: bool) -> None:
+  """Print nothing from now on, or everything again."""
+  _console.quiet = is_quiet
+
+
+def use_stderr() -> None:
+  """Print to the standard error from now on; the standard output is left to the caller."""
+  _console.stderr = True
 
 
 @contextlib.contextmanager
 def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-  """A bar with the remaining time, and a line with the speed at the end.
+  """Show a bar with the remaining time, and at the end a line with the speed.
 
-  Yields a function that takes how many more are done and, if there is one, a note to show.
+  Args:
+    what: the work, for both.
+    total: how many items there are.
+    done: how many of them were done before.
+
+  Yields:
+    A function that takes how many more are done and, optionally, a note to show.
   """
   columns = (
     TextColumn('  {task.description}'),
@@ -37,24 +86,26 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., Non
     TimeRemainingColumn(),
     TextColumn('{task.fields[note]}'),
   )
-  begun, first, last = time.monotonic(), done, ''
-  with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+  start_time, start, last_note = time.monotonic(), done, ''
+  is_shown = _console.is_terminal
+  with Progress(*columns, console=_console, transient=True, disable=not is_shown) as bar:
     task = bar.add_task(what, total=total, completed=done, rate='', note='')
 
     def advance(more: int, note: str = '') -> None:
-      nonlocal done, last
-      done, last = done + more, note
-      rate = (done - first) / max(time.monotonic() - begun, 1e-9)
+      nonlocal done, last_note
+      done, last_note = done + more, note
+      rate = (done - start) / max(time.monotonic() - start_time, 1e-9)
       speed = f'{rate:,.0f}/s' if rate > 10 else f'{rate:.1f}/s'
       bar.update(task, completed=done, rate=speed, note=note)
 
     yield advance
-  seconds = time.monotonic() - begun
-  say(f'  {what}: {done - first:,} in {seconds:.1f} s{last and f"; {last}"}')
+  seconds = time.monotonic() - start_time
+  note = f'; {last_note}' if last_note else ''
+  say(f'  {what}: {done - start:,} in {seconds:.1f} s{note}')
 
 
 def with_progress(batches: Iterable[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:
-  """The batches, telling `advance` how many images have been worked on."""
+  """Yield the batches; call `advance` with the number of images once each has been worked on."""
   for batch in batches:
     yield batch
     advance(len(batch[0] if isinstance(batch, tuple) else batch))

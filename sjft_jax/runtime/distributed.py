@@ -1,4 +1,4 @@
-"""What several processes under `jax.distributed` have to do together; one alone does nothing."""
+"""Helpers for several processes under `jax.distributed`; in a single process they do nothing."""
 
 import contextlib
 from collections.abc import Callable
@@ -7,50 +7,55 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-_A_WEEK = 7 * 24 * 3600 * 1000  # ms
+_WEEK_MS = 7 * 24 * 3600 * 1000
 
 
 class KeyValueStore:
-  """Strings by key, of JAX's coordination service; see `consensus.KeyValueStore`."""
+  """The strings of JAX's coordination service, see `consensus.KeyValueStore`."""
 
   def __init__(self) -> None:
+    # The only way to the service's client: jax.distributed gives no access to it.
+    from jax._src import distributed
+
     self._client: Any = distributed.global_state.client
 
   def set(self, key: str, value: str) -> None:
+    """Set the value of a key; raise an error if it has one already."""
     self._client.key_value_set(f'sjft_jax/{key}', value)
 
-  def find(self, key: str) -> str | None:
+  def try_get(self, key: str) -> str | None:
+    """Return the value of a key, or None if it has none."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       return self._client.key_value_try_get(f'sjft_jax/{key}')
     return None
 
-  def get(self, key: str, seconds: float) -> str:
-    return self._client.blocking_key_value_get(f'sjft_jax/{key}', int(1000 * seconds))
+  def get(self, key: str, timeout_s: float) -> str:
+    """Wait until a key has a value and return it; raise an error if that takes too long."""
+    return self._client.blocking_key_value_get(f'sjft_jax/{key}', int(1000 * timeout_s))
 
 
 def is_lead_host() -> bool:
-  """Whether this is the process that writes and speaks for all."""
+  """Return whether this is the process that writes and prints for all."""
   return jax.process_index() == 0
 
 
 def barrier() -> None:
-  """Waits until all processes are here."""
+  """Wait until all processes are here."""
   if jax.process_count() == 1:
     return
-  call_in_thread(multihost.get_barrier_sync_fn(), key='meet', timeout_ms=_A_WEEK)
+  call_in_thread(multihost.get_barrier_sync_fn(), key='barrier', timeout_ms=_WEEK_MS)
 
 
 def call_in_thread(work: Callable[..., object], *args: Any, **options: Any) -> None:
-  """Does the work in a thread: Ctrl-C does not reach a wait outside of Python."""
+  """Call a function in a thread and wait for it: Ctrl-C cannot interrupt a wait outside Python."""
   ThreadPoolExecutor(1).submit(work, *args, **options).result()
 
 
 def broadcast(array: np.ndarray) -> np.ndarray:
-  """The array that the first process has; of the same shape in all."""
+  """Return the array of process 0; those of the others have the same shape."""
   if jax.process_count() == 1:
     return array
   barrier()  # Collectives on CPUs give up after 30 seconds.
@@ -58,7 +63,7 @@ def broadcast(array: np.ndarray) -> np.ndarray:
 
 
 def all_gather(array: np.ndarray) -> np.ndarray:
-  """[process, …]: the arrays of all processes, which have one shape."""
+  """Return [process, …], the arrays of all processes, which have one shape."""
   if jax.process_count() == 1:
     return array[None]
   barrier()
@@ -66,23 +71,26 @@ def all_gather(array: np.ndarray) -> np.ndarray:
 
 
 def shard_bounds(size: int, unit: int = 1, process: int | None = None) -> tuple[int, int]:
-  """Which part start..stop-1 of 0..size-1 is a process's (None: this one's).
+  """Return which part start..stop-1 of 0..size-1 belongs to a process.
 
-  Whole units, as even as they allow.
+  Args:
+    size: how much there is in all.
+    unit: parts begin at multiples of it and are as even as that allows.
+    process: whose part; None: this process.
   """
   process = jax.process_index() if process is None else process
-  units, number = -(-size // unit), jax.process_count()
-  start, stop = (min(units * i // number * unit, size) for i in (process, process + 1))
+  num_units, num_processes = -(-size // unit), jax.process_count()
+  start, stop = (min(num_units * i // num_processes * unit, size) for i in (process, process + 1))
   return start, stop
 
 
 def gather_shards(part: np.ndarray, size: int) -> np.ndarray:
-  """[size, …] from the parts that all processes have of it, as `shard_bounds` says."""
-  number = jax.process_count()
-  if number == 1:
+  """Return [size, …], joined from the parts that all processes have of it by `shard_bounds`."""
+  num_processes = jax.process_count()
+  if num_processes == 1:
     return part
-  shares = [shard_bounds(size, process=process) for process in range(number)]
-  longest = max(stop - start for start, stop in shares)
+  bounds = [shard_bounds(size, process=process) for process in range(num_processes)]
+  longest = max(stop - start for start, stop in bounds)
   padded = np.pad(part, [(0, longest - len(part))] + [(0, 0)] * (part.ndim - 1))
-  parts = zip(all_gather(padded), shares, strict=True)
+  parts = zip(all_gather(padded), bounds, strict=True)
   return np.concatenate([rows[: stop - start] for rows, (start, stop) in parts])

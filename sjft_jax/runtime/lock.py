@@ -1,7 +1,6 @@
 """The exclusive lock of a work directory; a run that loses it stops before its next write."""
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -18,9 +17,10 @@ from etils import epath
 from sjft_jax.runtime import artifacts, console
 
 LOCK = 'lock.json'
-_HEARTBEAT_S = 30.0  # seconds
-_STALE_S = 300.0  # seconds
-_SETTLE_S = 2.0  # seconds
+_HEARTBEAT_S = 30.0  # seconds between renewals
+_STALE_S = 300.0  # seconds without a renewal, after which another machine may take over
+_SETTLE_S = 2.0  # seconds for a file that is just being written, on disks without hard links
+_RETRY_S = 0.05  # seconds
 
 
 class LockLostError(ValueError):
@@ -29,43 +29,45 @@ class LockLostError(ValueError):
 
 @contextlib.contextmanager
 def lock(directory: epath.Path) -> Iterator[None]:
-  """Keeps other processes from writing below `directory`, and this one once they may.
+  """Keep other processes from writing below `directory`, and this one once it has lost the lock.
 
-  `lock.json` there names the process that holds it; a thread renews the file's time every 30
-  seconds. A lock that was left behind is taken over:
+  `lock.json` in the directory names the process that holds the lock; a thread renews the file's
+  time every 30 seconds. The lock of a process that is gone is taken over:
 
-  - by the same machine (the same boot, and the same process numbers, so not another container) at
-    once if that process is gone or its number is another process's by now;
-  - by another machine once the file's time lies 5 minutes back. Both times of this comparison are
-    those of the file system or store, so that the machines' clocks do not matter.
+  - on the same machine (the same boot and the same process numbers, so not in another container) at
+    once, if that process has ended or its number is another process's by now;
+  - on another machine once the file has not been renewed for 5 minutes. Both times of this
+    comparison are those of the file system or store, so that the machines' clocks do not matter.
 
-  Of processes that come at the same time, exclusive creation decides for one. Those that find a
-  lock left behind take turns on one machine; otherwise (several machines, NFS, object stores) the
-  last to write has it, and they look a moment later who that is. Should two still take it, the
-  first stops at its next write: before whatever goes through `artifacts.atomic_write` or
-  `artifacts.check_writable`, the process makes sure that it still holds the lock.
+  Of several processes that try at the same time one gets the lock, see `_Lock._acquire`. A process
+  that was suspended for 5 minutes stops at its next write: before whatever goes through
+  `artifacts.atomic_write` or `artifacts.check_writable` it checks that it still holds the lock.
+
+  Why not `flock`, which the kernel releases: NFS and Lustre may apply it within one machine only
+  without saying so, so that file and heartbeat would be needed all the same; and a worker that was
+  forked keeps it when its parent is killed.
 
   Raises:
-    ValueError: another process holds it.
-    LockLostError: another took over, or the directory or the file vanished; also in place of the errors
-      that follow from that.
+    ValueError: another process holds the lock.
+    LockLostError: another process took over, or the directory or the file vanished; also instead of
+      the errors that follow from that.
   """
   held = _Lock(directory)
-  held.take()
+  held.acquire()
   stop = threading.Event()
-  beating = threading.Thread(target=held.renew, args=(stop,), daemon=True)
-  beating.start()
+  heartbeat = threading.Thread(target=held.renew, args=(stop,), daemon=True)
+  heartbeat.start()
   try:
     with artifacts.write_guard(directory, held.check):
       yield
   except Exception as error:
-    lost = held.lost()
-    if lost and not isinstance(error, LockLostError):
-      raise LockLostError(lost) from error
+    loss = held.loss()
+    if loss and not isinstance(error, LockLostError):
+      raise LockLostError(loss) from error
     raise
   finally:
     stop.set()
-    beating.join(_SETTLE_S)
+    heartbeat.join(_SETTLE_S)
     held.release()
 
 
@@ -75,9 +77,9 @@ class _Lock:
   def __init__(self, directory: epath.Path):
     self._directory = directory
     self._is_remote = artifacts.is_remote(directory)
-    # Not through epath: it has neither exclusive creation nor, for stores, times.
-    path = os.fspath(directory / LOCK)
-    self._store, self._path = fsspec.core.url_to_fs(path, use_listings_cache=False)
+    # Not through epath: it has neither exclusive creation nor times for objects in a store.
+    self._path = os.fspath(artifacts.absolute_path(directory) / LOCK)
+    self._filesystem, _ = fsspec.core.url_to_fs(self._path, use_listings_cache=False)
     self._record = {
       'host': platform.node(),
       'pid': os.getpid(),
@@ -87,142 +89,217 @@ class _Lock:
       'token': secrets.token_hex(8),
     }
     self._content = json.dumps(self._record, indent=2).encode() + b'\n'
-    self._seen = 0.0  # When it last held the lock for certain.
+    self._last_seen = 0.0  # When this process held the lock for certain.
 
-  def take(self) -> None:
+  def acquire(self) -> None:
+    """Take the lock.
+
+    Raises:
+      ValueError: another process holds it.
+    """
     if not self._is_remote:
       self._directory.mkdir(parents=True, exist_ok=True)
-    with self._turn() as alone:
-      try:
-        holder = self._holder()
-      except FileNotFoundError:
-        with contextlib.suppress(FileExistsError):  # Another was faster; see below.
-          self._store.pipe_file(self._path, self._content, mode='create')
-      else:
-        alone = alone and holder.get('machine', self._record['machine']) == self._record['machine']
-        console.say(f'{self._abandoned(holder, alone)}; this run takes over')
-        self._store.pipe_file(self._path, self._content)
-        if not alone:
-          time.sleep(_SETTLE_S)
-    lost = self.lost()
-    if lost:
-      raise ValueError(lost)
+    self._acquire(self._path)
+    loss = self.loss()
+    if loss:
+      raise ValueError(loss)
 
-  def lost(self) -> str | None:
-    """Why the directory is not this process's any more, if so."""
+  def _acquire(self, path: str) -> None:
+    """Create the file `path` with this process's record, or replace one whose process is gone.
+
+    Creation is exclusive. A file is replaced only by the process that holds the claim to it:
+    another file, which is named for the content to be replaced and is acquired in the same way, so
+    that a process that ends while it holds a claim hinders nobody. A process that gets the claim
+    after another one finds that the content has changed. So one of all that find the same lock left
+    behind takes it over, however long the others pause between looking and replacing.
+    """
+    while not self._create(path):
+      content = self._read(path)
+      if content is None:  # Its process has just ended.
+        time.sleep(_RETRY_S)
+        continue
+      if content == self._content:  # It was created, and only the answer was lost (NFS, a store).
+        return
+      record = _parse(content)
+      if not record:
+        time.sleep(_SETTLE_S)
+        if self._read(path) != content:
+          continue
+      reason = self._why_abandoned(path, record)
+      claim = f'{path}.{artifacts.fingerprint(content.hex())}'
+      self._acquire(claim)
+      if self._read(path) == content:
+        self._replace(path, claim)
+        console.say(f'{reason}; this run takes over')
+        return
+      self._filesystem.rm_file(claim)
+
+  def loss(self) -> str | None:
+    """Return why the lock is no longer this process's, or None if it holds the lock."""
     try:
-      holder = self._holder()
-    except FileNotFoundError:
-      return f'{self._directory / LOCK} vanished, perhaps with all beside it; run the same command'
+      content = self._read(self._path)
     except Exception as error:  # Every store has its own.
       return f'{self._directory} is out of reach ({error}); run the same command once it is back'
-    if holder.get('token') != self._record['token']:
-      return f'{self._directory} is being written to by {_named(holder)} now; this run has stopped'
-    self._seen = time.time()
+    if content is None:
+      return f'{self._directory / LOCK} vanished, perhaps with all beside it; run the same command'
+    if content != self._content:
+      holder = _describe(_parse(content))
+      return f'{self._directory} is being written to by {holder} now; this run has stopped'
+    self._last_seen = time.time()
     return None
 
   def check(self) -> None:
-    """Raises LockLostError unless it still holds the lock."""
-    # A request to a store takes long, and nobody takes over what was renewed a moment ago.
-    if self._is_remote and 0 <= time.time() - self._seen < _HEARTBEAT_S:
+    """Raise LockLostError unless this process holds the lock."""
+    # A request to a store takes long, and no process takes over what was renewed a moment ago.
+    if self._is_remote and 0 <= time.time() - self._last_seen < _HEARTBEAT_S:
       return
-    lost = self.lost()
-    if lost:
-      raise LockLostError(lost)
+    loss = self.loss()
+    if loss:
+      raise LockLostError(loss)
 
   def renew(self, stop: threading.Event) -> None:
-    """Renews the file's time until it is told to stop or the lock is lost."""
+    """Renew the file's time until `stop` is set or the lock is lost."""
     while not stop.wait(_HEARTBEAT_S):
       try:
-        if self._holder().get('token') == self._record['token']:
+        if self._read(self._path) == self._content:
           if self._is_remote:
-            self._store.pipe_file(self._path, self._content)
+            self._filesystem.pipe_file(self._path, self._content)
           else:
             os.utime(self._path)
-          self._seen = time.time()
+          self._last_seen = time.time()
           continue
       except FileNotFoundError:
         pass
       except Exception:  # A disk or a store may be out of reach for a while.
         continue
-      lost = self.lost()
-      if lost and not stop.is_set():
-        console.say(lost)
+      loss = self.loss()
+      if loss and not stop.is_set():
+        console.say(loss)
         return
 
   def release(self) -> None:
-    with contextlib.suppress(Exception):  # Whoever comes next sees that this process is gone.
-      if not self.lost():
-        self._store.rm_file(self._path)
+    """Remove the file if the lock is still this process's."""
+    with contextlib.suppress(Exception):  # The next process sees that this one is gone.
+      if not self.loss():
+        self._filesystem.rm_file(self._path)
 
-  def _holder(self) -> dict[str, Any]:
-    content = self._store.cat_file(self._path)
-    with contextlib.suppress(ValueError):
-      record = json.loads(content)
-      if isinstance(record, dict) and 'token' in record:
-        return record
-    return {}  # Not written to its end.
-
-  def _abandoned(self, holder: dict[str, Any], alone: bool) -> str:
-    """Why the lock that is there holds no longer; `alone`: nobody is writing to it just now.
+  def _why_abandoned(self, path: str, record: dict[str, Any] | None) -> str:
+    """Return why the lock, or claim, with this record holds no longer.
 
     Raises:
       ValueError: it does hold.
     """
-    name = _named(holder)
-    if holder.get('machine') == self._record['machine']:
-      if not _is_alive(holder['pid'], holder['began']):
-        return f'{self._directory} was left by {name}, which is gone'
+    if record is None:
+      return f'{self._directory / LOCK} was not written to its end'
+    holder = _describe(record)
+    if record['machine'] == self._record['machine']:
+      if not _is_alive(record['pid'], record['began']):
+        return f'{self._directory} was left by {holder}, which is gone'
       raise ValueError(
-        f'{self._directory} is being written to by {name}; wait until it ends, end it, or use '
+        f'{self._directory} is being written to by {holder}; wait until it ends, end it, or use '
         'another --workdir'
       )
-    if not holder and alone:
-      return f'{self._directory / LOCK} was not written to its end'
-    age = self._age()
+    age = self._age(path)
     if age < _STALE_S:
       raise ValueError(
-        f'{self._directory} is being written to by {name} (last seen {age:.0f} s ago); use another '
-        f'--workdir, or, if that one is gone, the same command in {_STALE_S - age:.0f} s'
+        f'{self._directory} is being written to by {holder} (last seen {age:.0f} s ago); use '
+        'another --workdir, or, if that one is gone, the same command in '
+        f'{_STALE_S - age:.0f} s'
       )
-    return f'{self._directory} was left by {name}, not seen for {age:.0f} s'
+    return f'{self._directory} was left by {holder}, not seen for {age:.0f} s'
 
-  def _age(self) -> float:
-    """Seconds since the file was renewed, by the clock that dates it."""
-    probe = f'{self._path}.{self._record["token"]}'
-    self._store.pipe_file(probe, b'')
+  def _create(self, path: str) -> bool:
+    """Create the file with this process's record; return False if there is a file."""
     try:
-      age = self._store.modified(probe) - self._store.modified(self._path)
+      if self._is_remote:
+        # The store itself decides: gcsfs asks for it with ifGenerationMatch=0.
+        self._filesystem.pipe_file(path, self._content, mode='create')
+      else:
+        _create_on_disk(path, self._content)  # fsspec looks first and creates then.
+    except FileExistsError:
+      return False
+    return True
+
+  def _read(self, path: str) -> bytes | None:
+    """Return the content of the file, or None if there is none."""
+    try:
+      if self._is_remote:
+        return self._filesystem.cat_file(path)
+      with open(path, 'rb', opener=_open_no_link) as file:
+        return file.read()
+    except FileNotFoundError:
+      return None
+
+  def _replace(self, path: str, claim: str) -> None:
+    """Give the file this process's record, and remove the claim not before that."""
+    if self._is_remote:
+      self._filesystem.pipe_file(path, self._content)
+      self._filesystem.rm_file(claim)
+    else:
+      os.replace(claim, path)
+
+  def _age(self, path: str) -> float:
+    """Return the seconds since the file was renewed, by the clock that dates it."""
+    probe = f'{path}.{secrets.token_hex(8)}'
+    self._filesystem.pipe_file(probe, b'')
+    try:
+      age = self._filesystem.modified(probe) - self._filesystem.modified(path)
       return float(age.total_seconds())
     finally:
-      self._store.rm_file(probe)
+      self._filesystem.rm_file(probe)
 
-  @contextlib.contextmanager
-  def _turn(self) -> Iterator[bool]:
-    """One process of this machine after the other; yields whether there can be no others."""
-    if self._is_remote:
-      yield False
-      return
-    opened = os.open(self._directory, os.O_RDONLY)
+
+def _create_on_disk(path: str, content: bytes) -> None:
+  """Create a file exclusively and, where the disk has hard links, with its content at once.
+
+  Raises:
+    FileExistsError: there is one.
+  """
+  temporary = artifacts.temporary_path(path)
+  try:
+    _write_new(temporary, content)
     try:
-      try:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        alone = True
-      except OSError:  # NFS locks no directories, other file systems nothing.
-        alone = False
-      yield alone
-    finally:
-      os.close(opened)
+      os.link(temporary, path)  # On NFS exclusive too.
+      return
+    except FileExistsError:
+      raise
+    except OSError:  # FAT has no hard links, nor has an object store behind FUSE.
+      _write_new(path, content)
+  finally:
+    with contextlib.suppress(OSError):
+      os.unlink(temporary)
+  # A store behind FUSE may let several machines create it. The last one to write has it then.
+  time.sleep(_SETTLE_S)
 
 
-def _named(holder: dict[str, Any]) -> str:
-  if not holder:
+def _write_new(path: str, content: bytes) -> None:
+  with open(path, 'xb') as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _open_no_link(path: str, flags: int) -> int:
+  return os.open(path, flags | os.O_NOFOLLOW)
+
+
+def _parse(content: bytes) -> dict[str, Any] | None:
+  """Return the record of a lock file, or None if the file is incomplete."""
+  with contextlib.suppress(ValueError):
+    record = json.loads(content)
+    if isinstance(record, dict) and {'host', 'pid', 'machine', 'began', 'since'} <= record.keys():
+      return record
+  return None
+
+
+def _describe(record: dict[str, Any] | None) -> str:
+  if record is None:
     return 'a process that does not say which'
-  return f'process {holder["pid"]} on {holder["host"]} (since {holder["since"]})'
+  return f'process {record["pid"]} on {record["host"]} (since {record["since"]})'
 
 
 def _machine() -> str:
-  """This boot of this machine, and whose process numbers are meant: a container has its own."""
+  """Return this boot of this machine, and whose process numbers are meant: a container's or not."""
   try:
     boot = Path('/proc/sys/kernel/random/boot_id').read_text().strip()
     return f'{boot} {os.readlink("/proc/self/ns/pid")}'
@@ -231,20 +308,20 @@ def _machine() -> str:
 
 
 def _process_start_time(pid: int) -> str | None:
-  """When a process began, in ticks since boot; '': cannot be known; None: it has ended."""
+  """Return when a process began, in ticks since boot; '': unknown; None: it has ended."""
   try:
-    # The name before, in brackets, can hold anything.
+    # The name before it, in brackets, can hold anything.
     state, *fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
   except OSError:
     return ''
   return None if state in 'ZX' else fields[18]
 
 
-def _is_alive(pid: int, began: str) -> bool:
+def _is_alive(pid: int, start_time: str) -> bool:
   try:
     os.kill(pid, 0)
   except ProcessLookupError:
     return False
-  except PermissionError:  # Another user's.
+  except PermissionError:  # The process is another user's.
     pass
-  return _process_start_time(pid) in (began, '')
+  return _process_start_time(pid) in (start_time, '')

@@ -1,4 +1,4 @@
-"""Memory of devices and host: how much is free, what a program needs, and clear errors without it."""
+"""Measure memory: what is free, what a program needs; explain the errors when it runs out."""
 
 import contextlib
 import errno
@@ -14,50 +14,58 @@ import jax
 from sjft_jax.runtime import console
 from sjft_jax.runtime.compilation import CompiledFunction
 
-# How much of the free memory a step may plan with.  An accelerator also holds the next batch,
-# buffers of its libraries, and gaps; a host what convolutions take besides XLA's plan (120 to 250
-# MiB at steps of 300 to 1,200), the loader's images, the copy of the state that a checkpoint is
-# written from, and whatever else runs there.
-_SHARE = {'cpu': 0.75}
-_SHARE_ELSEWHERE = 0.9
+# The share of the free memory that a step may plan with. An accelerator also holds the next batch,
+# buffers of its libraries, and gaps. A host also holds what convolutions take besides XLA's plan
+# (120 to 250 MiB for steps of 300 to 1,200 MiB), the loader's images, the copy of the state that a
+# checkpoint is written from, and whatever else runs there.
+_CPU_SHARE = 0.75
+_ACCELERATOR_SHARE = 0.9
 
-# XLA's clients of CPUs, GPUs and TPUs, CUDA's libraries, C++.  RESOURCE_EXHAUSTED alone is also
-# said of messages that are too long.
-_RAN_OUT = re.compile(
+# The messages of XLA's clients for CPUs, GPUs and TPUs, of CUDA's libraries and of C++.
+# RESOURCE_EXHAUSTED alone also stands for a message that is too long.
+_OUT_OF_MEMORY = re.compile(
   r'out of memory|RESOURCE_EXHAUSTED.*(memory|alloc|reserve)|OUT_OF_MEMORY|ALLOC_FAILED|bad_alloc',
   re.DOTALL | re.IGNORECASE,
 )
 
 
 class OutOfMemoryError(ValueError):
-  """Memory ran out, or would; the message is one line that says what to change."""
+  """Memory ran out, or would run out; the message is one line with what to change."""
 
 
 def planned_bytes(program: Any) -> int | None:
-  """Bytes that each device needs to run a compiled program, None if its backend does not plan."""
-  m = program.memory_analysis()
-  if m is None:
+  """Return the bytes that each device needs to run a compiled program.
+
+  None: the backend does not plan memory.
+  """
+  plan = program.memory_analysis()
+  if plan is None:
     return None
-  kept = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
-  return kept + m.temp_size_in_bytes + m.generated_code_size_in_bytes
+  arrays = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+  return arrays + plan.temp_size_in_bytes + plan.generated_code_size_in_bytes
 
 
 def available_bytes() -> float:
-  """Bytes that a step may plan with on each of this process's devices: most of what is free.
+  """Return the bytes that a step may plan with on each of this process's devices.
 
-  Infinite if the device does not tell. Processes on the CPUs of one host each count all of it.
+  That is most of the free memory, or infinite if a device does not report its memory. Each of
+  several processes on the CPUs of one host counts all of the host's memory.
   """
   devices = jax.local_devices()
-  platform = devices[0].platform
-  share = _SHARE.get(platform, _SHARE_ELSEWHERE)
-  if platform == 'cpu':
-    return share * free_host_bytes() / len(devices)
+  if devices[0].platform == 'cpu':
+    return _CPU_SHARE * free_host_bytes() / len(devices)
   stats = [device.memory_stats() or {} for device in devices]
-  return min(share * s.get('bytes_limit', math.inf) - s.get('bytes_in_use', 0) for s in stats)
+  return min(
+    _ACCELERATOR_SHARE * s.get('bytes_limit', math.inf) - s.get('bytes_in_use', 0) for s in stats
+  )
 
 
 def free_host_bytes(root: Path = Path('/')) -> int:
-  """Bytes of the host's memory that this process can still take, within its control groups."""
+  """Return the bytes of host memory that this process can still take, within its control groups.
+
+  Args:
+    root: where the system's files are; tests have their own.
+  """
   free = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
   with contextlib.suppress(OSError):  # Other systems than Linux have no such file.
     meminfo = (root / 'proc/meminfo').read_text()
@@ -76,9 +84,9 @@ def free_host_bytes(root: Path = Path('/')) -> int:
     else:
       continue
     group = PurePosixPath(name)
-    # In a container the name may be the host's: then only the mount itself is there.
+    # In a container the name may be the one on the host: then only the mount itself exists.
     for folder in (group, *group.parents):
-      with contextlib.suppress(OSError, ValueError):  # ValueError: 'max', no limit.
+      with contextlib.suppress(OSError, ValueError):  # ValueError: the limit is 'max', so none.
         free.append(_group_free(root / mount / folder.relative_to('/'), *files))
   return max(min(free), 0)
 
@@ -92,15 +100,15 @@ def _group_free(folder: Path, limit: str, usage: str, cache: str) -> int:
 def warn_if_too_large(
   step: CompiledFunction, *, what: str, hint: str, limit: float | None = None
 ) -> Callable[..., Any]:
-  """The step; before its first run it warns if more is planned than is free.
+  """Return the step, with a warning before its first run if more memory is planned than is free.
 
-  Where a host's memory runs out the system kills the process, which then cannot say why.
+  Where a host's memory runs out, the system kills the process, which then cannot say why.
 
   Args:
-    step: of which arrays that are on the devices already do not count as needed.
-    what: 'training …', for the message.
+    step: its arguments that are on the devices already are not counted as needed.
+    what: the work, for the message: 'training …'.
     hint: what to change, for the message.
-    limit: bytes that a device may use besides those. Default: `available_bytes()` at the first run.
+    limit: bytes that a device may use for the rest. Default: `available_bytes()` at the first run.
   """
   is_first = True
 
@@ -110,12 +118,12 @@ def warn_if_too_large(
       is_first = False
       free = available_bytes() if limit is None else limit
       leaves = jax.tree.leaves(arguments)
-      there = sum(x.nbytes / len(x.devices()) for x in leaves if isinstance(x, jax.Array))
-      needed = (planned_bytes(step.program(*arguments)) or 0) - there
+      on_device = sum(x.nbytes / len(x.devices()) for x in leaves if isinstance(x, jax.Array))
+      needed = (planned_bytes(step.program(*arguments)) or 0) - on_device
       if needed > free:
         console.say(
-          f'  warning: {what} is planned to take another {format_bytes(needed)} of a device, of which '
-          f'{format_bytes(free)} may be used; if the run is killed (exit status 137), {hint}'
+          f'  warning: {what} is planned to take another {format_bytes(needed)} on each device, '
+          f'where {format_bytes(free)} may be used; if the run is killed (exit status 137), {hint}'
         )
     return step(*arguments)
 
@@ -124,9 +132,13 @@ def warn_if_too_large(
 
 @contextlib.contextmanager
 def explain_oom(what: str, hint: str) -> Iterator[None]:
-  """Where memory runs out inside, the error is one line: what did, and what to change.
+  """Replace the error of memory that runs out inside by one line with what to change.
 
-  JAX computes asynchronously: results should be waited for inside too.
+  JAX computes asynchronously: wait for the results inside too.
+
+  Args:
+    what: the work, for the message.
+    hint: what to change, for the message.
 
   Raises:
     OutOfMemoryError: instead of XLA's, numpy's or the system's error. All other errors pass.
@@ -136,31 +148,32 @@ def explain_oom(what: str, hint: str) -> Iterator[None]:
   except (jax.errors.JaxRuntimeError, MemoryError, OSError) as error:
     if not is_out_of_memory(error):
       raise
-    first = (str(error).strip() or 'MemoryError').splitlines()[0]
-    raise OutOfMemoryError(f'{what} ran out of memory ({first}); {hint}') from error
+    first_line = (str(error).strip() or 'MemoryError').splitlines()[0]
+    raise OutOfMemoryError(f'{what} ran out of memory ({first_line}); {hint}') from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-  """Whether an error says that memory ran out, of a device or of the host."""
+  """Return whether an error says that memory ran out, of a device or of the host."""
   if isinstance(error, OSError):
-    return error.errno == errno.ENOMEM  # Such as a loader's process that cannot be started.
+    return error.errno == errno.ENOMEM  # For example, a loader's process cannot be started.
   if isinstance(error, jax.errors.JaxRuntimeError):
-    return _RAN_OUT.search(str(error)) is not None
+    return _OUT_OF_MEMORY.search(str(error)) is not None
   return isinstance(error, MemoryError)
 
 
 def batch_size_hint(option: str, value: int, otherwise: str) -> str:
-  """'lower {option} …' to half of its value, or what to do if that is 1."""
+  """Return 'lower {option} …' to half of its value, or `otherwise` if the value is 1."""
   return f'lower {option} from {value} to {value // 2}' if value > 1 else otherwise
 
 
 def tree_bytes(tree: Any) -> int:
+  """Return the bytes of all arrays, or shapes of arrays, in a tree."""
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def format_bytes(count: float) -> str:
-  """'3.25 GiB', in the largest unit that leaves a digit before the point."""
-  if not 0 < count < math.inf:  # Of a program that was run: it ran, or it did not.
+  """Return '3.25 GiB' and the like, in the largest unit that leaves a digit before the point."""
+  if not 0 < count < math.inf:  # Without a plan the program was run: 0 if it ran, else infinite.
     return 'too much' if count else 'enough'
   exponent = min(max(int(math.log2(count)) // 10, 0), 4)
   return f'{count / 1024**exponent:.3g} {("bytes", "KiB", "MiB", "GiB", "TiB")[exponent]}'

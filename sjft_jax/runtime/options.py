@@ -8,9 +8,9 @@ def choose(option: str, value: str, known: Collection[str]) -> str:
   """Return `value` if it is one of `known`.
 
   Args:
-    option: its name, for the message.
-    value: to be checked.
-    known: the possible values.
+    option: the name of the option, for the message.
+    value: the value to check.
+    known: all possible values.
 
   Raises:
     ValueError: the value is not known; the message names the closest one.

@@ -1,7 +1,8 @@
-"""SIGTERM and Ctrl-C: what is under way is saved first; a second one ends at once."""
+"""Stop at SIGTERM and Ctrl-C once the work under way is saved; a second one ends at once."""
 
 import atexit
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -11,18 +12,18 @@ from types import FrameType
 
 from sjft_jax.runtime.consensus import TIMEOUT_S, KeyValueStore, StopConsensus
 
-_is_asked_here = False
-_stopping: int | None = None  # Because of which signal, to here or to another process.
-_deferred = _together = False
-_others: StopConsensus | None = None
-_released: int | None = None  # By the others; not handled yet.
+_is_requested = False  # This process got a signal; the next one ends it.
+_stop_signal: int | None = None  # The signal, to this process or another one, to stop because of.
+_is_deferred = _is_lockstep = False
+_consensus: StopConsensus | None = None
+_release_signal: int | None = None  # Set by the consensus' thread for the main thread's handler.
 
 
 class Stopped(KeyboardInterrupt):
-  """The process was asked to stop, and what it had done is saved.
+  """The process was asked to stop, and its work is saved.
 
   Attributes:
-    status: to exit with, as a shell would report it: 130 after Ctrl-C, 143 after SIGTERM.
+    status: the exit status that a shell would report: 130 after Ctrl-C, 143 after SIGTERM.
   """
 
   def __init__(self, number: int):
@@ -31,108 +32,134 @@ class Stopped(KeyboardInterrupt):
 
 
 def install_handlers() -> None:
-  """From now on the signals raise Stopped, inside `defer_signals` at its next `raise_if_stopping`."""
+  """Raise Stopped at SIGTERM and Ctrl-C, or within `defer_signals` at `raise_if_stopping`."""
   for number in (signal.SIGINT, signal.SIGTERM):
-    if signal.getsignal(number) != signal.SIG_IGN:  # As of a shell's background job.
-      signal.signal(number, _ask)
+    if signal.getsignal(number) != signal.SIG_IGN:  # A shell's background job ignores Ctrl-C.
+      signal.signal(number, _handle_signal)
+
+
+def init_worker(*_: int) -> None:
+  """Let a worker process, such as a loader's, end when its parent ends, and not before.
+
+  Ctrl-C, and a scheduler's SIGTERM, reach all processes of a job; but the parent may need another
+  batch before it can save and stop. A worker whose parent was killed would wait forever for a place
+  in the queue between them.
+  """
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+  threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def restore_handlers() -> None:
-  """From now on they end the process at once: all is done."""
+  """End the process at SIGTERM and Ctrl-C without more ado: all work is done."""
   for number in (signal.SIGINT, signal.SIGTERM):
     if signal.getsignal(number) != signal.SIG_IGN:
       signal.signal(number, signal.SIG_DFL)
 
 
 def join_processes(store: KeyValueStore, process: int, num_processes: int) -> None:
-  """From now on all processes stop if one of them is asked to, or fails; see `agreement`."""
-  global _others
-  _others = StopConsensus(store, process, num_processes, release=_release, abandon=_abandon)
-  atexit.register(_others.close)
+  """Stop with the other processes from now on, if one is asked to or fails; see `consensus`."""
+  global _consensus
+  _consensus = StopConsensus(store, process, num_processes, release=_release, abandon=_abandon)
+  atexit.register(_consensus.close)
 
 
 def leave_processes(error: str | None = None) -> None:
-  """To be called before this process ends, with what it fails with, if it does."""
-  if _others is not None:
-    _others.leave(error)
+  """Announce the end of this process to the others, with the error that it fails with, if any."""
+  if _consensus is not None:
+    _consensus.leave(error)
 
 
 @contextlib.contextmanager
 def defer_signals(*, together: bool = False) -> Iterator[None]:
-  """Meanwhile nothing is interrupted but where the code asks `should_stop`, and then stops.
+  """Handle signals only where the code inside calls `should_stop`, and then stops, or at the end.
 
   Args:
-    together: no process gets on without the others; all ask equally often, and get one answer.
+    together: whether the processes run the code inside in lockstep. All then call `should_stop`
+      equally often, and get the same answers.
+
+  Raises:
+    Stopped: the process was asked to stop, before the code inside began or by its end.
   """
-  global _deferred, _together
-  _deferred, _together = True, together
+  global _is_deferred, _is_lockstep
+  _is_deferred, _is_lockstep = True, together
   try:
-    _pass(into=True)
-    raise_if_stopping()  # The others may have left already.
+    _sync_point(is_inside=True)
+    raise_if_stopping()  # The other processes may have left already.
     yield
-    _pass(into=False)
+    _sync_point(is_inside=False)
   finally:
-    _deferred = _together = False
+    _is_deferred = _is_lockstep = False
   raise_if_stopping()
 
 
 def should_stop() -> bool:
-  """Whether to save and stop now."""
-  _pass(into=True)
-  return _stopping is not None
+  """Return whether to save and stop now."""
+  _sync_point(is_inside=True)
+  return _stop_signal is not None
 
 
 def raise_if_stopping() -> None:
-  """Raises Stopped if that was asked for."""
-  if _stopping is not None:
-    raise Stopped(_stopping)
+  """Raise Stopped if the process is to stop."""
+  if _stop_signal is not None:
+    raise Stopped(_stop_signal)
 
 
-def _pass(*, into: bool) -> None:
-  global _stopping
-  if _together and _others is not None:
-    reason = _others.passes(into=into)
+def _sync_point(*, is_inside: bool) -> None:
+  global _stop_signal
+  if _is_lockstep and _consensus is not None:
+    reason = _consensus.sync_point(is_inside=is_inside)
     if reason is not None:
-      _stopping = signal.Signals[reason]
+      _stop_signal = signal.Signals[reason]
 
 
-def _ask(number: int, frame: FrameType | None) -> None:
+def _handle_signal(number: int, frame: FrameType | None) -> None:
   del frame
-  global _is_asked_here, _released, _stopping
-  if _released is not None:
-    _stopping, _released = _released, None
-  elif _is_asked_here:
+  global _is_requested, _release_signal, _stop_signal
+  if _release_signal is not None:
+    _stop_signal, _release_signal = _release_signal, None
+  elif _is_requested:
     os._exit(128 + number)
   else:
-    _is_asked_here = True
-    if _deferred or _others is not None:
-      os.write(2, b'\nStopping as soon as this step is saved; once more stops at once.\n')
-    if _others is not None:
-      _others.ask(signal.Signals(number).name)
+    _is_requested = True
+    if _is_deferred or _consensus is not None:
+      with contextlib.suppress(OSError):  # Ctrl-C has ended `2>&1 | tee` too.
+        os.write(2, b'\nStopping as soon as this step is saved; once more stops at once.\n')
+    if _consensus is not None:
+      _consensus.request_stop(signal.Signals(number).name)
       return
-    _stopping = number
-  if not _deferred:
-    _end_in_a_while(_stopping)
+    _stop_signal = number
+  if not _is_deferred:
+    _exit_after_timeout(_stop_signal)
     raise_if_stopping()
 
 
 def _release(reason: str) -> None:
-  global _released
-  if signal.getsignal(signal.SIGTERM) is _ask:
-    _released = signal.Signals[reason]
-    if not _deferred:
-      _end_in_a_while(_released)  # If the main thread waits outside of Python for the others.
+  global _release_signal
+  if signal.getsignal(signal.SIGTERM) is _handle_signal:
+    _release_signal = signal.Signals[reason]
+    if not _is_deferred:
+      # The main thread may wait for the other processes outside of Python.
+      _exit_after_timeout(_release_signal)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _abandon(error: str) -> None:
-  print(f'error: {error}', file=sys.stderr, flush=True)
+  with contextlib.suppress(OSError):
+    print(f'error: {error}', file=sys.stderr, flush=True)
   leave_processes()
   os._exit(1)
 
 
-def _end_in_a_while(number: int) -> None:
-  # Python drops what is raised in a weak reference's callback and the like.
-  last = threading.Timer(TIMEOUT_S, os._exit, [128 + number])
-  last.daemon = True
-  last.start()
+def _exit_with_parent() -> None:
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    parent.join()
+    os._exit(1)
+
+
+def _exit_after_timeout(number: int) -> None:
+  # Python drops an exception that is raised in the callback of a weak reference and the like.
+  timer = threading.Timer(TIMEOUT_S, os._exit, [128 + number])
+  timer.daemon = True
+  timer.start()

@@ -38,21 +38,3 @@ def mean_class_accuracy(
   correct = np.bincount(labels[probabilities.argmax(axis=1) == labels], minlength=num_classes)
   present = images > 0
   return float(np.mean(correct[present] / images[present]))
-
-
-def paired_gain(
-  probabilities: Float[np.ndarray, 'image classes'],
-  baseline: Float[np.ndarray, 'image classes'],
-  labels: Int[np.ndarray, ' image'],
-) -> tuple[float, float]:
-  """Return the gain in mean class accuracy over a baseline on the same images, and its error.
-
-  The standard error is that of drawing other test images of the same classes; images that both
-  classify alike do not add to it. It says nothing about training again with another seed.
-  """
-  difference = (probabilities.argmax(axis=1) == labels).astype(np.float64)
-  difference -= baseline.argmax(axis=1) == labels
-  by_class = [difference[labels == label] for label in np.unique(labels)]
-  gain = np.mean([d.mean() for d in by_class])
-  variance = np.sum([d.var() / len(d) for d in by_class]) / len(by_class) ** 2
-  return float(gain), float(np.sqrt(variance))

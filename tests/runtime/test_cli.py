@@ -1,53 +1,30 @@
-import errno
+"""Commands end with one line and the right status, whatever becomes of their output."""
+
+import signal
 import subprocess
 import sys
 
+import commands
 import pytest
 
-from sjft_jax.runtime import cli
 
-# What Orbax raises when TensorStore cannot write, with other names.
-TENSORSTORE = (
-  'RESOURCE_EXHAUSTED: Error writing "params.bias/0" in OCDBT database at local file '
-  '"/disk/run/checkpoints/2.orbax-checkpoint-tmp/state/": Failed writing: "/disk/run/x/d/3d0": '
-  "Failed to write 5881856 bytes to file 5: No space left on device [os_error_code='28']"
-)
-
-
-def test_a_full_disk_is_told_from_a_lost_one_with_place_and_remedy():
-  full = cli.disk_error(OSError(errno.ENOSPC, 'No space left on device', '/disk/a.npz'))
-  assert full == 'the disk is full at /disk/a.npz; make room and run the same command: it goes on'
-  assert 'quota' in cli.disk_error(OSError(errno.EDQUOT, 'Disk quota exceeded'))
-  assert 'network disk is gone' in cli.disk_error(OSError(errno.ESTALE, 'Stale file handle'))
-  assert 'can only be read' in cli.disk_error(OSError(errno.EROFS, 'Read-only file system'))
-
-
-def test_the_disk_is_found_behind_other_errors():
-  try:
-    try:
-      raise ValueError(TENSORSTORE)
-    except ValueError as error:
-      raise RuntimeError('a thread failed') from error
-  except RuntimeError as error:
-    told = cli.disk_error(error)
-  place = '/disk/run/checkpoints/2.orbax-checkpoint-tmp/state/'
-  assert told == f'the disk is full at {place}; make room and run the same command: it goes on'
+def start(work, main='cli.run_command(work, "Stopped.")', stderr=subprocess.PIPE, **environment):
+  """Start a command whose `work` consists of these lines; signals work as in a foreground job."""
+  program = (
+    'import signal\n'
+    'signal.signal(signal.SIGINT, signal.default_int_handler)\n'
+    'import sys, time\n'
+    'from sjft_jax.runtime import cli, console, preemption\n'
+    'def work():\n'
+    + ''.join(f'  {line}\n' for line in work.splitlines())
+    + f'def main():\n  {main}\n'
+    'cli.start(lambda: None, main)\n'
+  )
+  return commands.start([sys.executable, '-c', program], stderr, **environment)
 
 
 @pytest.mark.parametrize(
-  'error',
-  [
-    ValueError('steps=0 is impossible'),
-    FileNotFoundError(errno.ENOENT, 'No such file', 'images'),
-    RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 28 bytes'),
-  ],
-)
-def test_other_errors_are_not_the_disks(error):
-  assert cli.disk_error(error) is None
-
-
-@pytest.mark.parametrize(
-  ('raised', 'status', 'expected'),
+  ('error', 'status', 'expected'),
   [
     ('ValueError("steps=0")', 1, 'error: steps=0\n'),
     ('OSError(28, "No space", "a.npz")', 1, 'error: the disk is full at a.npz; make room'),
@@ -56,15 +33,101 @@ def test_other_errors_are_not_the_disks(error):
     ('KeyboardInterrupt()', 130, ''),
   ],
 )
-def test_an_expected_error_ends_in_one_line(raised, status, expected):
-  program = (
-    'from absl import app; from sjft_jax import door\n'
-    f'def work(): raise {raised}\n'
-    'app.run(lambda _: cli.run_command(work, stopped="Stopped."))'
-  )
-  ended = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
-  assert ended.returncode == status
-  assert ended.stderr.startswith(expected)
+def test_expected_error_ends_in_one_line(error, status, expected):
+  process = start(f'raise {error}')
+  output, errors = process.communicate(timeout=60)
+  assert process.returncode == status
+  assert errors.startswith(expected)
   if not expected.startswith('Traceback'):
-    assert ended.stderr.count('\n') == bool(expected)
-  assert ended.stdout == ('\nStopped.\n' if status == 130 else '')
+    assert errors.count('\n') == bool(expected)
+  assert output == ('\nStopped.\n' if status == 130 else '')
+
+
+STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+STEPS = """
+with preemption.defer_signals():
+  for step in range(10_000):
+    console.say(f'step {step}')
+    if preemption.should_stop():
+      console.say('saving')
+      preemption.raise_if_stopping()
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize(('number', 'status'), STOPS)
+@pytest.mark.parametrize('work', [STEPS, 'console.say("step 0")\ntime.sleep(60)'])
+def test_signals_end_a_command_with_their_status(work, number, status):
+  process = start(work)
+  assert process.stdout.readline() == 'step 0\n'
+  process.send_signal(number)
+  output, errors = process.communicate(timeout=60)
+  assert process.returncode == status
+  assert output.endswith('\nStopped.\n')
+  assert 'Traceback' not in errors
+
+
+@pytest.mark.parametrize(('number', 'status'), STOPS)
+@pytest.mark.parametrize('work', [STEPS, 'console.say("step 0")\ntime.sleep(60)'])
+@pytest.mark.parametrize('stderr', [subprocess.PIPE, subprocess.STDOUT])
+def test_signals_that_end_tee_too_leave_status_and_work(work, stderr, number, status, tmp_path):
+  """Ctrl-C reaches the whole pipeline; `| tee` is gone before the command writes its last lines."""
+  saved = tmp_path / 'saved'
+  work = work.replace("console.say('saving')", f"console.say('saving'); open({str(saved)!r}, 'w')")
+  with start(work, stderr=stderr) as process:
+    assert process.stdout.readline() == 'step 0\n'
+    process.stdout.close()
+    process.send_signal(number)
+    errors = process.stderr.read() if process.stderr else ''
+    assert process.wait(60) == status
+  assert 'Traceback' not in errors
+  assert 'BrokenPipe' not in errors
+  assert saved.exists() == ('saving' in work)
+
+
+def test_command_goes_on_without_a_reader_of_its_output(tmp_path):
+  done = tmp_path / 'done'
+  work = (
+    'console.say("begins")\ntime.sleep(1)\n'
+    f'console.say("goes on")\nconsole.say("goes on")\nopen({str(done)!r}, "w")'
+  )
+  with start(work) as process:
+    assert process.stdout.readline() == 'begins\n'
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert process.stderr.read() == ''
+  assert done.exists()
+
+
+@pytest.mark.parametrize(('number', 'status'), STOPS)
+def test_signals_while_modules_are_imported_give_no_traceback(number, status):
+  process = start('pass', main='print("imports", flush=True); time.sleep(60)')
+  assert process.stdout.readline() == 'imports\n'
+  process.send_signal(number)
+  output, errors = process.communicate(timeout=60)
+  assert process.returncode == status
+  assert output == '\nStopped.\n'
+  assert 'Traceback' not in errors
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'latin-1'])
+def test_output_that_cannot_encode_a_dash_gets_a_question_mark(encoding):
+  process = start('console.say("1 – 2")\nprint("3 – 4")', PYTHONIOENCODING=encoding)
+  output, errors = process.communicate(timeout=60)
+  assert process.returncode == 0, errors
+  assert output == '1 ? 2\n3 ? 4\n'
+
+
+@pytest.mark.parametrize('flag', ['--help', '--helpshort', '--helpfull'])
+def test_help_exits_with_status_0(flag):
+  process = commands.start([sys.executable, '-m', 'sjft_jax.main', flag])
+  output, errors = process.communicate(timeout=60)
+  assert process.returncode == 0, errors
+  assert '--workdir' in output
+
+
+def test_help_without_a_reader_gives_no_traceback():
+  with commands.start([sys.executable, '-m', 'sjft_jax.main', '--helpfull']) as process:
+    process.stdout.close()
+    assert process.stderr.read() == ''
+    assert process.wait(60) == 0

@@ -1,4 +1,4 @@
-"""Threads in the place of processes, a dictionary in that of the coordination service."""
+"""Threads take the place of processes, and a dictionary that of the coordination service."""
 
 import random
 import threading
@@ -14,9 +14,9 @@ from sjft_jax.runtime.consensus import StopConsensus
 
 
 @pytest.fixture(autouse=True, scope='module')
-def in_a_hurry():
+def short_poll_interval():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(consensus, '_INTERVAL', 0.001)
+    patch.setattr(consensus, '_POLL_INTERVAL_S', 0.001)
     yield
 
 
@@ -31,42 +31,42 @@ class Store:
       self._values[key] = value
       self._changed.notify_all()
 
-  def find(self, key):
+  def try_get(self, key):
     return self._values.get(key)
 
-  def get(self, key, seconds):
+  def get(self, key, timeout_s):
     with self._changed:
-      if not self._changed.wait_for(lambda: key in self._values, seconds):
+      if not self._changed.wait_for(lambda: key in self._values, timeout_s):
         raise RuntimeError('DEADLINE_EXCEEDED')
       return self._values[key]
 
 
-class Together:
-  """What no process gets past before all are there; Python's own barriers break for all."""
+class Barriers:
+  """Barriers by name, which one process can leave; Python's own barriers then break for all."""
 
   def __init__(self, number):
     self._number, self._arrived, self._changed = number, Counter(), threading.Condition()
 
-  def wait(self, name, is_over=lambda: False):
+  def wait(self, name, may_leave=lambda: False):
     with self._changed:
       self._arrived[name] += 1
       self._changed.notify_all()
-      while self._arrived[name] < self._number and not is_over():
-        assert self._changed.wait(5), f'{name} waits for ever'
+      while self._arrived[name] < self._number and not may_leave():
+        assert self._changed.wait(5), f'{name} waits forever'
 
-  def look(self):
+  def wake(self):
     with self._changed:
       self._changed.notify_all()
 
 
 class Process(threading.Thread):
-  """Outside work, a meeting, steps together; again for every stretch."""
+  """Work alone, a barrier, steps in lockstep; again for every section."""
 
-  def __init__(self, number, num_processes, store, together, stretches, seed, asks_after):
+  def __init__(self, number, num_processes, store, barriers, sections, seed, requests_after):
     super().__init__()
-    self._number, self._together = number, together
-    self._stretches, self._random = stretches, random.Random(seed)
-    self._asks_after, self._done = asks_after, 0
+    self._barriers = barriers
+    self._sections, self._random = sections, random.Random(seed)
+    self._requests_after, self._num_works = requests_after, 0
     self._released = threading.Event()
     self._is_inside = False
     self.consensus = StopConsensus(
@@ -79,13 +79,13 @@ class Process(threading.Thread):
     if self._is_inside:
       self.error = f'{reason} releases a process that others need'
     self._released.set()
-    self._together.look()
+    self._barriers.wake()
 
   def _work(self):
     time.sleep(self._random.choice([0, 0, 0.0005, 0.002]))
-    if self._done == self._asks_after:
-      self.consensus.ask('SIGTERM')
-    self._done += 1
+    if self._num_works == self._requests_after:
+      self.consensus.request_stop('SIGTERM')
+    self._num_works += 1
 
   def run(self):
     try:
@@ -94,45 +94,45 @@ class Process(threading.Thread):
       self.error = error
 
   def _run(self):
-    for stretch, steps in enumerate(self._stretches):
+    for section, steps in enumerate(self._sections):
       for _ in range(self._random.randrange(3)):
         self._work()
         if self._released.is_set():
           return 'outside'
-      self._together.wait(('meeting', stretch), self._released.is_set)
+      self._barriers.wait(('entry', section), self._released.is_set)
       if self._released.is_set():
         return 'outside'
-      if self.consensus.passes(into=True):
+      if self.consensus.sync_point(is_inside=True):
         return 'outside'
       self._is_inside = True
       for step in range(steps):
-        if self.consensus.passes(into=True):
-          return stretch, step
+        if self.consensus.sync_point(is_inside=True):
+          return section, step
         self._work()
         if step:  # The step before is complete; this one is handed over.
-          self._together.wait((stretch, step - 1))
+          self._barriers.wait((section, step - 1))
       for step in range(steps)[-1:]:
-        self._together.wait((stretch, step))
-      is_last = self.consensus.passes(into=False)
+        self._barriers.wait((section, step))
+      is_last = self.consensus.sync_point(is_inside=False)
       self._is_inside = False
       if is_last:
-        return stretch, steps
+        return section, steps
     return 'finished'
 
 
 # Without shrinking: threads do not repeat themselves.
 @settings(max_examples=150, deadline=None, phases=(Phase.explicit, Phase.generate))
 @given(st.data())
-def test_all_stop_at_one_step_or_where_they_are(data):
+def test_all_processes_stop_at_one_step_or_where_they_are(data):
   number = data.draw(st.integers(2, 4), 'processes')
-  stretches = data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=3), 'steps')
-  asked = data.draw(
-    st.lists(st.integers(0, 25) | st.none(), min_size=number, max_size=number), 'asks after'
+  sections = data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=3), 'steps')
+  requests = data.draw(
+    st.lists(st.integers(0, 25) | st.none(), min_size=number, max_size=number), 'requests after'
   )
   seed = data.draw(st.integers(0, 999), 'seed')
-  store, together = Store(), Together(number)
+  store, barriers = Store(), Barriers(number)
   processes = [
-    Process(i, number, store, together, stretches, 10 * seed + i, asked[i]) for i in range(number)
+    Process(i, number, store, barriers, sections, 10 * seed + i, requests[i]) for i in range(number)
   ]
   for process in processes:
     process.start()
@@ -142,36 +142,36 @@ def test_all_stop_at_one_step_or_where_they_are(data):
   assert [process.error for process in processes] == [None] * number
   places = [process.stopped_at for process in processes]
   within = {place for place in places if place not in ('outside', 'finished')}
-  within -= {(stretch, steps) for stretch, steps in within if stretches[stretch] == steps}
+  within -= {(section, steps) for section, steps in within if sections[section] == steps}
   assert len(within) <= 1
   if within:  # At a step, so all of them.
     assert set(places) == within
-  if all(count is None for count in asked):
+  if all(count is None for count in requests):
     assert set(places) == {'finished'}
 
 
-def test_one_that_does_not_answer_keeps_nobody(monkeypatch):
-  monkeypatch.setattr(consensus, 'PATIENCE', 0.05)
+def test_process_that_does_not_answer_holds_up_no_other(monkeypatch):
+  monkeypatch.setattr(consensus, 'TIMEOUT_S', 0.05)
   released = threading.Event()
   store = Store()
   one = StopConsensus(store, 0, 2, release=lambda _: released.set(), abandon=print)
-  assert one.passes(into=True) is None
-  one.ask('SIGINT')
-  assert one.passes(into=True) == 'SIGINT'
+  assert one.sync_point(is_inside=True) is None
+  one.request_stop('SIGINT')
+  assert one.sync_point(is_inside=True) == 'SIGINT'
   assert released.wait(5)
 
 
-def test_a_failure_is_told_to_the_others_alone():
-  store, told = Store(), []
+def test_failure_is_reported_to_the_other_processes_only():
+  store, reported = Store(), []
   first = StopConsensus(
-    store, 0, 2, release=print, abandon=lambda error: (told.append(error), first.leave())
+    store, 0, 2, release=print, abandon=lambda error: (reported.append(error), first.leave())
   )
-  second = StopConsensus(store, 1, 2, release=print, abandon=told.append)
-  second.leave('the disk is full')  # Until all have heard it.
-  assert told == ['process 1: the disk is full']
+  second = StopConsensus(store, 1, 2, release=print, abandon=reported.append)
+  second.leave('the disk is full')  # It returns once all have read it.
+  assert reported == ['process 1: the disk is full']
 
 
-def test_the_first_leaves_last():
+def test_process_0_leaves_last():
   store = Store()
   first, second = (StopConsensus(store, i, 2, release=print, abandon=print) for i in range(2))
   leaving = threading.Thread(target=first.leave)

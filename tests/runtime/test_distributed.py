@@ -24,11 +24,11 @@ def start(data, workdir, devices, *more):
 
 
 def start_two(data, workdir):
-  together = f'--coordinator=localhost:{commands.free_port()}', '--num_processes=2'
-  return [start(data, workdir, 2, *together, f'--process_id={i}') for i in range(2)]
+  flags = f'--coordinator=localhost:{commands.free_port()}', '--num_processes=2'
+  return [start(data, workdir, 2, *flags, f'--process_id={i}') for i in range(2)]
 
 
-def finish(*processes, status=0):
+def wait_for(*processes, status=0):
   outputs = [process.communicate(timeout=300)[0] for process in processes]
   for process, output in zip(processes, outputs, strict=True):
     assert process.returncode == status, output
@@ -45,18 +45,18 @@ def last_state(workdir):
 def test_two_processes_that_are_stopped_and_resumed_agree_with_one(tmp_path):
   data = write_data(tmp_path / 'data')
   one, two = tmp_path / 'one', tmp_path / 'two'
-  undisturbed = start(data, one, 4)
+  uninterrupted = start(data, one, 4)
   processes = start_two(data, two)
   checkpoints = two / 'arms' / 'rounds' / 'checkpoints'
-  # Both save the same step, whichever was asked to; without the other none is taken.
+  # Both save the same step, whichever was asked to stop; none is taken without the other.
   commands.stop_one(processes, asked=1, held=0, once=lambda: list(checkpoints.glob('[0-9]*')))
-  finish(*processes, status=143)
+  wait_for(*processes, status=143)
   assert not (two / 'results.json').exists()
 
-  finish(undisturbed)
-  first, second = finish(*start_two(data, two))
+  wait_for(uninterrupted)
+  first, second = wait_for(*start_two(data, two))
   assert 'test images' in first
-  assert 'test images' not in second  # One of them speaks, and writes.
+  assert 'test images' not in second  # One of them prints, and writes.
   results = [json.loads((run / 'results.json').read_text())['table'] for run in (one, two)]
   assert results[0] == results[1]
   with np.load(one / 'ranking.npz') as a, np.load(two / 'ranking.npz') as b:
@@ -65,7 +65,7 @@ def test_two_processes_that_are_stopped_and_resumed_agree_with_one(tmp_path):
   for part in (1, 2, 3):
     name = f'arms/rounds/rounds/{part}/selection.csv'
     assert (one / name).read_bytes() == (two / name).read_bytes()
-  # Sums over devices of different processes are taken in another order.
+  # Sums over devices of several processes are taken in another order.
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * np.abs(a).max()),
     last_state(one),

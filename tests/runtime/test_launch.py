@@ -18,20 +18,22 @@ print(sys.argv[1:], os.environ.get('GLIBC_TUNABLES'))
 
 
 @pytest.mark.skipif(
-  not MODE.exists() or '[madvise]' not in MODE.read_text(), reason='a system with its own mind'
+  not MODE.exists() or '[madvise]' not in MODE.read_text(),
+  reason='huge pages are not on request here',
 )
-@pytest.mark.parametrize('there', [None, 'glibc.malloc.check=0'])
-def test_a_program_starts_again_once_with_its_arguments(there):
+@pytest.mark.parametrize('tunables', [None, 'glibc.malloc.check=0'])
+def test_program_starts_again_once_with_its_arguments(tunables):
   environment = {name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}
-  environment |= {'GLIBC_TUNABLES': there} if there else {}
+  environment |= {'GLIBC_TUNABLES': tunables} if tunables else {}
   command = [sys.executable, '-c', PROGRAM, '--a=b c', 'd']
   run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-  assert run.stdout == f"['--a=b c', 'd'] {there or 'glibc.malloc.hugetlb=1'}\n"
+  assert run.stdout == f"['--a=b c', 'd'] {tunables or 'glibc.malloc.hugetlb=1'}\n"
 
 
 JOIN = """
 from absl import flags
 from sjft_jax.runtime import launch
+launch.define_flags()
 flags.FLAGS(['', '--distributed'])
 launch.initialize_distributed()
 import jax
@@ -57,29 +59,28 @@ LAUNCHERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize('launcher', LAUNCHERS)
-def test_the_environment_of_a_launcher_tells_the_processes_of_each_other(launcher):
-  number = os.getpid()  # Decides the port.
+def test_processes_find_each_other_in_the_environment_of_a_launcher(launcher):
+  number = os.getpid()  # The job number decides the port.
   processes = []
   for process in range(2):
-    told = {
+    environment = {
       name: value.format(number=number, process=process)
       for name, value in LAUNCHERS[launcher].items()
     }
-    processes.append(commands.start([sys.executable, '-c', JOIN], subprocess.STDOUT, **told))
+    processes.append(commands.start([sys.executable, '-c', JOIN], subprocess.STDOUT, **environment))
   outputs = [process.communicate(timeout=120)[0].strip() for process in processes]
   assert outputs == ['2 0', '2 1']
 
 
 @pytest.mark.slow
-def test_an_environment_that_tells_nothing_is_an_error_with_the_remedy():
+def test_environment_without_processes_is_an_error_with_the_remedy():
   process = commands.start([sys.executable, '-c', JOIN], subprocess.STDOUT)
   output, _ = process.communicate(timeout=120)
   assert process.returncode != 0
   assert 'give --coordinator, --num_processes and --process_id' in output
 
 
-TOGETHER = """
-from absl import app
+FAILING = """
 from sjft_jax.runtime import cli
 from sjft_jax.runtime import launch
 from sjft_jax.runtime import distributed
@@ -90,19 +91,19 @@ def work():
   if jax.process_index() == 1:
     raise ValueError('no class kitchen')
   distributed.barrier()
-app.run(lambda _: cli.run_command(work, stopped='Stopped.', alone=False))
+cli.start(launch.define_flags, lambda: cli.run_command(work, 'Stopped.', single_process=False))
 """
 
 
-def start_of_two(process, port):
+def start_one_of_two(process, port):
   flags = f'--coordinator=localhost:{port}', '--num_processes=2', f'--process_id={process}'
-  return commands.start([sys.executable, '-c', TOGETHER, *flags], subprocess.STDOUT)
+  return commands.start([sys.executable, '-c', FAILING, *flags], subprocess.STDOUT)
 
 
 @pytest.mark.slow
-def test_what_one_process_fails_with_ends_all():
+def test_failure_of_one_process_ends_all():
   port = commands.free_port()
-  processes = [start_of_two(process, port) for process in range(2)]
+  processes = [start_one_of_two(process, port) for process in range(2)]
   outputs = [process.communicate(timeout=60)[0] for process in processes]
   assert 'error: process 1: no class kitchen\n' in outputs[0]
   assert 'error: no class kitchen\n' in outputs[1]
@@ -110,8 +111,8 @@ def test_what_one_process_fails_with_ends_all():
 
 
 @pytest.mark.slow
-def test_a_process_that_waits_for_others_to_come_can_be_stopped():
-  with start_of_two(0, commands.free_port()) as process:
+def test_process_that_waits_for_others_can_be_stopped():
+  with start_one_of_two(0, commands.free_port()) as process:
     assert process.stdout.readline() == 'begins\n'
     time.sleep(3)
     process.send_signal(signal.SIGTERM)

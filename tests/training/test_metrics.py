@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sjft_jax.training.metrics import cross_entropy, mean_class_accuracy, paired_gain, top1
+from sjft_jax.training.metrics import cross_entropy, mean_class_accuracy, top1
 
 # Three images of class 0 (two right), one of class 1 (wrong), none of class 2, two of 3 (right).
 LABELS = np.array([0, 0, 0, 1, 3, 3])
@@ -28,27 +28,3 @@ def test_labels_outside_the_classes_are_refused():
 
 def one_hot(predicted, num_classes=3):
   return np.eye(num_classes, dtype=np.float32)[predicted]
-
-
-def test_paired_gain_matches_hand_computed_one():
-  labels = np.array([0, 0, 0, 0, 1, 1])
-  better = one_hot([0, 0, 0, 1, 1, 1])  # 3/4 and 2/2 of the two classes.
-  baseline = one_hot([0, 0, 1, 1, 1, 2])  # 2/4 and 1/2.
-  gain, error = paired_gain(better, baseline, labels)
-  assert gain == pytest.approx((1 / 4 + 1 / 2) / 2)
-  difference = mean_class_accuracy(better, labels, 3) - mean_class_accuracy(baseline, labels, 3)
-  assert gain == pytest.approx(difference)
-  # Differences 0, 0, 1, 0 and 0, 1: variances 3/16 and 1/4 over 4 and 2 images, two classes.
-  assert error == pytest.approx(np.sqrt((3 / 16 / 4 + 1 / 4 / 2) / 4))
-
-
-def test_paired_gain_over_itself_is_exactly_zero():
-  p = np.random.default_rng(0).dirichlet(np.ones(3), 20)
-  assert paired_gain(p, p, np.arange(20) % 3) == (0.0, 0.0)
-
-
-def test_cross_entropy_matches_hand_computed_one_and_is_finite_at_zero():
-  p = np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], np.float32)
-  expected = -(np.log(0.25) + np.log(0.8)) / 2
-  assert cross_entropy(p, np.array([1, 2])) == pytest.approx(expected)
-  assert 80 < cross_entropy(one_hot([0]), np.array([1])) < 100

@@ -1,0 +1,44 @@
+import errno
+
+import pytest
+
+from sjft_jax.runtime.errors import disk_error
+
+# What Orbax raises when TensorStore cannot write, with other names.
+TENSORSTORE = (
+  'RESOURCE_EXHAUSTED: Error writing "params.bias/0" in OCDBT database at local file '
+  '"/disk/run/checkpoints/2.orbax-checkpoint-tmp/state/": Failed writing: "/disk/run/x/d/3d0": '
+  "Failed to write 5881856 bytes to file 5: No space left on device [os_error_code='28']"
+)
+
+
+def test_disk_errors_name_the_fault_the_place_and_the_remedy():
+  full = disk_error(OSError(errno.ENOSPC, 'No space left on device', '/disk/a.npz'))
+  assert full == 'the disk is full at /disk/a.npz; make room and run the same command: it goes on'
+  assert 'quota' in disk_error(OSError(errno.EDQUOT, 'Disk quota exceeded'))
+  assert 'network disk is gone' in disk_error(OSError(errno.ESTALE, 'Stale file handle'))
+  assert 'can only be read' in disk_error(OSError(errno.EROFS, 'Read-only file system'))
+
+
+def test_disk_error_behind_other_errors_is_found():
+  try:
+    try:
+      raise ValueError(TENSORSTORE)
+    except ValueError as error:
+      raise RuntimeError('a thread failed') from error
+  except RuntimeError as error:
+    message = disk_error(error)
+  path = '/disk/run/checkpoints/2.orbax-checkpoint-tmp/state/'
+  assert message == f'the disk is full at {path}; make room and run the same command: it goes on'
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    ValueError('steps=0 is impossible'),
+    FileNotFoundError(errno.ENOENT, 'No such file', 'images'),
+    RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 28 bytes'),
+  ],
+)
+def test_other_errors_are_not_disk_errors(error):
+  assert disk_error(error) is None
