@@ -22,8 +22,8 @@ def make_config(**changes):
   """Return the defaults with some changes, named section__option."""
   c = config.default()
   for name, value in changes.items():
-    section, option = name.split('__')
-    c[section][option] = value
+    *sections, option = name.split('__')
+    (c[sections[0]] if sections else c)[option] = value
   return c
 
 
@@ -68,7 +68,7 @@ def test_a_missing_option_is_an_error():
     ({'target__test_share': 1.0}, r'target\.test_share=1\.0 must lie between 0 and 1'),
     ({'screening__max_bad_share': 1.5}, r'screening\.max_bad_share=1\.5 .* 1 or less'),
     ({'screening__max_bad_share': -0.5}, r'screening\.max_bad_share=-0\.5 .* 0 or more'),
-    ({'training__steps': 3}, r'training\.steps=3 leaves'),
+    ({'repeats': 0}, r'repeats=0 is impossible; it must be above 0'),
     ({'training__augment': 'flip'}, r"training\.augment='flip' is unknown"),
     ({'selection__method': 'near'}, r"selection\.method='near' is unknown; did you mean 'nearest'"),
     ({'evaluation__views': ('corner',)}, r"evaluation\.views='corner' is unknown; .*ten_crop"),
@@ -77,12 +77,12 @@ def test_a_missing_option_is_an_error():
     ({'solver__warmup_steps': -1}, r'solver\.warmup_steps=-1 .* 0 or more'),
     ({'solver__warmup_steps': 16000}, r'warmup_steps=16000 leaves none of the 16000 steps'),
     (
-      {'solver__warmup_steps': 3200, 'training__restart_schedule': True},
-      r'warmup_steps=3200 leaves none of the 3200 steps of a schedule with training\.steps=16000',
+      {'solver__warmup_steps': 80_000, 'training__restart_schedule': False},
+      r'solver\.warmup_steps=80000 leaves none of the 80000 steps of its schedule',
     ),
     (
-      {'solver__warmup_steps': 50, 'pretrain__steps': 50},
-      r'warmup_steps=50 leaves none of the 50 steps of a schedule with pretrain\.steps=50',
+      {'pretrain__warmup_steps': 50, 'pretrain__steps': 50},
+      r'pretrain\.warmup_steps=50 leaves none of the 50 steps of its schedule',
     ),
     ({'solver__schedule': 'linear'}, r"solver\.schedule='linear' is unknown"),
     ({'solver__momentum_style': 'nesterov'}, r"solver\.momentum_style='nesterov' is unknown"),
@@ -132,13 +132,13 @@ def test_arms_differ_by_their_overrides_only():
   c = config.default()
   c.overrides.none.solver = {'learning_rate': 0.5}
   arm = config.arm_config(c, 'none')
-  assert (arm.selection.method, arm.selection.rounds, arm.solver.learning_rate) == ('none', 1, 0.5)
+  assert (arm.selection.method, arm.selection.rounds, arm.solver.learning_rate) == ('none', 5, 0.5)
   assert config.arm_config(c, 'rounds').solver.learning_rate == 0.01
 
 
 def test_impossible_overrides_are_named():
   c = config.default()
-  with pytest.raises(ValueError, match="arms='noone' is unknown; did you mean 'none'.*all, none"):
+  with pytest.raises(ValueError, match="arms='noone' is unknown; did you mean 'none'.*all, constant, none"):
     config.arm_config(c, 'noone')
   c.overrides.none.solver = {'learning_rat': 0.5}
   with pytest.raises(ValueError, match=r'overrides\.none: .*learning_rate'):

@@ -57,7 +57,9 @@ def test_results_hold_every_arm_round_and_view(finished_run):
     copies = {row['source'] for row in csv.DictReader(file)}
   assert used['all'] == 48 - len(copies)
   assert len(copies) < 5
-  for random, growing in zip(*(results['arms'][a]['rounds'] for a in ('random', 'rounds')), strict=True):
+  for random, growing in zip(
+    *(results['arms'][a]['rounds'] for a in ('random', 'rounds')), strict=True
+  ):
     assert random['source_images'] == growing['source_images']
   assert used['rounds'] >= used['constant']
   titles = ['no source', 'random source', 'all source', 'selected', 'selected, growing']
@@ -284,7 +286,10 @@ def test_a_loss_that_is_too_large_ends_with_the_images_of_the_step(data, tmp_pat
     ({'selection.num_neighbors': 6}, r'can grow to 54 in 3 rounds, .* 48 source images'),
     ({'bank.name': 'sift'}, r"bank: .*name='sift' is unknown; .*alexnet, alexnet_caffe, gabor"),
     ({'model.name': 'resnet18'}, r"model: name='resnet18' is unknown; did you mean 'resnet18v2'"),
-    ({'model.pretrained': '/no/such/file'}, r"model: pretrained='/no/such/file' is neither a file nor"),
+    (
+      {'model.pretrained': '/no/such/file'},
+      r"model: pretrained='/no/such/file' is neither a file nor",
+    ),
     ({'solver.momentum_style': 'nesterov'}, r"'nesterov' is unknown"),
     ({'target.test_split': 'validation'}, r"config\.target: .*'validation'"),
     ({'source.dataset': 'fodler'}, r"config\.source: dataset='fodler' is unknown; did you mean"),

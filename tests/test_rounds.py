@@ -227,13 +227,25 @@ def test_networks_of_rounds_are_kept_on_request_only(tmp_path, ranking):
   assert trainer.named('save network') == []
 
 
+def test_random_images_are_as_many_as_the_growing_arm_has_in_the_same_round(tmp_path, ranking):
+  trainer = FakeTrainer(tmp_path)
+  rounds = run_rounds(
+    trainer,
+    {'params': {}},
+    ranking,
+    SelectionOptions(**vars(OPTIONS) | {'method': 'random'}),
+    random_sizes=[4, 7, 11],
+  )
+  assert [round_.source_images for round_ in rounds] == [4, 7, 11]
+
+
 def test_plain_fine_tuning_has_no_source_images(tmp_path):
   empty = np.zeros((3, 0))
   ranking = Ranking(empty.astype(np.int32), empty.astype(np.float32))
   trainer = FakeTrainer(tmp_path)
   rounds = run(trainer, ranking, method='none', rounds=1)
   assert [round_.source_images for round_ in rounds] == [0]
-  assert trainer.named('train') == [('train', 0, 9, (0, None, [1, 1, 1]))]
+  assert trainer.named('train') == [('train', 0, 3, (0, None, [1, 1, 1]))]
   assert trainer.named('log') == [
     ('log', 9, ['hardness', 'test_accuracy_center', 'test_accuracy_ten_crop'])
   ]

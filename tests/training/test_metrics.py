@@ -28,3 +28,10 @@ def test_labels_outside_the_classes_are_refused():
 
 def one_hot(predicted, num_classes=3):
   return np.eye(num_classes, dtype=np.float32)[predicted]
+
+
+def test_cross_entropy_matches_hand_computed_one_and_is_finite_at_zero():
+  p = np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], np.float32)
+  expected = -(np.log(0.25) + np.log(0.8)) / 2
+  assert cross_entropy(p, np.array([1, 2])) == pytest.approx(expected)
+  assert 80 < cross_entropy(one_hot([0]), np.array([1])) < 100
