@@ -21,7 +21,7 @@ from sjft_jax import config
 
 def get_config(per_class: str = '30') -> ConfigDict:
   if per_class not in ('15', '30', '45', '60'):
-    raise ValueError(f'configs/caltech256.py:{per_class}: use one of :15 :30 :45 :60')
+    raise ValueError(f':{per_class} is unknown; use one of :15 :30 :45 :60')
   c = config.default()
   c.target.dataset = 'caltech256'
   c.target.test_split = ''

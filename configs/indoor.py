@@ -26,7 +26,7 @@ SOURCES = {
 
 def get_config(source: str = 'hybrid') -> ConfigDict:
   if source not in SOURCES:
-    raise ValueError(f'configs/indoor.py:{source}: use one of :{" :".join(SOURCES)}')
+    raise ValueError(f':{source} is unknown; use one of :{" :".join(SOURCES)}')
   c = config.default()
   c.target.dataset = 'mit_indoor67'
   c.source.dataset = SOURCES[source]

@@ -171,10 +171,10 @@ def default() -> ConfigDict:
   j.tensorboard = True  # Write event files, if tensorboardX is installed.
   j.wandb = ''  # A project of Weights & Biases; '' for none.
 
-  # The runs to compare, in this order, any of: none (plain fine-tuning), random (as many source
-  # images as rounds has in the same round), all, constant (K0 neighbours throughout: the paper's
-  # "without iterative retrieval"), rounds (growing neighbourhoods). All have the same rounds, steps,
-  # schedule and target images a step.
+  # The runs to compare, in this order, any of: none, plain fine-tuning; random, as many source images
+  # as rounds has in the same round; all, the whole source; constant, K0 neighbours throughout (the
+  # paper's "without iterative retrieval"); rounds, growing neighbourhoods. All have the same rounds,
+  # steps, schedule and target images a step.
   c.arms = ('none', 'rounds')
   # How the options of each arm differ from those above.
   c.overrides = o = ConfigDict()

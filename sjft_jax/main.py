@@ -5,21 +5,16 @@
 Stopped at any moment, the same command goes on from its last checkpoint.
 """
 
-from absl import flags
-from ml_collections import config_flags
+import sys
 
-from sjft_jax.runtime import cli, launch
+from absl import flags
+
+from sjft_jax.runtime import cli, config_file, launch
 
 
 def define_flags() -> None:
   """Define the flags of this command."""
-  config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'A file of configs/. Options change by name: --config.training.steps=500. '
-    'sjft_jax/config.py explains every one.',
-  )
-  flags.mark_flag_as_required('config')
+  config_file.define_flag(sys.argv)
   flags.DEFINE_string(
     'workdir',
     None,
@@ -33,15 +28,14 @@ def define_flags() -> None:
     '--config.training.workers.',
   )
   launch.define_flags()
-  for module in (cli, launch):
+  for module in (cli, config_file, launch):
     flags.adopt_module_key_flags(module)
 
 
 def main() -> None:
   """Run the command."""
   options = flags.FLAGS
-  config_file = cli.config_file()
-  workdir = options.workdir or f'runs/{config_file.stem}'
+  workdir = options.workdir or f'runs/{config_file.path().stem}'
   # After the flags: --help and a misspelt option should not wait for JAX.
   from sjft_jax import repeats
   from sjft_jax.runtime import compilation

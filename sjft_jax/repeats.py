@@ -1,4 +1,4 @@
-"""One configuration with several seeds and splits: the mean and its spread (the paper's Table 4)."""
+"""Run a configuration with several seeds and splits, as for the paper's Table 4."""
 
 import math
 import os

@@ -7,17 +7,18 @@ with its class and key; classes are spread over the rows. The same command draws
 """
 
 import os
+import sys
 
 import numpy as np
 import PIL.Image
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from sjft_jax.data import registry, transforms
 from sjft_jax.data.dataset import Dataset, class_names
 from sjft_jax.data.transforms import ImageSize
 from sjft_jax.report import image_grid
-from sjft_jax.runtime import cli, console
+from sjft_jax.runtime import cli, config_file, console
 from sjft_jax.runtime.options import choose
 
 DOMAINS = ('target', 'source')
@@ -128,11 +129,9 @@ def save_preview(
 
 def define_flags() -> None:
   """Define the flags of this command."""
-  flags.adopt_module_key_flags(cli)
-  config_flags.DEFINE_config_file(
-    'config', None, 'A file of configs/; its options change by name: --config.images.crop=128.'
-  )
-  flags.mark_flag_as_required('config')
+  config_file.define_flag(sys.argv)
+  for module in (cli, config_file):
+    flags.adopt_module_key_flags(module)
   flags.DEFINE_string('output', 'preview.png', 'Picture to write; one that is there is replaced.')
   flags.DEFINE_enum('data', 'target', DOMAINS, 'Whose training images.')
   flags.DEFINE_integer('images', 6, 'How many images, one a row.', lower_bound=1)
@@ -145,7 +144,6 @@ def define_flags() -> None:
 
 def main() -> None:
   """Draw what the command line asks for."""
-  cli.config_file()
   options = flags.FLAGS
   cli.run_command(
     lambda: save_preview(

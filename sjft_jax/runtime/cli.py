@@ -7,11 +7,9 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from sjft_jax.runtime import console, launch, preemption
 from sjft_jax.runtime.errors import disk_error
@@ -35,6 +33,8 @@ def start(define_flags: Callable[[], None], main: Callable[[], None]) -> None:
     # An output that cannot encode a dash (PYTHONIOENCODING=ascii) gets a question mark instead.
     sys.stdout.reconfigure(errors='replace')
   preemption.install_handlers()
+  # Shells expand the ~ of a home directory only at the beginning of a word.
+  sys.argv[1:] = [re.sub(r'(?<==)~(?=/|$)', _home, word, count=1) for word in sys.argv[1:]]
   flags.DEFINE_bool('traceback', False, 'Show where in the code an error arose.')
   define_flags()
   try:
@@ -92,27 +92,14 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     # An error in a configuration comes with its traceback.
     first, *rest = str(error).strip().splitlines()
     sys.exit(f'error: {" ".join([first, *rest[-1:]])}')
-  except (AttributeError, KeyError, TypeError) as error:
-    reason: object = error
-    while isinstance(reason, Exception):  # They come wrapped in one another.
-      reason = reason.args[0]
-    sys.exit(f'error: unknown option {", ".join(str(reason).splitlines())}')
   if remaining[1:]:
     form = '--config.a.b=value' if 'config' in flags.FLAGS else '--name=value'
     sys.exit(f'error: unexpected {remaining[1]!r}; options are written {form}')
   return remaining
 
 
-def config_file() -> Path:
-  """Return the file that --config names, without the argument in `configs/indoor.py:places`.
-
-  The program ends with one line if there is no such file.
-  """
-  value = config_flags.get_config_filename(flags.FLAGS['config'])
-  path = Path(re.sub(r'(?<=\.py):.*', '', value, flags=re.DOTALL))
-  if not path.is_file():
-    sys.exit(f'error: --config={value}: no such file; see configs/')
-  return path
+def _home(match: re.Match[str]) -> str:
+  return os.path.expanduser(match[0])
 
 
 def _ignore_closed_event_loops(unraisable: Any) -> None:
