@@ -171,10 +171,10 @@ def default() -> ConfigDict:
   j.tensorboard = True  # Write event files, if tensorboardX is installed.
   j.wandb = ''  # A project of Weights & Biases; '' for none.
 
-  # The runs to compare, in this order, any of: none, plain fine-tuning; random, as many source images
-  # as rounds has in the same round; all, the whole source; constant, K0 neighbours throughout (the
-  # paper's "without iterative retrieval"); rounds, growing neighbourhoods. All have the same rounds,
-  # steps, schedule and target images a step.
+  # The runs to compare, in this order, any of: none, plain fine-tuning; random, as many source
+  # images as rounds has in the same round; all, the whole source; constant, K0 neighbours
+  # throughout (the paper's "without iterative retrieval"); rounds, growing neighbourhoods. All have
+  # the same rounds, steps, schedule and target images a step.
   c.arms = ('none', 'rounds')
   # How the options of each arm differ from those above.
   c.overrides = o = ConfigDict()
@@ -199,7 +199,11 @@ def arm_configs(config: ConfigDict) -> dict[str, ConfigDict]:
     raise ValueError(f'arms is empty; use any of {known}')
   if len(set(config.arms)) < len(config.arms):
     raise ValueError(f'arms={tuple(config.arms)} names an arm twice; use each of {known} once')
-  return {name: arm_config(config, name) for name in config.arms}
+  # Of all arms, so that a wrong override of one that is not trained is found too.
+  options = {name: arm_config(config, name) for name in config.overrides}
+  for name in config.arms:
+    choose('arms', name, options)
+  return {name: options[name] for name in config.arms}
 
 
 def arm_config(config: ConfigDict, arm: str) -> ConfigDict:

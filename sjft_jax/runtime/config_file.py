@@ -161,12 +161,18 @@ def _add_overrides(config: ConfigDict, argv: list[str]) -> None:
       continue
     arm, section, option = match.groups()
     arms, options = config.get('overrides', {}), config.get(section)
-    if arm in arms and isinstance(options, ConfigDict) and option in options:
-      with arms[arm].unlocked():
-        if section not in arms[arm]:
-          arms[arm][section] = ConfigDict()
-        if option not in arms[arm][section]:
-          arms[arm][section][option] = options[option]
+    if arm not in arms:
+      continue  # ml_collections names it, and the one that may be meant.
+    if not isinstance(options, ConfigDict) or option not in options:
+      known = [f'{s}.{o}' for s in config if isinstance(config[s], ConfigDict) for o in config[s]]
+      close = difflib.get_close_matches(f'{section}.{option}', known, 1)
+      hint = f'; did you mean overrides.{arm}.{close[0]}?' if close else ''
+      raise ValueError(f'overrides.{arm}.{section}.{option}: no such option{hint}')
+    with arms[arm].unlocked():
+      if section not in arms[arm]:
+        arms[arm][section] = ConfigDict()
+      if option not in arms[arm][section]:
+        arms[arm][section][option] = options[option]
 
 
 def _rewrite_tuples(config: ConfigDict, argv: list[str]) -> None:
