@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# He et al. 2015, scaled by what a kernel feeds: N(0, 2 / (kernel area × output channels)).
+# He et al. 2015, scaled by the fan-out: N(0, 2 / (kernel area × output channels)).
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 

@@ -129,7 +129,7 @@ def strided_convolutions(model):
     (2, 'keras', ['stage1_block2/conv2', 'stage2_block2/conv2']),
   ],
 )
-def test_convolutions_stride_as_their_publisher_s(version, style, strided):
+def test_strides_follow_the_style(version, style, strided):
   style = STYLES[version][style]
   assert strided_convolutions(ResNet((2, 2, 2), True, version, style, width=0.125)) == strided
 

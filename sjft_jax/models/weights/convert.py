@@ -69,20 +69,20 @@ def load(
   matches = [
     match_layout(layout, checkpoint.tensors, spec) for layout in layouts(name, checkpoint.origin)
   ]
-  best = min(matches, key=lambda match: len(match.missing), default=None)
+  best = min(matches, key=lambda match: len(match.missing_names), default=None)
   problems = best.problems if best else f'no layout of {checkpoint.origin} files is known for it'
   if best is None or problems:
     raise ValueError(
       f'{path} does not fit name={name!r}: {problems}; it fits {_suggest_options(checkpoint, spec)}'
     )
-  for tensor in best.expected:
+  for tensor in best.expected_shapes:
     if not np.isfinite(best.tensors[tensor]).all():
       raise ValueError(f'{path}: {tensor} holds values that are not finite; fetch another file')
   variables = best.variables()
   return Weights(
     variables['params'],
     variables.get('batch_stats', {}),
-    best.style,
+    best.trunk_spec.style,
     best.layout.normalization,
     best.classifier(),
   )

@@ -35,19 +35,19 @@ class LayoutMatch:
   spec: TrunkSpec
 
   @property
-  def style(self) -> str:
-    """The style of the trunk."""
-    return self.layout.style if self.spec.style == 'auto' else self.spec.style
+  def trunk_spec(self) -> TrunkSpec:
+    """Return the spec with the layout's style in the place of 'auto'."""
+    return self.spec._replace(style=self.layout.style) if self.spec.style == 'auto' else self.spec
 
   @functools.cached_property
   def stored_variables(self) -> dict[Path, StoredVariable]:
-    """The trunk's variables in the file, by path."""
-    shapes, _ = _trunk_shapes(self.spec._replace(style=self.style))
+    """Return where the trunk's variables lie in the file, by path."""
+    shapes, _ = _trunk_shapes(self.trunk_spec)
     return {path: locate(self.layout, path, shape, self.tensors) for path, shape in shapes.items()}
 
   @functools.cached_property
-  def expected(self) -> dict[str, tuple[Shape, ...]]:
-    """The tensors that the trunk needs, each with its possible shapes."""
+  def expected_shapes(self) -> dict[str, tuple[Shape, ...]]:
+    """Return the names of the tensors that the trunk needs, each with its possible shapes."""
     return {
       name: shapes
       for variable in self.stored_variables.values()
@@ -55,36 +55,40 @@ class LayoutMatch:
     }
 
   @property
-  def missing(self) -> list[str]:
-    """The names of tensors that the trunk needs and the file lacks."""
-    return [name for name in self.expected if name not in self.tensors]
+  def missing_names(self) -> list[str]:
+    """Return the names of tensors that the trunk needs and the file lacks."""
+    return [name for name in self.expected_shapes if name not in self.tensors]
 
   @property
-  def unexpected(self) -> list[str]:
-    """The names of tensors that belong neither to the trunk nor to what may be left out."""
-    # fc6 and fc7 are expected already, or left out.
+  def unexpected_names(self) -> list[str]:
+    """Return the names of the file's tensors that a classifier with this trunk does not have."""
+    # fc6 and fc7 are expected already, or may be left out.
     layers = [self.layout.names.get(layer, layer) for layer in ('fc6', 'fc7', 'classifier')]
     ignored = (*(f'{layer}{end}' for layer in layers for end in './'), *self.layout.ignored)
     return [
       name
       for name in self.tensors
-      if not (name in self.expected or name.startswith(ignored))
+      if not (name in self.expected_shapes or name.startswith(ignored))
       and not name.endswith('.num_batches_tracked')  # PyTorch counts the batches of its norms.
     ]
 
   @property
-  def misshapen(self) -> list[str]:
-    """Descriptions of the tensors that have another shape than the trunk needs."""
+  def shape_errors(self) -> list[str]:
+    """Return descriptions of the tensors that have another shape than the trunk needs."""
     return [
       f'{name} is {list(self.tensors[name].shape)}, not {list(shapes[0])}'
-      for name, shapes in self.expected.items()
+      for name, shapes in self.expected_shapes.items()
       if name in self.tensors and self.tensors[name].shape not in shapes
     ]
 
   @property
   def problems(self) -> str:
-    """What is wrong, three tensors of each kind; '' if nothing is."""
-    kinds = {'missing': self.missing, 'unexpected': self.unexpected, 'wrong shape': self.misshapen}
+    """Return what is wrong, with three tensors of each kind; '' if nothing is."""
+    kinds = {
+      'missing': self.missing_names,
+      'unexpected': self.unexpected_names,
+      'wrong shape': self.shape_errors,
+    }
     return '; '.join(
       f'{kind}: {", ".join(names[:3])}' + (f' and {len(names) - 3} more' if names[3:] else '')
       for kind, names in kinds.items()
@@ -105,7 +109,7 @@ class LayoutMatch:
 
     The kernel is [features, classes]; the bias, [classes].
     """
-    _, features = _trunk_shapes(self.spec._replace(style=self.style))
+    _, features = _trunk_shapes(self.trunk_spec)
     kernel = tensor_name(self.layout, 'classifier', 'kernel')
     classes = self.tensors[kernel].size // features if kernel in self.tensors else 0
     classifier = {}
@@ -123,12 +127,12 @@ class LayoutMatch:
     If the unexpected tensors are not those of one such layer, this is the match itself.
     """
     separator = '.' if self.layout.origin == 'torch' else '/'
-    layers = {name.rpartition(separator)[0] for name in self.unexpected}
+    layers = {name.rpartition(separator)[0] for name in self.unexpected_names}
     if len(layers) != 1:
       return self
     names = {**self.layout.names, 'classifier': layers.pop()}
     match = dataclasses.replace(self, layout=dataclasses.replace(self.layout, names=names))
-    return self if match.unexpected or match.classifier() is None else match
+    return self if match.unexpected_names or match.classifier() is None else match
 
   def _convert(self, variable: StoredVariable) -> np.ndarray:
     value = variable.convert(*(self.tensors[name] for name in variable.tensors))

@@ -158,7 +158,7 @@ class _Unpickler(pickle._Unpickler):
     self.dtypes: dict[str, np.dtype] = {}
 
   def find_class(self, module: str, name: str) -> Any:
-    """Return what stands for a global."""
+    """Return the stand-in for a global."""
     # numpy 2 renamed the module that older pickles name.
     name = f'{module}.{name}'.replace('numpy.core.', 'numpy._core.')
     if name not in _ALLOWED:

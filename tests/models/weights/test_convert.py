@@ -97,15 +97,19 @@ def test_torchvision_resnets_are_converted(tmp_path, depth):
   assert (weights.style, weights.normalization) == ('torch', 'imagenet')
   assert_fits(weights, name=name, width=WIDTH)
   block, stats = weights.params['stage3_block1'], weights.batch_stats['stage3_block1']
-  for ours, theirs in [('conv2', 'conv2'), ('projection', 'downsample.0')]:
-    kernel = tensors[f'layer3.0.{theirs}.weight'].transpose(2, 3, 1, 0)
-    np.testing.assert_array_equal(block[ours]['kernel'], kernel)
-  for ours, theirs in [('norm1', 'bn1'), ('norm2', 'bn2'), ('projection_norm', 'downsample.1')]:
-    prefix = f'layer3.0.{theirs}.'
-    np.testing.assert_array_equal(block[ours]['scale'], tensors[prefix + 'weight'])
-    np.testing.assert_array_equal(block[ours]['bias'], tensors[prefix + 'bias'])
-    np.testing.assert_array_equal(stats[ours]['mean'], tensors[prefix + 'running_mean'])
-    np.testing.assert_array_equal(stats[ours]['var'], tensors[prefix + 'running_var'])
+  for layer, file_layer in [('conv2', 'conv2'), ('projection', 'downsample.0')]:
+    kernel = tensors[f'layer3.0.{file_layer}.weight'].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(block[layer]['kernel'], kernel)
+  for layer, file_layer in [
+    ('norm1', 'bn1'),
+    ('norm2', 'bn2'),
+    ('projection_norm', 'downsample.1'),
+  ]:
+    prefix = f'layer3.0.{file_layer}.'
+    np.testing.assert_array_equal(block[layer]['scale'], tensors[prefix + 'weight'])
+    np.testing.assert_array_equal(block[layer]['bias'], tensors[prefix + 'bias'])
+    np.testing.assert_array_equal(stats[layer]['mean'], tensors[prefix + 'running_mean'])
+    np.testing.assert_array_equal(stats[layer]['var'], tensors[prefix + 'running_var'])
   np.testing.assert_array_equal(weights.classifier['kernel'], tensors['fc.weight'].T)
   np.testing.assert_array_equal(weights.classifier['bias'], tensors['fc.bias'])
 
@@ -164,8 +168,8 @@ def test_wrapped_convolutions_are_unwrapped(tmp_path):
     jnp.zeros((1, 64, 64, 3)),
   )['params']
   tensors = {}
-  for ours, leaves in shapes.items():
-    name = layout.names[ours].replace('features.', 'features.module.')
+  for layer, leaves in shapes.items():
+    name = layout.names[layer].replace('features.', 'features.module.')
     height, width, inputs, outputs = leaves['kernel'].shape
     tensors[f'{name}.weight'] = normal(outputs, inputs, height, width)
     tensors[f'{name}.bias'] = normal(outputs)
