@@ -1,9 +1,8 @@
 import pytest
 
-from sjft_jax.retrieval import knn
-
 
 @pytest.fixture
 def small_tiles(monkeypatch):
   """Make many tiles of a few hundred sources."""
-  monkeypatch.setattr(knn, 'TILE', 64)
+  # By name: the package is imported once its annotations can be checked.
+  monkeypatch.setattr('sjft_jax.retrieval.knn.TILE', 64)
