@@ -1,4 +1,4 @@
-"""How long a large folder of images takes to open, the first time and again.
+"""Measure how long a large folder of images takes to open, the first time and again.
 
   python -m experiments.bench_folders --at=/dev/shm
 
@@ -7,7 +7,6 @@ own, with its peak memory.
 """
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -18,38 +17,46 @@ import pyarrow as pa
 import pyarrow.csv
 from absl import app, flags
 
+from experiments.peak_memory import peak_mib
 from sjft_jax.data.folder import ClassFolder, ListedImages
 
-AT = flags.DEFINE_string('at', tempfile.gettempdir(), 'Where the files are made.')
+AT = flags.DEFINE_string('at', tempfile.gettempdir(), 'Folder in which the files are made.')
 CLASSES = flags.DEFINE_integer('classes', 1000, 'Class folders, of 1,000 files each.')
-OPEN = flags.DEFINE_string('open', '', 'Only: open this, print seconds and peak memory.')
+OPEN = flags.DEFINE_string('open', '', 'Only: open this path, print seconds and peak memory.')
 
 
-def measure(path):
-  begun = time.perf_counter()
-  data = (ListedImages if path.endswith('.csv') else ClassFolder)(path, '')
-  seconds = time.perf_counter() - begun
-  (peak,) = re.findall(r'VmHWM:\s*(\d+) kB', Path('/proc/self/status').read_text())
-  print(f'{len(data):,} files in {seconds:.2f} s, peak memory {int(peak) // 1024} MiB')
+def measure(path: str) -> None:
+  """Open a folder or a list and print how long that took."""
+  start_time = time.perf_counter()
+  dataset = (ListedImages if path.endswith('.csv') else ClassFolder)(path, '')
+  seconds = time.perf_counter() - start_time
+  print(f'{len(dataset):,} files in {seconds:.2f} s, peak memory {peak_mib():.0f} MiB')
 
 
-def main(_):
+def write_files(root: Path, classes: int) -> tuple[Path, Path]:
+  """Make the empty files below `root`; return their folder and a list of them."""
+  folder, listing = root / 'images', root / 'list.csv'
+  columns: dict[str, list[str]] = {'path': [], 'label': []}
+  for number in range(classes):
+    name = f'class_{number:04d}'
+    (folder / name).mkdir(parents=True)
+    for image in range(1000):
+      (folder / name / f'{image}.jpg').touch()
+      columns['path'].append(f'images/{name}/{image}.jpg')
+      columns['label'].append(name)
+  pa.csv.write_csv(pa.table(columns), listing)
+  return folder, listing
+
+
+def main(_: object) -> None:
   if OPEN.value:
-    return measure(OPEN.value)
+    measure(OPEN.value)
+    return
   with tempfile.TemporaryDirectory(dir=AT.value) as root:
-    rows = {'path': [], 'label': []}
-    for c in range(CLASSES.value):
-      folder = Path(root, 'images', f'class_{c:04d}')
-      folder.mkdir(parents=True)
-      for i in range(1000):
-        (folder / f'{i}.jpg').touch()
-        rows['path'].append(f'images/{folder.name}/{i}.jpg')
-        rows['label'].append(folder.name)
-    listing = Path(root, 'list.csv')
-    pa.csv.write_csv(pa.table(rows), listing)
+    paths = write_files(Path(root), CLASSES.value)
     time.sleep(3)  # A folder that has just changed is not cached.
     command = [sys.executable, '-m', 'experiments.bench_folders']
-    for path in (Path(root, 'images'), listing):
+    for path in paths:
       for turn in ('cold', 'warm'):
         print(f'{path.name}, {turn}:', end=' ', flush=True)
         environment = {**os.environ, 'XDG_CACHE_HOME': str(Path(root, f'cache of {path.name}'))}

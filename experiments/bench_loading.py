@@ -1,13 +1,13 @@
-"""How fast JPEG files become training views: bytes → decoding → short side 256 → 224×224 centre.
+"""Measure how fast JPEG files become training views: decode, short side 256, 224×224 centre.
 
   python -m experiments.bench_loading [--json]
 
-In the first table every contestant works through files in a plain loop and the processor's time
+In the first table every contender works through files in a plain loop and the processor's time
 counts, of all its threads, so that other work on the machine does not matter much. In the second
 one batches of 32 come from whole loaders with a worker for each core, and the time on the clock
 counts, from when a loader is in its stride.
 
-Rates are medians over rounds in which every contestant takes one turn; ratios are medians of each
+Rates are medians over rounds in which every contender takes one turn; ratios are medians of each
 round's ratio. The photographs are those of scikit-image (extra `demo`), native pixels, the large
 ones put together from nine; JPEG quality 90, 4:2:0. PyTorch and TensorFlow are optional.
 """
@@ -19,10 +19,13 @@ import io
 import itertools
 import json
 import os
-import pathlib
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import cv2
 import grain
@@ -32,9 +35,9 @@ import tensorflow_datasets as tfds
 from absl import app, flags
 from PIL import Image
 
-from sjft_jax.data import transforms
+from experiments.timing import Work, race, speedup
+from sjft_jax.data import decode, transforms
 from sjft_jax.data.dataset import SubsetDataset
-from sjft_jax.data.decode import decode_image
 from sjft_jax.data.folder import ClassFolder
 from sjft_jax.data.loader import views
 
@@ -43,7 +46,7 @@ SIZES = flags.DEFINE_multi_string(
 )
 FILES = flags.DEFINE_integer('files', 64, 'JPEGs of each size.')
 IMAGES = flags.DEFINE_integer('images', 512, 'Images in a turn.')
-ROUNDS = flags.DEFINE_integer('rounds', 5, 'Turns of each contestant, after one to warm up.')
+ROUNDS = flags.DEFINE_integer('rounds', 5, 'Turns of each contender, after one to warm up.')
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object instead of tables.')
 
 RESIZE, CROP, BATCH = 256, 224, 32
@@ -60,13 +63,14 @@ PHOTOGRAPHS = (
 )
 
 
-def jpegs(height, width, number):
+def make_jpegs(height: int, width: int, number: int) -> Iterator[bytes]:
+  """Yield JPEGs of photographs cut to size, or of nine put together."""
   rng = np.random.default_rng(0)
   photographs = [getattr(skimage.data, name)() for name in PHOTOGRAPHS]
   parts = 1 if height <= 400 else 3
   h, w = -(-height // parts), -(-width // parts)
 
-  def part():
+  def part() -> np.ndarray:
     photograph = photographs[rng.integers(len(photographs))]
     y, x = (rng.integers(0, n - m + 1) for n, m in zip(photograph.shape, (h, w), strict=False))
     return photograph[y : y + h, x : x + w]
@@ -78,11 +82,11 @@ def jpegs(height, width, number):
     yield buffer.getvalue()
 
 
-class Prepared(tfds.core.GeneratorBasedBuilder):
-  """The same JPEGs as records of TFDS."""
+class JpegBuilder(tfds.core.GeneratorBasedBuilder):
+  """Prepares the same JPEGs as records of TFDS."""
 
   VERSION = tfds.core.Version('1.0.0')
-  pkg_dir_path = pathlib.Path(__file__).parent
+  pkg_dir_path = Path(__file__).parent
   files: tuple[str, ...] = ()
 
   def _info(self):
@@ -100,12 +104,12 @@ class Prepared(tfds.core.GeneratorBasedBuilder):
 our_view = functools.partial(transforms.center_crop, resize=RESIZE, crop=CROP)
 
 
-def ours(file):
+def our_file_view(file: str) -> np.ndarray:
   with open(file, 'rb') as stream:
-    return our_view(decode_image(stream.read(), min_side=RESIZE))
+    return our_view(decode.decode_image(stream.read(), min_side=RESIZE))
 
 
-def pillow(file, *, draft=False):
+def pillow(file: str, *, draft: bool = False) -> np.ndarray:
   with Image.open(file) as image:
     if draft:
       image.draft('RGB', (RESIZE, RESIZE))
@@ -116,36 +120,36 @@ def pillow(file, *, draft=False):
   return np.array(image.crop((left, top, left + CROP, top + CROP)))
 
 
-def opencv(file):
+def opencv(file: str) -> np.ndarray:
   return our_view(cv2.imread(file, cv2.IMREAD_COLOR_RGB))
 
 
 class PillowFiles:
-  """What a torch DataLoader asks for: the first 2²⁰ images of an endless sequence."""
+  """A data set for torch's DataLoader: the first 2²⁰ images of an endless sequence."""
 
-  def __init__(self, files):
+  def __init__(self, files: Sequence[str]):
     self.files = files
 
-  def __len__(self):
+  def __len__(self) -> int:
     return 2**20
 
-  def __getitem__(self, index):
+  def __getitem__(self, index: int) -> np.ndarray:
     return pillow(self.files[index % len(self.files)])
 
 
-def torch_batches(files):
+def torch_batches(files: Sequence[str]) -> Iterator[Any]:
   from torch.utils import data
 
-  # Processes are not forked: others of the contestants have threads.
+  # Processes are not forked: other contenders have threads.
   return iter(
     data.DataLoader(PillowFiles(files), BATCH, num_workers=CORES, multiprocessing_context='spawn')
   )
 
 
-def tensorflow_batches(files, *, antialias=False):
+def tensorflow_batches(files: Sequence[str], *, antialias: bool = False) -> Iterator[np.ndarray]:
   import tensorflow as tf
 
-  def view(file):
+  def view(file: Any) -> Any:
     image = tf.io.decode_jpeg(tf.io.read_file(file), 3)
     sides = tf.cast(tf.shape(image)[:2], tf.float32)
     sides = tf.cast(tf.round(sides * RESIZE / tf.reduce_min(sides)), tf.int32)
@@ -158,7 +162,8 @@ def tensorflow_batches(files, *, antialias=False):
   return dataset.prefetch(2).as_numpy_iterator()
 
 
-RIVALS = {
+# The package that each rival needs, and its batches of some files.
+RIVALS: dict[str, tuple[str, Callable[[Sequence[str]], Iterator[Any]]]] = {
   'torch DataLoader, Pillow': ('torch', torch_batches),
   'tf.data, bilinear': ('tensorflow', tensorflow_batches),
   'tf.data, antialiased': (
@@ -168,110 +173,109 @@ RIVALS = {
 }
 
 
-def tfds_batches(source):
+def tfds_batches(source: Sequence[Any]) -> Iterator[np.ndarray]:
   images = grain.MapDataset.source(source).repeat().map(lambda record: our_view(record['image']))
   options = grain.ReadOptions(num_threads=CORES, prefetch_buffer_size=4)
   return iter(images.batch(BATCH).to_iter_dataset(options))
 
 
-def loop(view, items):
-  """A turn of images one after another; seconds of the processor."""
-  some = itertools.cycle(items)
+def loop(view: Callable[[Any], np.ndarray], items: Iterable[Any]) -> Callable[[], float]:
+  """Return a turn of images one after another; it returns the processor's seconds."""
+  endless = itertools.cycle(items)
 
-  def turn():
-    start = time.process_time()
+  def turn() -> float:
+    start_time = time.process_time()
     for _ in range(IMAGES.value):
-      assert view(next(some)).shape == (CROP, CROP, 3)
-    return time.process_time() - start
+      assert view(next(endless)).shape == (CROP, CROP, 3)
+    return time.process_time() - start_time
 
   return turn
 
 
-def stream(load):
-  """A turn of batches from a loader once it is in its stride; seconds on the clock."""
+def stream(load: Callable[[], Iterator[Any]]) -> Callable[[], float]:
+  """Return a turn of batches from a loader in its stride; it returns the seconds on the clock."""
 
-  def turn():
+  def turn() -> float:
     batches = load()
     for _ in range(STRIDE):
       next(batches)
-    start = time.perf_counter()
+    start_time = time.perf_counter()
     for _ in range(IMAGES.value // BATCH):
       assert next(batches).shape == (BATCH, CROP, CROP, 3)
-    seconds = time.perf_counter() - start
-    # The next contestant has the machine to itself.
+    seconds = time.perf_counter() - start_time
+    # The next contender has the machine to itself.
     getattr(batches, 'close', lambda: None)()
     return seconds
 
   return turn
 
 
-def race(contestants):
-  """Seconds per turn, one array of rounds for each contestant."""
-  seconds = {name: [] for name in contestants}
-  for round_, (name, turn) in itertools.product(range(ROUNDS.value + 1), contestants.items()):
-    took = turn()
-    if round_:
-      seconds[name].append(took)
-  return {name: np.array(turns) for name, turns in seconds.items()}
+def race_turns(turns: Mapping[str, Work], *, cores: int, ours: str) -> dict[str, dict[str, float]]:
+  """Let turns that return their own seconds race.
 
-
-def rows(seconds, cores, *, ours):
-  """Images per second and core, and how many times as fast ours is."""
+  Returns:
+    Images per second and core of each, and how many times as fast `ours` is.
+  """
+  seconds = race(turns, ROUNDS.value, measure=lambda turn: turn())
   return {
     name: {
-      'images_per_second_and_core': float(IMAGES.value / np.median(turns) / cores),
-      'ours_is_faster_by': float(np.median(turns / seconds[ours])),
+      'images_per_second_and_core': IMAGES.value / statistics.median(values) / cores,
+      'ours_is_faster_by': speedup([values], seconds[ours]),
     }
-    for name, turns in seconds.items()
+    for name, values in seconds.items()
   }
 
 
-def bench(size):
-  with tempfile.TemporaryDirectory() as name:
-    folder = pathlib.Path(name)
-    (folder / 'files' / 'class').mkdir(parents=True)
-    files = []
-    for number, data in enumerate(jpegs(*map(int, size.split('x')), FILES.value)):
-      files.append(str(folder / 'files' / 'class' / f'{number:03}.jpg'))
-      pathlib.Path(files[-1]).write_bytes(data)
-    Prepared.files = tuple(files)
-    builder = Prepared(data_dir=folder / 'tfds', file_format='array_record')
-    with contextlib.redirect_stdout(sys.stderr):
-      builder.download_and_prepare()
-    records = builder.as_data_source('train')
+def write_data(folder: Path, size: str) -> tuple[list[str], Sequence[Any]]:
+  """Write JPEGs of one size; return the names of the files, and the same as records of TFDS."""
+  images = folder / 'files' / 'class'
+  images.mkdir(parents=True)
+  files = []
+  for number, data in enumerate(make_jpegs(*map(int, size.split('x')), FILES.value)):
+    files.append(str(images / f'{number:03}.jpg'))
+    Path(files[-1]).write_bytes(data)
+  JpegBuilder.files = tuple(files)
+  builder = JpegBuilder(data_dir=folder / 'tfds', file_format='array_record')
+  with contextlib.redirect_stdout(sys.stderr):
+    builder.download_and_prepare()
+  return files, builder.as_data_source('train')
 
-    seconds = race(
-      {
-        'ours': loop(ours, files),
-        'OpenCV': loop(opencv, files),
-        'Pillow': loop(pillow, files),
-        'Pillow, reduced decoding': loop(functools.partial(pillow, draft=True), files),
-        'TFDS, OpenCV resizing': loop(lambda i: our_view(records[i]['image']), range(len(files))),
-      }
-    )
-    alone = rows(seconds, 1, ours='ours')
 
-    endless = SubsetDataset(ClassFolder(str(folder / 'files'), ''), np.arange(2**20) % len(files))
+def bench(size: str) -> dict[str, dict[str, dict[str, float]]]:
+  """Return the figures of the plain loops and of the loaders for one size of JPEGs."""
+  with tempfile.TemporaryDirectory() as folder:
+    files, records = write_data(Path(folder), size)
+    loops = {
+      'ours': loop(our_file_view, files),
+      'OpenCV': loop(opencv, files),
+      'Pillow': loop(pillow, files),
+      'Pillow, reduced decoding': loop(functools.partial(pillow, draft=True), files),
+      'TFDS, OpenCV resizing': loop(lambda i: our_view(records[i]['image']), range(len(files))),
+    }
+    class_folder = ClassFolder(str(Path(folder) / 'files'), '')
+    endless = SubsetDataset(class_folder, np.arange(2**20) % len(files))
     load = functools.partial(views, endless, batch_size=BATCH, min_side=RESIZE)
     loaders = {
-      'ours, threads': functools.partial(load, view=our_view),
-      'ours, processes': functools.partial(load, view=our_view, workers=CORES),
-      'TFDS, Grain threads': functools.partial(tfds_batches, records),
+      'ours, threads': stream(functools.partial(load, view=our_view)),
+      'ours, processes': stream(functools.partial(load, view=our_view, workers=CORES)),
+      'TFDS, Grain threads': stream(functools.partial(tfds_batches, records)),
     }
-    for name, (package, load) in RIVALS.items():
+    for name, (package, batches) in RIVALS.items():
       if importlib.util.find_spec(package):
-        loaders[name] = functools.partial(load, files)
-      elif not JSON.value:
-        print(f'{name} is left out: {package} is not installed')
-    seconds = race({name: stream(load) for name, load in loaders.items()})
-    return alone, rows(seconds, CORES, ours='ours, threads')
+        loaders[name] = stream(functools.partial(batches, files))
+      else:
+        print(f'{name} is left out: {package} is not installed', file=sys.stderr)
+    return {
+      'loop': race_turns(loops, cores=1, ours='ours'),
+      'loader': race_turns(loaders, cores=CORES, ours='ours, threads'),
+    }
 
 
-def main(_):
+def main(_: object) -> None:
   tfds.disable_progress_bar()
-  results = {'cores': CORES, 'files': FILES.value, 'images': IMAGES.value}
+  results: dict[str, Any] = {'cores': CORES, 'files': FILES.value, 'images': IMAGES.value}
   for size in SIZES.value:
-    results[size] = dict(zip(('loop', 'loader'), bench(size), strict=True))
+    results[size] = bench(size)
     if not JSON.value:
       for kind, table in results[size].items():
         print(f'\n{size} pixels, {kind:22} images/s/core   ours is faster by')

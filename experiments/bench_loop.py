@@ -1,4 +1,4 @@
-"""What the loop around the training step costs: data, logging and checkpoints against steps alone.
+"""Measure what the loop around the training step costs: data, logging and checkpoints.
 
   python -m experiments.bench_loop                                              # the demo
   python -m experiments.bench_loop --network=resnet50v2 --size=224 --pairs=4 --steps=40
@@ -20,34 +20,42 @@ import json
 import os
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import cv2
 import jax
 import numpy as np
 from absl import app, flags, logging
 from etils import epath
+from ml_collections import ConfigDict
 
 from configs import demo
-from experiments.turns import in_turns, ratio, show
-from sjft_jax import pipeline
+from experiments.class_folders import write_class_folders
+from experiments.timing import print_result, race, speedup
 from sjft_jax.data import registry
+from sjft_jax.data.dataset import Domains
+from sjft_jax.data.pairs import Pairs
+from sjft_jax.models.build import ModelOptions, build_network
 from sjft_jax.runtime import console, launch
 from sjft_jax.selection.subset import select
 from sjft_jax.training import step
+from sjft_jax.training.trainer import OpenRun, Trainer, TrainerFactory
 
 NETWORK = flags.DEFINE_string('network', 'alexnet', 'The trunk, with random weights.')
 SIZE = flags.DEFINE_integer('size', 64, 'Pixels a side.')
 PAIRS = flags.DEFINE_integer('pairs', 16, 'Target images a step, as many of the source beside.')
-STEPS = flags.DEFINE_integer('steps', 50, 'Of a turn.')
+STEPS = flags.DEFINE_integer('steps', 50, 'Steps of a turn.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Turns of each.')
 DEVICES = flags.DEFINE_integer('devices', 1, 'CPU devices to force.', lower_bound=1)
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else.')
 
 
-def config(folder):
+def get_config(folder: Path) -> ConfigDict:
+  """Return the demo's configuration with the flags' options; images of its own are in `folder`."""
   c = demo.get_config()
   if SIZE.value != c.images.crop:
+    write_class_folders(folder, 4, 16, seed=0, height=400, width=500, suffix='.jpg')
     c.target.update(dataset='folder', path=str(folder), train_per_class=8)
     c.source.update(dataset='folder', path=str(folder))
     c.images.update(resize=SIZE.value * 8 // 7, crop=SIZE.value)
@@ -56,72 +64,72 @@ def config(folder):
   return c
 
 
-def write_photographs(folder):
-  rng = np.random.default_rng(0)
-  for label in range(4):
-    (folder / str(label)).mkdir()
-    for number in range(16):
-      coarse = rng.integers(0, 256, (40, 50, 3), np.uint8)
-      image = cv2.resize(coarse, (500, 400), interpolation=cv2.INTER_CUBIC)
-      cv2.imwrite(str(folder / str(label) / f'{number}.jpg'), image)
-
-
-class Alone:
+class StepsAlone:
   """Steps on one batch, each handed over as soon as the one before it is."""
 
-  def __init__(self, arm, variables, pairs):
-    self.step = arm.train_step
-    self.state = step.replicate(step.create_state(**variables, optimizer=arm.optimizer))
-    self.batch = step.shard_batch(pairs(0), accumulation=arm.accumulation)
+  def __init__(self, trainer: Trainer, variables: dict[str, Any], pairs: Pairs):
+    self.train_step = trainer.train_step
+    self.state = step.replicate(step.create_state(**variables, optimizer=trainer.optimizer))
+    self.batch = step.shard_batch(pairs(0), accumulation=trainer.options.accumulation)
 
-  def __call__(self):
-    metrics = []
+  def __call__(self) -> None:
+    metrics: list[Any] = []
     for _ in range(STEPS.value):
-      self.state, told = self.step(self.state, self.batch)
-      metrics.append(told)
+      self.state, step_metrics = self.train_step(self.state, self.batch)
+      metrics.append(step_metrics)
       jax.block_until_ready(metrics[:-1])
     jax.block_until_ready((self.state, metrics))
 
 
-class Loop:
-  """Training as a run does it, `steps` more at every call."""
+class StepsInLoop:
+  """Training as a run does it, `steps` more with every call.
 
-  def __init__(self, arm, variables, pairs, stack):
-    self.arm, self.pairs = arm, pairs
-    self.checkpoints = stack.enter_context(arm.checkpoints())
-    self.progress = arm.restore(self.checkpoints, variables)
-    self.journal = stack.enter_context(arm.journal(0))
-    self.seconds, self.idle, self.rates = [], [], {}
+  Attributes:
+    seconds: of every call, less the checkpoint at its end.
+    idle: share of them in which no step was under way, of every call.
+    rates: images a second, as the newest line of the log has them.
+  """
 
-  def __call__(self):
-    begun, seconds = self.progress.step, self.progress.seconds
-    stop = begun + STEPS.value
-    self.progress = self.arm.train(self.progress, self.pairs, stop, self.checkpoints, self.journal)
-    self.checkpoints.wait()
-    self.seconds.append(self.progress.seconds - seconds)
-    busy = 0.0
-    for line in map(json.loads, (self.arm.directory / 'log.jsonl').read_text().splitlines()):
-      if line['step'] > begun:
+  def __init__(self, run: OpenRun, pairs: Pairs):
+    self.run, self.pairs = run, pairs
+    self.seconds: list[float] = []
+    self.idle: list[float] = []
+    self.rates: dict[str, float] = {}
+
+  def __call__(self) -> None:
+    before = self.run.progress
+    self.run.train(self.pairs, before.step + STEPS.value)
+    self.run.checkpoints.wait()
+    self.seconds.append(self.run.progress.seconds - before.seconds)
+    busy, last_step = 0.0, before.step
+    log = self.run.trainer.directory / 'log.jsonl'
+    for line in map(json.loads, log.read_text().splitlines()):
+      if line['step'] > last_step:
         self.rates = {name: rate for name, rate in line.items() if name.endswith('per_second')}
-        busy += (line['step'] - begun) * self.pairs.images / line['step_images_per_second']
-        begun = line['step']
+        images = (line['step'] - last_step) * self.pairs.images_per_batch
+        busy += images / line['step_images_per_second']
+        last_step = line['step']
     self.idle.append(1 - busy / self.seconds[-1])
 
 
-def main(argv):
-  del argv
+def main(_: object) -> None:
   logging.set_verbosity(logging.WARNING)
   console.set_quiet(JSON.value)
   with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-    folder = Path(scratch) / 'images'
-    folder.mkdir()
-    if SIZE.value != 64:
-      write_photographs(folder)
-    c = config(folder)
-    target, test = registry.open_target(**c.target)
-    domains = pipeline.Domains(target, test, registry.load(**c.source))
-    network, variables, _ = pipeline.build_network(domains, c.seed, c.images.crop, **c.model)
-    arm = pipeline.TrainerFactory(epath.Path(scratch), 'bench', domains, network)('arm', c)
+    config = get_config(Path(scratch) / 'images')
+    target, test = registry.open_target(**config.target)
+    domains = Domains(target, test, registry.load(**config.source))
+    network = build_network(
+      ModelOptions(**config.model),
+      num_target_classes=len(domains.target.classes),
+      num_source_classes=len(domains.source.classes),
+      image_size=config.images.crop,
+      seed=config.seed,
+    )
+    make_trainer = TrainerFactory(
+      epath.Path(scratch), 'bench', domains, network.model, network.variables
+    )
+    trainer = make_trainer('run', config)
     subset = select(
       'all',
       ranking=np.zeros((len(target), 0), np.int64),
@@ -129,30 +137,32 @@ def main(argv):
       num_source=len(domains.source),
       seed=0,
     )
-    pairs = arm.pairs(subset, 0)
-    loop = Loop(arm, variables, pairs, stack)
-    times = in_turns({'alone': Alone(arm, variables, pairs), 'loop': loop}, REPEATS.value)
-  alone = statistics.median(times['alone']) / STEPS.value
+    pairs = trainer.pairs(subset, 0)
+    run = stack.enter_context(trainer.open(network.variables))
+    in_loop = StepsInLoop(run, pairs)
+    alone = StepsAlone(trainer, network.variables, pairs)
+    seconds = race({'alone': alone, 'loop': in_loop}, REPEATS.value)
+  step_seconds = statistics.median(seconds['alone']) / STEPS.value
   result = {
     'network': NETWORK.value,
     'device': f'{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}',
-    'images_a_step': pairs.images,
-    'step_ms': 1000 * alone,
-    'images_per_second': pairs.images / alone,
-    'idle': statistics.median(loop.idle[1:]),
-    'loop_over_alone': 1 / ratio([times['alone']], loop.seconds[1:]),
-    'last_line': loop.rates,
+    'images_a_step': pairs.images_per_batch,
+    'step_ms': 1000 * step_seconds,
+    'images_per_second': pairs.images_per_batch / step_seconds,
+    'idle': statistics.median(in_loop.idle[1:]),
+    'loop_over_alone': 1 / speedup([seconds['alone']], in_loop.seconds[1:]),
+    'last_line': in_loop.rates,
   }
-  show(result, JSON.value)
+  print_result(result, as_json=JSON.value)
 
 
-def parse(argv):
-  rest = flags.FLAGS(argv)
+def parse_flags(argv: Sequence[str]) -> list[str]:
+  arguments = flags.FLAGS(argv)
   if DEVICES.value > 1:  # Before JAX looks for devices.
     os.environ['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={DEVICES.value}'
-  return rest
+  return arguments
 
 
 if __name__ == '__main__':
   launch.reexec_with_huge_pages()
-  app.run(main, flags_parser=parse)
+  app.run(main, flags_parser=parse_flags)

@@ -1,4 +1,4 @@
-"""Speed and memory of the ranking, beside a matrix product and beside other libraries.
+"""Measure the ranking's speed and memory, beside a matrix product and beside other libraries.
 
   python -m experiments.bench_retrieval          # a table
   python -m experiments.bench_retrieval --json   # one JSON object
@@ -31,8 +31,9 @@ import importlib
 import json
 import statistics
 import sys
-import time
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,16 +42,16 @@ import scipy.special
 from absl import app, flags, logging
 
 from experiments import peak_memory
-from experiments.turns import in_turns, seconds, show
+from experiments.timing import Work, print_result, race, seconds_per_call
 from sjft_jax.retrieval import knn
-from sjft_jax.runtime import console, launch
+from sjft_jax.runtime import launch
 
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else.')
 TARGETS = flags.DEFINE_integer('targets', 1000, 'Target images.')
 SOURCES = flags.DEFINE_integer('sources', 20_000, 'Source images.')
 FILTERS = flags.DEFINE_integer('filters', 352, 'Filters.')
 BINS = flags.DEFINE_integer('bins', 16, 'Bins per filter.')
-K = flags.DEFINE_integer('k', 1000, 'Neighbours, where none are named.')
+K = flags.DEFINE_integer('k', 1000, 'Neighbours, where the figure does not say how many.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Turns of each contender.')
 ALONE = flags.DEFINE_bool('alone', False, 'Only the ranking and the square product, no rivals.')
 MEMORY_OF = flags.DEFINE_integer(
@@ -59,33 +60,37 @@ MEMORY_OF = flags.DEFINE_integer(
 BLOCK = 1024
 
 
-def histograms(rng, images, filters=None, bins=None):
-  x = rng.random((images, filters or FILTERS.value, bins or BINS.value), dtype=np.float32) + 0.05
+def make_histograms(rng: np.random.Generator, images: int) -> np.ndarray:
+  """Return random histograms, [image, filter, bin] float32."""
+  x = rng.random((images, FILTERS.value, BINS.value), dtype=np.float32) + 0.05
   return x / x.sum(axis=-1, keepdims=True)
 
 
-def weights():
+def filter_weights() -> np.ndarray:
   return np.full(FILTERS.value, 1 / FILTERS.value, np.float32)
 
 
-def squares(n=4096):
+def square_products(n: int = 4096) -> tuple[dict[str, Work], int]:
+  """Return square products by name, and the multiplications and additions of each."""
   rng = np.random.default_rng(0)
   a, b = (rng.random((n, n), dtype=np.float32) for _ in range(2))
   on_device = jax.jit(lambda a, b: jnp.matmul(a, b, precision='highest'))
   left, right = jnp.asarray(a), jnp.asarray(b)
   return {
     'numpy square': lambda: np.matmul(a, b),
-    'jax square': lambda: on_device(left, right).block_until_ready(),
+    'jax square': lambda: on_device(left, right),
   }, 2 * n**3
 
 
-def rivals(targets, sources):
-  """The same ranking by faiss, by torch and, for a few targets, by scipy."""
+def make_rivals(
+  targets: np.ndarray, sources: np.ndarray
+) -> tuple[Callable[[int], Any], Callable[[int], Any], Callable[[int], Any]]:
+  """Return the same ranking by faiss and by torch for k neighbours, by scipy for few targets."""
   import faiss
   import torch
   from faiss.contrib.exhaustive_search import knn_ground_truth
 
-  w = weights()[:, None]
+  w = filter_weights()[:, None]
   p, q = targets.astype(np.float64), sources
   queries = np.concatenate([w * p, w * np.log(p)], axis=2).reshape(len(p), -1)
   queries = np.concatenate([queries, -np.ones((len(p), 1))], axis=1).astype(np.float32)
@@ -100,16 +105,15 @@ def rivals(targets, sources):
     return knn_ground_truth(queries, blocks, k, faiss.METRIC_INNER_PRODUCT)
 
   def by_torch(k):
-    of = [torch.from_numpy(x) for x in (targets, weights()[:, None])]
-    p, w = of
+    p, w = torch.from_numpy(targets), torch.from_numpy(filter_weights()[:, None])
     log_p = p.log()
     left, right = (w * p).flatten(1), (w * log_p).flatten(1)
-    own = (w * p * log_p).sum(dim=(1, 2))
+    self_terms = (w * p * log_p).sum(dim=(1, 2))
     best, indices = torch.full((len(p), 0), 0.0), torch.zeros((len(p), 0), dtype=torch.int64)
     for start in range(0, len(sources), BLOCK):
       q = torch.from_numpy(sources[start : start + BLOCK])
       log_q = q.log()
-      d = own[:, None] + (w * q * log_q).sum(dim=(1, 2)) - left @ log_q.flatten(1).T
+      d = self_terms[:, None] + (w * q * log_q).sum(dim=(1, 2)) - left @ log_q.flatten(1).T
       d = torch.cat([best, d - right @ q.flatten(1).T], dim=1)
       new = torch.arange(start, start + len(q)).expand(len(p), -1)
       best, chosen = torch.topk(d, min(k, d.shape[1]), largest=False)
@@ -119,13 +123,16 @@ def rivals(targets, sources):
   def by_scipy(few):
     for p in targets[:few]:
       terms = scipy.special.rel_entr(p[None], sources) + scipy.special.rel_entr(sources, p[None])
-      np.argpartition((terms.sum(axis=2) * weights()[None]).sum(axis=1), K.value)
+      np.argpartition((terms.sum(axis=2) * filter_weights()[None]).sum(axis=1), K.value)
 
   return by_faiss, by_torch, by_scipy
 
 
-def against_pynndescent():
-  """Its time and ours on 4,000 sources and 200 targets of 256 dimensions, and its recall."""
+def race_pynndescent() -> tuple[float, float]:
+  """Return pynndescent's time over ours, and its recall.
+
+  4,000 sources and 200 targets of 256 dimensions, 10 neighbours.
+  """
   import pynndescent
 
   rng, filters, k = np.random.default_rng(1), 16, 10
@@ -136,136 +143,134 @@ def against_pynndescent():
   targets, sources = data[:200], data[200:]
   flat = sources.reshape(len(sources), -1) / filters
   queries = targets.reshape(len(targets), -1) / filters
-  w = np.full(filters, 1 / filters, np.float32)
+  weights = np.full(filters, 1 / filters, np.float32)
 
-  def theirs():
+  def by_index() -> np.ndarray:
     index = pynndescent.NNDescent(flat, metric='symmetric_kl', n_neighbors=60, random_state=0)
     return index.query(queries, k)[0]
 
+  def by_search() -> np.ndarray:
+    return knn.rank(targets, [sources], weights=weights, k=k).indices
+
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    theirs()  # Compiles.
-    begun = time.perf_counter()
-    found = theirs()
-    took = time.perf_counter() - begun
-  knn.rank(targets, [sources], weights=w, k=k)
-  begun = time.perf_counter()
-  exact, _ = knn.rank(targets, [sources], weights=w, k=k)
-  ours = time.perf_counter() - begun
-  recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(found, exact, strict=True)])
-  return took / ours, float(recall)
+    approximate, exact = by_index(), by_search()  # Both compile.
+    speedup = seconds_per_call(by_index) / seconds_per_call(by_search)
+  recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(approximate, exact, strict=True)])
+  return speedup, float(recall)
 
 
-def rank_synthetic(num_sources):
-  """Ranks sources of which only one block is there at a time, made by each device in turn."""
+def rank_synthetic(num_sources: int) -> None:
+  """Rank sources of which only one block is there at a time, made by each device in turn."""
   rng = np.random.default_rng(0)
-  targets, block = histograms(rng, TARGETS.value), histograms(rng, BLOCK)
+  targets, block = make_histograms(rng, TARGETS.value), make_histograms(rng, BLOCK)
   devices = jax.local_devices()
-  first = [jax.device_put(block, device) for device in devices]
-  turned = jax.jit(lambda block, by: jnp.roll(block, by, axis=2))
+  copies = [jax.device_put(block, device) for device in devices]
+  roll = jax.jit(lambda block, by: jnp.roll(block, by, axis=2))
   blocks = (
-    turned(first[number % len(devices)], number)[: num_sources - number * BLOCK]
+    roll(copies[number % len(devices)], number)[: num_sources - number * BLOCK]
     for number in range(-(-num_sources // BLOCK))
   )
-  knn.rank(targets, blocks, weights=weights(), k=min(K.value, num_sources))
+  knn.rank(targets, blocks, weights=filter_weights(), k=min(K.value, num_sources))
 
 
-def print_peak_memory():
-  rank_synthetic(MEMORY_OF.value)
-  print(peak_memory.since_forgotten())
-
-
-def alone():
-  square, square_flop = squares()
+def measure_alone() -> dict[str, Any]:
+  """Time the ranking once, beside the square product."""
+  products, product_flops = square_products()
   devices = jax.local_devices()
   rank_synthetic(2 * BLOCK * len(devices))  # Compiles.
-  before = in_turns(square, REPEATS.value)
-  took = seconds(lambda: rank_synthetic(SOURCES.value))
-  after = in_turns(square, REPEATS.value)
-  best = min(statistics.median(before[name] + after[name]) for name in square)
-  flop = 4 * TARGETS.value * SOURCES.value * FILTERS.value * BINS.value
-  result = {
-    'fraction_of_gemm_peak': flop / took * best / square_flop / len(devices),
-    'gemm_peak_gflops': square_flop / best / 1e9,
-    'seconds': took,
-    'sources_per_second': SOURCES.value / took,
+  before = race(products, REPEATS.value)
+  seconds = seconds_per_call(lambda: rank_synthetic(SOURCES.value))
+  after = race(products, REPEATS.value)
+  best = min(statistics.median(before[name] + after[name]) for name in products)
+  flops = 4 * TARGETS.value * SOURCES.value * FILTERS.value * BINS.value
+  return {
+    'fraction_of_gemm_peak': flops / seconds * best / product_flops / len(devices),
+    'gemm_peak_gflops': product_flops / best / 1e9,
+    'seconds': seconds,
+    'sources_per_second': SOURCES.value / seconds,
     'device': f'{len(devices)} × {devices[0].device_kind}',
     'jax': jax.__version__,
   }
-  show(result, JSON.value)
 
 
-def main(_):
+def measure() -> tuple[dict[str, float], dict[str, Any]]:
+  """Let all contenders race; return the figures that are explained above, and the details."""
+  rng = np.random.default_rng(0)
+  targets, sources = make_histograms(rng, TARGETS.value), make_histograms(rng, SOURCES.value)
+  blocks = [jnp.asarray(sources[i : i + BLOCK]) for i in range(0, len(sources), BLOCK)]
+  large_k = min(5100, len(sources))
+  by_faiss, by_torch, by_scipy = make_rivals(targets, sources)
+
+  def rank(k: int) -> knn.Ranking:
+    return knn.rank(targets, blocks, weights=filter_weights(), k=k)
+
+  products, product_flops = square_products()
+  few_targets = 2
+  turns = race(
+    {
+      **products,
+      'ours': lambda: rank(K.value),
+      **{f'{name} again': work for name, work in products.items()},
+      'ours 100': lambda: rank(100),
+      'ours large': lambda: rank(large_k),
+      'faiss 100': lambda: by_faiss(100),
+      'faiss': lambda: by_faiss(K.value),
+      'torch': lambda: by_torch(K.value),
+      'scipy': lambda: by_scipy(few_targets),
+    },
+    REPEATS.value,
+    warm=True,
+  )
+  flops = 2 * len(targets) * len(sources) * 2 * FILTERS.value * BINS.value
+  # The best product of every turn, each the mean of its times before and after the ranking.
+  best = np.minimum.reduce([np.add(turns[name], turns[f'{name} again']) / 2 for name in products])
+  fractions = flops / np.array(turns['ours']) * best / product_flops
+  seconds = {name: statistics.median(values) for name, values in turns.items()}
+  pynndescent_speedup, recall = race_pynndescent()
+  few_sources, many_sources = len(sources), 20 * len(sources)
+  sizes = {flag.name: flag.value for flag in (TARGETS, FILTERS, BINS, K)}
+  memory = {
+    n: peak_memory.run_process('experiments.bench_retrieval', sizes | {'memory_of': n})
+    for n in (few_sources, many_sources)
+  }
+  results = {
+    'fraction_of_gemm_peak': float(np.median(fractions)),
+    'slowdown_large_k': seconds['ours large'] / seconds['ours 100'],
+    'speedup_vs_faiss_k100': seconds['faiss 100'] / seconds['ours 100'],
+    f'speedup_vs_faiss_k{K.value}': seconds['faiss'] / seconds['ours'],
+    'speedup_vs_pynndescent': pynndescent_speedup,
+    'pynndescent_recall': recall,
+    'speedup_vs_torch': seconds['torch'] / seconds['ours'],
+    'speedup_vs_numpy': seconds['scipy'] * len(targets) / few_targets / seconds['ours'],
+    'peak_memory_ratio': memory[many_sources] / memory[few_sources],
+  }
+  details = {
+    'gemm_peak_gflops': product_flops / float(np.median(best)) / 1e9,
+    'seconds': seconds,
+    'fractions_of_gemm_peak': fractions.tolist(),
+    'peak_memory_mib': memory,
+    'device': f'{jax.local_device_count()} × {jax.local_devices()[0].device_kind}',
+    'jax': jax.__version__,
+  }
+  return results, details
+
+
+def main(_: object) -> None:
   if MEMORY_OF.value:
-    return print_peak_memory()
+    rank_synthetic(MEMORY_OF.value)
+    print(peak_memory.peak_mib())
+    return
   if ALONE.value:
-    return alone()
+    print_result(measure_alone(), as_json=JSON.value)
+    return
   for package in ('faiss', 'torch', 'pynndescent'):
     try:
       importlib.import_module(package)
     except ModuleNotFoundError:
       sys.exit(f"error: {package} is missing; pip install -e '.[reference]'")
-  console.use_stderr()
-  logging.set_verbosity(logging.WARNING)  # faiss tells of every block.
-  rng = np.random.default_rng(0)
-  targets, sources = histograms(rng, TARGETS.value), histograms(rng, SOURCES.value)
-  blocks = [jnp.asarray(sources[i : i + BLOCK]) for i in range(0, len(sources), BLOCK)]
-  large_k = min(5100, len(sources))
-  by_faiss, by_torch, by_scipy = rivals(targets, sources)
-
-  def ours(k):
-    return lambda: knn.rank(targets, blocks, weights=weights(), k=k)
-
-  square, square_flop = squares()
-  few = 2
-  turns = in_turns(
-    {
-      **square,
-      'ours': ours(K.value),
-      **{f'{name} again': work for name, work in square.items()},
-      'ours 100': ours(100),
-      'ours large': ours(large_k),
-      'faiss 100': lambda: by_faiss(100),
-      'faiss': lambda: by_faiss(K.value),
-      'torch': lambda: by_torch(K.value),
-      'scipy': lambda: by_scipy(few),
-    },
-    REPEATS.value,
-    warm=True,
-  )
-  flop = 2 * len(targets) * len(sources) * 2 * FILTERS.value * BINS.value
-  best = np.minimum.reduce(
-    [np.add(turns[name], turns[f'{name} again']) / 2 for name in square]
-  )  # Of every turn.
-  fractions = flop / np.array(turns['ours']) * best / square_flop
-  times = {name: statistics.median(taken) for name, taken in turns.items()}
-  console.say(f'  seconds: {times}')
-  speedup, recall = against_pynndescent()
-  few_sources, many_sources = len(sources), 20 * len(sources)
-  sizes = {f.name: f.value for f in (TARGETS, FILTERS, BINS, K)}
-  memory = {
-    n: peak_memory.of_process('experiments.bench_retrieval', sizes | {'memory_of': n})
-    for n in (few_sources, many_sources)
-  }
-  results = {
-    'fraction_of_gemm_peak': statistics.median(fractions),
-    'slowdown_large_k': times['ours large'] / times['ours 100'],
-    'speedup_vs_faiss_k100': times['faiss 100'] / times['ours 100'],
-    f'speedup_vs_faiss_k{K.value}': times['faiss'] / times['ours'],
-    'speedup_vs_pynndescent': speedup,
-    'pynndescent_recall': recall,
-    'speedup_vs_torch': times['torch'] / times['ours'],
-    'speedup_vs_numpy': times['scipy'] * len(targets) / few / times['ours'],
-    'peak_memory_ratio': memory[many_sources] / memory[few_sources],
-  }
-  details = {
-    'gemm_peak_gflops': square_flop / statistics.median(best) / 1e9,
-    'seconds': times,
-    'fractions_of_gemm_peak': list(fractions),
-    'peak_memory_mib': memory,
-    'device': f'{jax.local_device_count()} × {jax.local_devices()[0].device_kind}',
-    'jax': jax.__version__,
-  }
+  logging.set_verbosity(logging.WARNING)  # faiss logs every block.
+  results, details = measure()
   if JSON.value:
     print(json.dumps(results | details))
   else:

@@ -1,4 +1,4 @@
-"""How fast the joint training step is, against the same step in PyTorch.
+"""Measure how fast the joint training step is, against the same step in PyTorch.
 
   python -m experiments.bench_train_step                          # ResNet-152 v2 at 224 pixels
   python -m experiments.bench_train_step --network=alexnet --size=64 --batch=32   # the demo's
@@ -13,7 +13,8 @@ where one step follows the other; figures are medians over the turns, ratios med
 ratio, since other tenants slow the machine for seconds at a time.
 
 - images_per_second; speedup_vs_torch: PyTorch's time over ours.
-- speedup_vs_plain: the time of the same step compiled without `sjft_jax.runtime.compilation` over ours.
+- speedup_vs_plain: the time of the same step compiled without `sjft_jax.runtime.compilation` over
+  ours.
 - fraction_of_peak: multiplications and additions, three times those of a forward pass (by XLA's
   count of it), over those of a square product in the same precision, numpy's or JAX's, whichever
   is the faster.
@@ -25,28 +26,32 @@ ratio, since other tenants slow the machine for seconds at a time.
 Needs the extra `reference`.
 """
 
+import functools
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments import peak_memory
-from experiments.turns import in_turns, ratio, show
+from experiments import peak_memory, torch_packages
+from experiments.timing import Work, print_result, race, seconds_per_call, speedup
 from sjft_jax import config
 from sjft_jax.models import joint, trunk
 from sjft_jax.runtime import compilation, launch
-from sjft_jax.training import optimizer, step
-from tests.models import torch_reference
+from sjft_jax.training import step
+from sjft_jax.training.losses import LossOptions
+from sjft_jax.training.optimizer import SolverOptions, sgd
 
 NETWORK = flags.DEFINE_string('network', 'resnet152v2', 'A ResNet v2, or alexnet.')
 SIZE = flags.DEFINE_integer('size', 224, 'Pixels a side.')
 BATCH = flags.DEFINE_integer('batch', 8, "Images a step, half of them the source's.")
-DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Of the activations.')
+DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Type of the activations.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Turns of each.')
 COMPILE = flags.DEFINE_bool('compile', False, 'Let PyTorch compile its step too.')
 MEMORY_OF = flags.DEFINE_enum(
@@ -56,7 +61,7 @@ JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else.
 CLASSES = {'target': 100, 'source': 1000}
 
 
-def batch():
+def make_batch() -> dict[str, np.ndarray]:
   rng = np.random.default_rng(0)
   is_source = np.arange(BATCH.value) % 2 == 1
   return {
@@ -66,10 +71,10 @@ def batch():
   }
 
 
-class Ours:
+class OurStep:
   """The step of this package; `plain`: compiled as XLA does it by itself."""
 
-  def __init__(self, *, plain=False):
+  def __init__(self, *, plain: bool = False):
     network = joint.Joint(
       trunk.build_trunk(name=NETWORK.value, fully_connected=False, dtype=DTYPE.value),
       CLASSES['target'],
@@ -78,47 +83,48 @@ class Ours:
     variables = joint.init(network, jax.random.key(0), SIZE.value)
     options = config.default()
     options.solver.update(learning_rate=1e-3, momentum_style='torch')
-    solver = optimizer.sgd(options.training.steps, **options.solver)
-    mapped = step.make_train_step(network.apply, solver, 0, **options.loss).mapped
-    self.state = step.replicate(step.create_state(**variables, optimizer=solver), 1)
-    self.batch = step.shard_batch(batch(), accumulation=1, num_devices=1)
+    optimizer = sgd(options.training.steps, SolverOptions(**options.solver))
+    loss_options = LossOptions(**options.loss)
+    mapped = step.make_train_step(network.apply, optimizer, 0, loss_options).mapped
+    self.state = step.replicate(step.create_state(**variables, optimizer=optimizer), 1)
+    self.batch = step.shard_batch(make_batch(), accumulation=1, num_devices=1)
     lowered = mapped.lower(self.state, self.batch)
     images = self.batch['image'][0, 0]
     self.flops = 3 * jax.jit(network.apply).lower(variables, images).cost_analysis()['flops']
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     self.program = lowered.compile() if plain else compilation.compile_lowered(lowered)
-    self.compile_seconds = time.perf_counter() - begun
+    self.compile_seconds = time.perf_counter() - start_time
     planned = self.program.memory_analysis()
-    self.memory = (planned.argument_size_in_bytes + planned.temp_size_in_bytes) / 2**20
+    self.memory_mib = (planned.argument_size_in_bytes + planned.temp_size_in_bytes) / 2**20
 
-  def __call__(self):
+  def __call__(self) -> None:
     self.state, metrics = self.program(self.state, self.batch)
     jax.block_until_ready((self.state, metrics))
 
 
-class PyTorch:
+class TorchStep:
   """The same in PyTorch, channels last."""
 
-  def __init__(self, *, compiled):
+  def __init__(self, *, compiled: bool):
     import torch
     from torch.nn import functional
 
     if NETWORK.value == 'alexnet':
-      features = torch_reference.torchvision().models.alexnet().features[:-1]
+      features = torch_packages.torchvision().models.alexnet().features[:-1]
       body, width = torch.nn.Sequential(features, torch.nn.AdaptiveAvgPool2d(1)), 256
       body.append(torch.nn.Flatten())
     else:
       name = NETWORK.value.replace('resnet', 'resnetv2_').removesuffix('v2')
-      body = torch_reference.timm().create_model(name, num_classes=0)
+      body = torch_packages.timm().create_model(name, num_classes=0)
       width = body.num_features
     heads = {domain: torch.nn.Linear(width, n) for domain, n in CLASSES.items()}
     network = torch.nn.ModuleDict({'body': body, **heads}).to(memory_format=torch.channels_last)
     network.train()
-    solver = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4)
-    data = batch()
-    images = torch.from_numpy(data['image']).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(data['label']).long()
-    masks = {'target': ~data['is_source'], 'source': data['is_source']}
+    self.optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4)
+    batch = make_batch()
+    images = torch.from_numpy(batch['image']).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(batch['label']).long()
+    masks = {'target': ~batch['is_source'], 'source': batch['is_source']}
     masks = {domain: torch.from_numpy(mask) for domain, mask in masks.items()}
     mean = torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1)
@@ -134,89 +140,115 @@ class PyTorch:
       )
 
     self.loss = torch.compile(loss) if compiled else loss
-    self.solver = solver
 
-  def __call__(self):
-    self.solver.zero_grad()
+  def __call__(self) -> None:
+    self.optimizer.zero_grad()
     self.loss().backward()
-    self.solver.step()
+    self.optimizer.step()
 
 
-def products():
-  """A square product by name, and the multiplications and additions of each."""
+class Measurements(NamedTuple):
+  """What a race has measured.
+
+  Attributes:
+    ours: our step.
+    cached_compile_seconds: seconds of its compilation when the cache has it.
+    seconds: of each contender in every turn.
+    product_flops: multiplications and additions of a square product.
+  """
+
+  ours: OurStep
+  cached_compile_seconds: float
+  seconds: dict[str, list[float]]
+  product_flops: int
+
+
+def make_products() -> tuple[dict[str, Work], int]:
+  """Return square products by name, and the multiplications and additions of each."""
   side = 4096
   x = jnp.ones((side, side), DTYPE.value)
   program = compilation.compile_lowered(jax.jit(lambda x: x @ x).lower(x))
-  works = {'product': lambda: jax.block_until_ready(program(x))}
+  products: dict[str, Work] = {'product': lambda: program(x)}
   if DTYPE.value == 'float32':
     array = np.ones((side, side), np.float32)
-    works['product by numpy'] = lambda: array @ array
-  return works, 2 * side**3
+    products['product by numpy'] = lambda: array @ array
+  return products, 2 * side**3
 
 
-def print_peak_memory():
-  work = Ours() if MEMORY_OF.value == 'ours' else PyTorch(compiled=False)
-  work()
-  peak_memory.forget()
-  work()
-  print(peak_memory.since_forgotten())
+def measure() -> Measurements:
+  ours = OurStep()
+  jax.clear_caches()
+  cached_compile_seconds = OurStep().compile_seconds
+  products, product_flops = make_products()
+  contenders: dict[str, Work] = {
+    'ours': ours,
+    'plain': OurStep(plain=True),
+    'torch': TorchStep(compiled=False),
+    **products,
+  }
+  if COMPILE.value:
+    contenders['torch compiled'] = TorchStep(compiled=True)
+  # Half a second: a single step may be the one that waits for memory.
+  timer = functools.partial(seconds_per_call, at_least=0.5)
+  seconds = race(contenders, REPEATS.value, warm=True, measure=timer)
+  return Measurements(ours, cached_compile_seconds, seconds, product_flops)
 
 
-def peaks():
+def print_peak_memory() -> None:
+  train_step = OurStep() if MEMORY_OF.value == 'ours' else TorchStep(compiled=False)
+  train_step()
+  peak_memory.reset_peak()
+  train_step()
+  print(peak_memory.peak_mib())
+
+
+def measure_peaks() -> dict[str, float]:
+  """Return the peak memory of each step in a process of its own; nothing where it is a GPU's."""
   if jax.default_backend() != 'cpu':
     return {}
-  flags = {f.name: f.value for f in (NETWORK, SIZE, BATCH, DTYPE)}
+  options = {flag.name: flag.value for flag in (NETWORK, SIZE, BATCH, DTYPE)}
   return {
-    key: peak_memory.of_process('experiments.bench_train_step', flags | {'memory_of': whose})
+    key: peak_memory.run_process('experiments.bench_train_step', options | {'memory_of': whose})
     for key, whose in (('peak_memory_mib', 'ours'), ('torch_peak_memory_mib', 'torch'))
   }
 
 
-def main(argv):
-  del argv
-  if MEMORY_OF.value:
-    return print_peak_memory()
-  with tempfile.TemporaryDirectory() as cache:
-    jax.config.update('jax_compilation_cache_dir', cache)
-    os.environ['JAX_COMPILATION_CACHE_DIR'] = cache  # For `peaks`.
-    report(*measure())
+def print_measurements(measurements: Measurements) -> None:
+  ours, seconds = measurements.ours, measurements.seconds
 
+  def turns_of(kind: str) -> Sequence[Sequence[float]]:
+    return [turns for name, turns in seconds.items() if kind in name]
 
-def measure():
-  contenders = {'ours': Ours()}
-  jax.clear_caches()
-  again = Ours().compile_seconds
-  contenders['plain'] = Ours(plain=True)
-  contenders['torch'] = PyTorch(compiled=False)
-  if COMPILE.value:
-    contenders['torch compiled'] = PyTorch(compiled=True)
-  squares, product_flops = products()
-  contenders |= squares
-  times = in_turns(contenders, REPEATS.value, warm=True, at_least=0.5)
-  return contenders['ours'], again, times, product_flops
+  def speed(kind: str) -> float:
+    return speedup(turns_of(kind), seconds['ours'])
 
-
-def report(ours, again, times, product_flops):
-  def speed(kind):
-    return ratio([took for name, took in times.items() if kind in name], times['ours'])
-
-  median = {name: statistics.median(took) for name, took in times.items()}
+  product_share = ours.flops / measurements.product_flops
   result = {
     'network': NETWORK.value,
     'size': SIZE.value,
     'batch': BATCH.value,
     'dtype': DTYPE.value,
     'device': f'{jax.devices()[0].device_kind}, jax {jax.__version__}',
-    'images_per_second': BATCH.value / median['ours'],
-    'torch_images_per_second': BATCH.value / min(v for k, v in median.items() if 'torch' in k),
+    'images_per_second': BATCH.value / statistics.median(seconds['ours']),
+    'torch_images_per_second': BATCH.value / min(map(statistics.median, turns_of('torch'))),
     'speedup_vs_torch': speed('torch'),
     'speedup_vs_plain': speed('plain'),
-    'fraction_of_peak': ours.flops / product_flops * speed('product'),
-    'compile_seconds': [ours.compile_seconds, again],
-    'memory_mib': ours.memory,
-    **peaks(),
+    'fraction_of_peak': product_share * speed('product'),
+    'compile_seconds': [ours.compile_seconds, measurements.cached_compile_seconds],
+    'memory_mib': ours.memory_mib,
+    **measure_peaks(),
   }
-  show(result, JSON.value)
+  print_result(result, as_json=JSON.value)
+
+
+def main(_: object) -> None:
+  if MEMORY_OF.value:
+    print_peak_memory()
+    return
+  with tempfile.TemporaryDirectory() as cache:
+    jax.config.update('jax_compilation_cache_dir', cache)
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = cache  # For the processes of `measure_peaks`.
+    print_measurements(measure())
 
 
 if __name__ == '__main__':

@@ -1,24 +1,24 @@
-"""Ends a run at random moments, again and again, and compares it with one that was left alone.
+"""Stop a run at random moments, again and again, and compare it with one that was left alone.
 
   python -m experiments.fault_injection [--kills=50] [--seed=0] [--json] [--keep=DIR]
 
 The run is small and has everything: weights are downloaded (from a slow server of this program's
 own), images screened, described and ranked, a trunk is pretrained, three arms are trained, scored
 and reported, with a checkpoint every two steps and a partial ranking every batch. It is run twice
-undisturbed, with an empty and with a filled cache of compiled programs, which tells when each stage
-begins. Then the same command is started in one work directory after another until it ends; every
-life but the last is ended at a random moment of a stage that was drawn beforehand, each stage as
-often as the others. In every fourth work directory the caches are empty at first.
+undisturbed, with an empty and with a filled cache of compiled programs, to learn when each stage
+starts. Then the same command is started in one work directory after another until it finishes;
+every attempt but the last is stopped at a random moment of a stage that was drawn beforehand, each
+stage as often as the others. In every fourth work directory the caches are empty at first.
 
-Besides `kills` deaths by SIGKILL, every work directory sees one SIGTERM or Ctrl-C, which must end
-the process with status 143 or 130; and, between two lives, damage: a file of the newest checkpoint
-that is still needed (where the cache was empty: a compiled program) is cut short, has a bit turned
-over, or is deleted.
+Besides `kills` times SIGKILL, every work directory sees one SIGTERM or Ctrl-C, which must end the
+process with status 143 or 130; and, between two attempts, damage: a file of the newest checkpoint
+that is still needed (where the cache was empty: a compiled program) is truncated, has a bit
+flipped, or is deleted.
 
 The end must equal the undisturbed run's bit by bit: the newest checkpoint of every training
 (parameters, batch statistics, optimizer), rankings, hardness, neighbour counts, probabilities,
-results, selections, lists and logs; only times may differ. If anything else does, or a life ends in
-another way, the exit status is 1.
+results, selections, lists and logs; only times may differ. If anything else does, or an attempt
+ends in another way, the exit status is 1.
 """
 
 import functools
@@ -26,6 +26,7 @@ import hashlib
 import http.server
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -47,15 +48,16 @@ import orbax.checkpoint as ocp
 import safetensors.numpy
 from absl import app, flags, logging
 
+from experiments.class_folders import write_class_folders
 from sjft_jax.models import trunk
 from sjft_jax.models.weights.layouts import layouts
-from tests import commands, small_run
 
-KILLS = flags.DEFINE_integer('kills', 50, 'Deaths by SIGKILL.')
-SEED = flags.DEFINE_integer('seed', 0, 'Of the moments and the damage.')
+KILLS = flags.DEFINE_integer('kills', 50, 'How often a process is killed with SIGKILL.')
+SEED = flags.DEFINE_integer('seed', 0, 'Seed of the moments and the damage.')
 JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else.')
-KEEP = flags.DEFINE_string('keep', None, 'A new folder, where everything stays.')
+KEEP = flags.DEFINE_string('keep', None, 'A new folder that keeps everything.')
 
+ROOT = Path(__file__).parents[1]
 NETWORK = {'name': 'resnet18v1', 'width': 1 / 16}
 OPTIONS = """
 bank.layers=('conv1',) descriptors.resize=40 descriptors.crop=36 descriptors.num_bins=8
@@ -67,7 +69,7 @@ training.steps=16 training.batch_size=4 training.accumulation=1 training.checkpo
 evaluation.batch_size=8 evaluation.views=('center',) arms=('none','selected','rounds')
 """
 LAST_ROUNDS = {'none': 1, 'selected': 1, 'rounds': 2}
-# A person's command, but one more network is published: its address and checksum come first.
+# The command of the README, with one more published network: its address and checksum come first.
 PROGRAM = """
 import runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # Where this runs in the background too.
@@ -76,8 +78,8 @@ published.PUBLISHED['local/net'] = published.PublishedWeights(*sys.argv[1:3])
 del sys.argv[1:3]
 runpy.run_module('sjft_jax.main', run_name='__main__', alter_sys=True)
 """
-# What begins a stage: a line of the output, or a file.
-LINES = {
+# A stage starts when the output has a line that begins so, or when a file appears.
+STAGES_BY_LINE = {
   'Looking at every image': 'screening',
   'Ranking the source': 'describing',
   '  histograms of target': 'ranking',
@@ -86,7 +88,7 @@ LINES = {
   '  scoring target/train': 'scoring',
   '  scoring target/test': 'round.npz',
 }
-FILES = {
+STAGES_BY_FILE = {
   'cache/sjft_jax/weights/.*': 'download',
   'cache/sjft_jax/weights/[!.]*': 'initialisation',
   'run/ranking.partial.npz': 'ranking, begun',
@@ -96,99 +98,142 @@ FILES = {
   'run/arms/*/checkpoints/*': 'step',
   'run/arms/rounds/rounds/2/round.npz': 'results',
 }
-STOPS = {signal.SIGTERM: 143, signal.SIGINT: 130}
-_KILLS_EACH = 5  # In a work directory.
-_TIMES = re.compile('second|time|device')
+STATUS_BY_SIGNAL = {signal.SIGTERM: 143, signal.SIGINT: 130}
+# Folders of checkpoints: of a training, and of the network that a round ends with.
+_CHECKPOINT_FOLDERS = {'checkpoints', 'network'}
+_KILLS_PER_WORKDIR = 5
+_TIME_KEYS = re.compile('second|time|device')
 
 
-class Mark(NamedTuple):
-  """A stage has begun, so many seconds after the start; the name tells which time in a run."""
+class StageStart(NamedTuple):
+  """The start of a stage of a run.
+
+  Attributes:
+    stage: what starts; the same stage may come several times.
+    name: what starts, and which time.
+    seconds: since the process started.
+  """
 
   stage: str
   name: str
   seconds: float
 
 
-class Moment(NamedTuple):
-  """After a mark of the undisturbed run, or a later one, by a share of the time to the next."""
+class Interruption(NamedTuple):
+  """A signal that stops a run.
 
-  place: int
+  Attributes:
+    position: of the stage among the undisturbed run's; where it does not start, the next that does.
+    share: of the stage's time that passes before the signal.
+    signal: SIGKILL or one that the run handles.
+  """
+
+  position: int
   share: float
   signal: signal.Signals
 
 
-class Life(NamedTuple):
-  """One process. It ended by itself, or `seconds` after a signal, with this status."""
+class Attempt(NamedTuple):
+  """One process of a run.
 
-  marks: list[Mark]
+  Attributes:
+    stages: that it started.
+    output: what it printed.
+    signal: that it was sent, or None if it ended by itself.
+    status: of its exit.
+    seconds: from the signal to its end.
+    is_saving: whether a checkpoint was being written when it ended.
+    damage: what was damaged before it started.
+  """
+
+  stages: list[StageStart]
   output: str
   signal: signal.Signals | None
   status: int
   seconds: float
-  is_saving: bool  # When it ended, a checkpoint was being written.
-  damage: str  # Done before it began.
+  is_saving: bool
+  damage: str
 
 
 class Run:
   """A command that is started again and again, with a work directory and a cache of its own.
 
-  `programs` are compiled ones to share, else there are none at first.
+  Args:
+    folder: of the work directory, the cache and the outputs.
+    command: without the work directory.
+    programs: folder of compiled programs to share; None: there are none at first.
   """
 
   def __init__(self, folder: Path, command: list[str], programs: Path | None = None):
     self.folder, self.workdir = folder, folder / 'run'
     self.command = [*command, f'--workdir={self.workdir}']
-    self.lives: list[Life] = []
+    self.attempts: list[Attempt] = []
     self.programs = folder / 'cache' / 'sjft_jax' / 'xla'
     self.programs.parent.mkdir(parents=True)
     if programs:
       self.programs.symlink_to(programs)
 
-  def live(
-    self, moment: Moment | None = None, marks: Sequence[Mark] = (), damage: str = ''
-  ) -> Life:
-    """Starts the command and waits for its end, which comes at the moment at the latest."""
-    output = self.folder / f'{len(self.lives) + 1}.txt'
-    places = {mark.name: place for place, mark in enumerate(marks)}
-    seen: list[Mark] = []
-    due, sent = math.inf, None
+  def start(
+    self,
+    interruption: Interruption | None = None,
+    stages: Sequence[StageStart] = (),
+    damage: str = '',
+  ) -> Attempt:
+    """Start the command and wait for its end.
+
+    Args:
+      interruption: stops it, if it is still running then.
+      stages: of the undisturbed run.
+      damage: is recorded.
+    """
+    output = self.folder / f'{len(self.attempts) + 1}.txt'
+    positions = {stage.name: position for position, stage in enumerate(stages)}
+    seen: list[StageStart] = []
+    signal_time, sent = math.inf, None
     with output.open('w') as file:
-      process = commands.start(
-        self.command,
-        stdout=file,
-        stderr=subprocess.STDOUT,
-        XDG_CACHE_HOME=str(self.folder / 'cache'),
-        # Lest lives be mostly compiling: small programs are kept too, and found under any path.
-        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
-        JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES='none',
+      process = subprocess.Popen(
+        self.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=self._environment()
       )
     try:
-      for mark in self._watch(process, output):
-        if mark:
-          seen.append(mark)
-          if moment and due == math.inf and places.get(mark.name, -1) >= moment.place:
-            here, following = marks[moment.place : moment.place + 2]
-            due = time.monotonic() + moment.share * (following.seconds - here.seconds)
-        if moment and time.monotonic() >= due:
-          sent = moment.signal
+      for stage in self._watch(process, output):
+        if stage:
+          seen.append(stage)
+          position = positions.get(stage.name, -1)
+          if interruption and signal_time == math.inf and position >= interruption.position:
+            this, following = stages[interruption.position : interruption.position + 2]
+            duration = following.seconds - this.seconds
+            signal_time = time.monotonic() + interruption.share * duration
+        if interruption and time.monotonic() >= signal_time:
+          sent = interruption.signal
           process.send_signal(sent)
           break
-      left = time.monotonic()
+      wait_time = time.monotonic()
       status = process.wait(timeout=300)
-      seconds = time.monotonic() - left
+      seconds = time.monotonic() - wait_time
     finally:
       process.kill()
     if not status and sent == signal.SIGKILL:
       sent = None  # It came too late.
     is_saving = any(self.workdir.rglob('checkpoints/*tmp*'))
-    self.lives.append(Life(seen, output.read_text(), sent, status, seconds, is_saving, damage))
-    return self.lives[-1]
+    attempt = Attempt(seen, output.read_text(), sent, status, seconds, is_saving, damage)
+    self.attempts.append(attempt)
+    return attempt
 
-  def _watch(self, process: subprocess.Popen, output: Path) -> Iterator[Mark | None]:
-    """Marks as they are seen, and None now and then, until the process ends."""
-    begun, section, has_ended = time.monotonic(), 'start', False
-    known = {path for pattern in FILES for path in self.folder.glob(pattern)}
-    yield Mark('imports', 'imports', 0.0)
+  def _environment(self) -> dict[str, str]:
+    return {
+      **os.environ,
+      'XLA_FLAGS': '',  # One device.
+      'XDG_CACHE_HOME': str(self.folder / 'cache'),
+      # Small programs are cached too, and found under any path: else attempts mostly compile.
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      'JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES': 'none',
+    }
+
+  def _watch(self, process: subprocess.Popen[bytes], output: Path) -> Iterator[StageStart | None]:
+    """Yield stages as they are seen, and None now and then, until the process ends."""
+    start_time, section, has_ended = time.monotonic(), 'start', False
+    known = {path for pattern in STAGES_BY_FILE for path in self.folder.glob(pattern)}
+    yield StageStart('imports', 'imports', 0.0)
     with output.open() as lines:
       while not has_ended:
         has_ended = process.poll() is not None
@@ -199,113 +244,123 @@ class Run:
           elif line.startswith('  round '):
             section = section[:5] + line[2:9]
           if 'done before' not in line:
-            stages = (stage for start, stage in LINES.items() if line.startswith(start))
+            stages = (s for start, s in STAGES_BY_LINE.items() if line.startswith(start))
             new += [(stage, f'{section}: {stage}') for stage in stages]
-        for pattern, stage in FILES.items():
+        for pattern, stage in STAGES_BY_FILE.items():
           for path in set(self.folder.glob(pattern)) - known:
             known.add(path)
             # While Orbax writes step 4, its folder is called 4.orbax-checkpoint-tmp.
-            place, name = path.parent.relative_to(self.folder), path.name.partition('.')[0]
-            new.append((stage, f'{place}/{name}: {stage}'))
-        yield from (Mark(*mark, time.monotonic() - begun) for mark in new)
+            folder, name = path.parent.relative_to(self.folder), path.name.partition('.')[0]
+            new.append((stage, f'{folder}/{name}: {stage}'))
+        yield from (StageStart(*start, time.monotonic() - start_time) for start in new)
         yield None
         time.sleep(0.005)
-    yield Mark('end', 'end', time.monotonic() - begun)
+    yield StageStart('end', 'end', time.monotonic() - start_time)
 
 
-def moments(marks: list[Mark], kills: int, rng: np.random.Generator) -> list[list[Moment]]:
-  """The moments for each of several work directories, in order.
+def plan_interruptions(
+  stages: Sequence[StageStart], kills: int, rng: np.random.Generator
+) -> list[list[Interruption]]:
+  """Draw the interruptions of each of several work directories, in order.
 
-  In all, `kills` are by SIGKILL, in each kind of stage as many; one in each directory, anywhere,
-  is by another signal.
+  In all, `kills` are by SIGKILL, as many in each kind of stage; one in each directory, anywhere, is
+  by another signal.
   """
-  places: dict[str, list[int]] = {}
-  for place, mark in enumerate(marks[:-1]):
-    places.setdefault(mark.stage, []).append(place)
-  stages = list(places.values())
+  positions: dict[str, list[int]] = {}
+  for position, start in enumerate(stages[:-1]):
+    positions.setdefault(start.stage, []).append(position)
+  kinds = list(positions.values())
   drawn = [
-    Moment(int(rng.choice(stages[i % len(stages)])), rng.random(), signal.SIGKILL)
+    Interruption(int(rng.choice(kinds[i % len(kinds)])), rng.random(), signal.SIGKILL)
     for i in range(kills)
   ]
-  number = -(-kills // _KILLS_EACH)
-  others = [list(STOPS)[i % len(STOPS)] for i in range(number)]
-  drawn += [Moment(int(rng.integers(len(marks) - 1)), rng.random(), other) for other in others]
-  # One work directory gets every so many, so the last ones are spread over all.
-  return [sorted(drawn[i::number]) for i in range(number)]
+  workdirs = -(-kills // _KILLS_PER_WORKDIR)
+  handled = [list(STATUS_BY_SIGNAL)[i % len(STATUS_BY_SIGNAL)] for i in range(workdirs)]
+  drawn += [Interruption(int(rng.integers(len(stages) - 1)), rng.random(), s) for s in handled]
+  # A work directory gets every so many, so the last ones are spread over all.
+  return [sorted(drawn[i::workdirs]) for i in range(workdirs)]
 
 
-def torment(run: Run, ends: list[Moment], marks: list[Mark], rng: np.random.Generator) -> None:
-  """Lives that end at these moments, with damage before one of them, then one to the end."""
-  unharmed = int(rng.integers(1, len(ends) + 1))
-  for number, moment in enumerate([*ends, None]):
-    damage = injure(run, rng) if number >= unharmed else ''
-    unharmed = len(ends) + 1 if damage else unharmed
-    if run.live(moment, marks, damage).signal is None:
+def run_to_the_end(
+  run: Run,
+  interruptions: Sequence[Interruption],
+  stages: Sequence[StageStart],
+  rng: np.random.Generator,
+) -> None:
+  """Start a run for every interruption, with damage before one of these, and then to its end."""
+  # The first attempt that may find damage: the first one that finds something to be damaged does.
+  damaged_from = int(rng.integers(1, len(interruptions) + 1))
+  for number, interruption in enumerate([*interruptions, None]):
+    damage = damage_file(run, rng) if number >= damaged_from else ''
+    damaged_from = len(interruptions) + 1 if damage else damaged_from
+    if run.start(interruption, stages, damage).signal is None:
       break
 
 
-def injure(run: Run, rng: np.random.Generator) -> str:
-  """Damages a file that the next life needs, if there is one; tells how, and which."""
+def damage_file(run: Run, rng: np.random.Generator) -> str:
+  """Damage a file that the next attempt needs, if there is one; return how, and which."""
   if (run.workdir / 'results.json').exists():
     return ''
   folders = [run.programs]
-  if run.programs.is_symlink():  # Others need them too.
-    needed = ['pretrain']
+  if run.programs.is_symlink():  # Other runs need them too.
+    trainings = ['pretrain']
     for arm, last in LAST_ROUNDS.items():
       if not (run.workdir / f'arms/{arm}/rounds/{last}/round.npz').exists():
-        needed.append(f'arms/{arm}')
-    folders = [step for name in needed if (step := newest(run.workdir / name / 'checkpoints'))]
-    folders = sorted(folders, key=lambda step: step.stat().st_mtime)[-1:]
+        trainings.append(f'arms/{arm}')
+    checkpoints = (newest_checkpoint(run.workdir / name / 'checkpoints') for name in trainings)
+    by_time = sorted(filter(None, checkpoints), key=lambda step: step.stat().st_mtime)
+    folders = by_time[-1:]
   files = sorted(path for folder in folders for path in folder.rglob('*') if path.is_file())
   sizes = np.array([path.stat().st_size for path in files])
   if not sizes.any():
     return ''
-  file = files[rng.choice(len(files), p=sizes / sizes.sum())]  # Disks do not know files either.
-  how = str(rng.choice(['cut short', 'a bit turned over', 'deleted']))
+  file = files[rng.choice(len(files), p=sizes / sizes.sum())]  # Each byte is as likely.
+  kind = str(rng.choice(['truncated', 'a bit flipped', 'deleted']))
   content = bytearray(file.read_bytes())
-  place = int(rng.integers(len(content)))
-  content[place] ^= 1 << int(rng.integers(8))
-  file.write_bytes(content[:place] if how == 'cut short' else content)
-  if how == 'deleted':
+  offset = int(rng.integers(len(content)))
+  content[offset] ^= 1 << int(rng.integers(8))
+  file.write_bytes(content[:offset] if kind == 'truncated' else content)
+  if kind == 'deleted':
     file.unlink()
-  return f'{how}: {file.relative_to(run.folder)}'
+  return f'{kind}: {file.relative_to(run.folder)}'
 
 
-def newest(checkpoints: Path) -> Path | None:
-  """The newest whole checkpoint."""
+def newest_checkpoint(checkpoints: Path) -> Path | None:
+  """Return the newest complete checkpoint, if there is one."""
   steps = (path for path in checkpoints.glob('*') if path.name.isdigit())
   return max(steps, key=lambda path: int(path.name), default=None)
 
 
-def contents(workdir: Path) -> dict[str, str]:
-  """Digests, by name, of what a run has left; of times there are none."""
-  found: dict[str, Any] = {}
+def digest_artifacts(workdir: Path) -> dict[str, str]:
+  """Return digests, by name, of what a run has left, but for times."""
+  values: dict[str, Any] = {}
   for path in sorted(workdir.rglob('*')):
     name = str(path.relative_to(workdir))
-    if path.name == 'checkpoints' and (step := newest(path)):
+    if path.name in _CHECKPOINT_FOLDERS and (step := newest_checkpoint(path)):
       with ocp.CheckpointManager(path.absolute()) as manager:
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore())
         state = manager.restore(int(step.name), args=arguments)['state']
       for keys, leaf in jax.tree_util.tree_leaves_with_path(state):
-        found[f'{name}/{step.name}{jax.tree_util.keystr(keys)}'] = np.asarray(leaf)
-    elif path.is_dir() or 'checkpoints' in path.parts:
+        values[f'{name}/{step.name}{jax.tree_util.keystr(keys)}'] = np.asarray(leaf)
+    elif path.is_dir() or _CHECKPOINT_FOLDERS & set(path.parts):
       continue
     elif path.suffix == '.npz':
       with np.load(path) as arrays:
-        found |= {f'{name}/{key}': arrays[key] for key in arrays if not _TIMES.search(key)}
+        values |= {f'{name}/{key}': arrays[key] for key in arrays if not _TIME_KEYS.search(key)}
     elif path.suffix in ('.json', '.jsonl'):
       lines = [path.read_text()] if path.suffix == '.json' else path.read_text().splitlines()
-      found[name] = [_timeless(json.loads(line)) for line in lines]
+      values[name] = [_without_times(json.loads(line)) for line in lines]
     elif not path.name.startswith(('.', 'events.out.tfevents')):
-      found[name] = path.read_bytes()
+      values[name] = path.read_bytes()
   # Packages may be installed in between.
-  return {name: _digest(value) for name, value in found.items() if name != 'versions.json'}
+  return {name: _digest(value) for name, value in values.items() if name != 'versions.json'}
 
 
-def _timeless(value: Any) -> Any:
+def _without_times(value: Any) -> Any:
   if isinstance(value, dict):
-    return {key: _timeless(part) for key, part in value.items() if not _TIMES.search(key)}
-  return [_timeless(part) for part in value] if isinstance(value, list) else value
+    items = value.items()
+    return {key: _without_times(part) for key, part in items if not _TIME_KEYS.search(key)}
+  return [_without_times(part) for part in value] if isinstance(value, list) else value
 
 
 def _digest(value: Any) -> str:
@@ -316,65 +371,68 @@ def _digest(value: Any) -> str:
   return hashlib.sha256(value).hexdigest()
 
 
-def differences(workdir: Path, expected: dict[str, str]) -> list[str]:
-  """What of a work directory is not as it was in another, whose `contents` are given."""
-  found = contents(workdir)
-  names = sorted(found.keys() | expected.keys())
-  return [name for name in names if found.get(name) != expected.get(name)]
+def find_differences(workdir: Path, expected: dict[str, str]) -> list[str]:
+  """Name the artifacts that are not as in another work directory, of the digests `expected`."""
+  digests = digest_artifacts(workdir)
+  names = sorted(digests.keys() | expected.keys())
+  return [name for name in names if digests.get(name) != expected.get(name)]
 
 
-def faults(run: Run, expected: dict[str, str]) -> list[str]:
-  """Lives that should have ended otherwise, and how the end differs."""
-  found = []
-  for number, life in enumerate(run.lives, 1):
-    stage = life.marks[-1].stage
-    # During imports it is Python that is stopped; after the results there is nothing to save.
-    elsewhere = {'imports': {-15, -2, 1}, 'results': {-15, -2, 0}}.get(stage, set())
-    status = STOPS.get(life.signal, -9) if life.signal else 0
-    if life.status not in {status, *(elsewhere if life.signal in STOPS else ())}:
-      last = ''.join(life.output.splitlines()[-1:])
-      found.append(f'life {number} ended in {stage} with {life.status}, not {status}: {last}')
-    if life.signal in STOPS and stage in ('step', 'checkpoint') and life.is_saving:
-      found.append(f'life {number} was asked to stop in {stage} and left before it had saved')
-  if not run.lives[-1].status:
-    found += [f'{name} differs' for name in differences(run.workdir, expected)]
-  return found
+def find_problems(run: Run, expected: dict[str, str]) -> list[str]:
+  """List the attempts that should have ended otherwise, and how the end differs."""
+  problems = []
+  for number, attempt in enumerate(run.attempts, 1):
+    stage = attempt.stages[-1].stage
+    # During imports the signal ends Python itself; after the results there is nothing to save.
+    unhandled = {'imports': {-15, -2, 1}, 'results': {-15, -2, 0}}.get(stage, set())
+    status = STATUS_BY_SIGNAL.get(attempt.signal, -9) if attempt.signal else 0
+    if attempt.status not in {status, *(unhandled if attempt.signal in STATUS_BY_SIGNAL else ())}:
+      last = ''.join(attempt.output.splitlines()[-1:])
+      problems.append(
+        f'attempt {number} ended in {stage} with {attempt.status}, not {status}: {last}'
+      )
+    is_handled = attempt.signal in STATUS_BY_SIGNAL
+    if is_handled and stage in ('step', 'checkpoint') and attempt.is_saving:
+      problems.append(f'attempt {number} was stopped in {stage} and exited before it had saved')
+  if not run.attempts[-1].status:
+    problems += [f'{name} differs' for name in find_differences(run.workdir, expected)]
+  return problems
 
 
 def write_weights(path: Path) -> None:
-  """A network of random weights, as torchvision would name them."""
+  """Write a network of random weights with torchvision's names."""
   body = trunk.build_trunk(**NETWORK, style='torch', fully_connected=True)
   image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
   variables = jax.eval_shape(body.init, jax.random.key(0), image)
   names = layouts(NETWORK['name'], 'torch')[0].names
-  theirs = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
+  kinds = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
   rng = np.random.default_rng(0)
   tensors = {'fc.weight': rng.normal(0, 1, (5_000, 32))}
   for keys, leaf in jax.tree_util.tree_leaves_with_path(variables):
     _, *layer, kind = (key.key for key in keys)
     shape = [leaf.shape[axis] for axis in (3, 2, 0, 1)] if kind == 'kernel' else leaf.shape
     values = rng.uniform(0.5, 1.5, shape) if kind in ('scale', 'var') else rng.normal(0, 0.1, shape)
-    tensors[f'{names["/".join(layer)]}.{theirs.get(kind, kind)}'] = values
+    tensors[f'{names["/".join(layer)]}.{kinds.get(kind, kind)}'] = values
   tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
   safetensors.numpy.save_file(tensors, path)
 
 
 @contextmanager
-def served(file: Path) -> Iterator[str]:
-  """The address of a file, at a server that takes a second to send it."""
+def serve_slowly(file: Path) -> Iterator[str]:
+  """Yield the address of a file, at a server that takes a second to send it."""
   content = file.read_bytes()
 
   class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
+    def do_GET(self) -> None:
       self.send_response(200)
       self.send_header('Content-Length', str(len(content)))
       self.end_headers()
-      with suppress(OSError):  # Whom it was for has been killed.
+      with suppress(OSError):  # The receiver has been killed.
         for start in range(0, len(content), 1 + len(content) // 50):
           self.wfile.write(content[start : start + 1 + len(content) // 50])
           time.sleep(0.02)
 
-    def log_message(self, *_):
+    def log_message(self, *_: object) -> None:
       pass
 
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
@@ -386,84 +444,97 @@ def served(file: Path) -> Iterator[str]:
 
 
 @contextmanager
-def prepared(folder: Path, *changes: str) -> Iterator[list[str]]:
-  """The command, less the work directory, on inputs that are written to the folder.
+def prepare_command(folder: Path, *changes: str) -> Iterator[list[str]]:
+  """Yield the command without the work directory; its inputs are written to the folder.
 
-  `changes` are other options than `OPTIONS`.
+  Args:
+    folder: is there already.
+    changes: options that differ from `OPTIONS`.
   """
   weights = folder / 'net.safetensors'
   write_weights(weights)
-  small_run.write_folder(folder / 'target' / 'train', 3, 4, seed=0)
-  small_run.write_folder(folder / 'target' / 'test', 3, 3, seed=1)
-  small_run.write_folder(folder / 'source' / 'train', 6, 40, seed=2)
+  write_images = functools.partial(write_class_folders, height=40, width=44, suffix='.png')
+  write_images(folder / 'target' / 'train', 3, 4, seed=0)
+  write_images(folder / 'target' / 'test', 3, 3, seed=1)
+  write_images(folder / 'source' / 'train', 6, 40, seed=2)
   checksum = f'sha256:{hashlib.sha256(weights.read_bytes()).hexdigest()}'
   paths = [f'{domain}.path={folder / domain}' for domain in ('target', 'source')]
   options = dict(option.split('=', 1) for option in (*OPTIONS.split(), *paths, *changes))
-  with served(weights) as address:
+  with serve_slowly(weights) as address:
     command = [sys.executable, '-c', PROGRAM, address, checksum, '--config=configs/folder.py']
     yield command + [f'--config.{name}={value}' for name, value in options.items()]
 
 
-def inject(folder: Path, kills: int, seed: int) -> Iterator[tuple[Run, list[str]]]:
-  """Runs, an undisturbed one first, each with what is wrong with it."""
-  with prepared(folder) as command, ThreadPoolExecutor(2) as pool:
-    first = Run(folder / 'undisturbed', command)
-    if first.live().status:
-      raise RuntimeError(f'undisturbed, it fails:\n{first.lives[0].output}')
-    expected = contents(first.workdir)
-    again = Run(folder / 'undisturbed again', command, first.programs)
-    marks = again.live().marks
-    yield again, faults(again, expected)
+def inject_faults(folder: Path, kills: int, seed: int) -> Iterator[tuple[Run, list[str]]]:
+  """Yield runs, an undisturbed one first, each with its problems.
 
-    def tormented(number: int, ends: list[Moment]) -> Run:
+  Raises:
+    RuntimeError: the undisturbed run fails.
+  """
+  with prepare_command(folder) as command, ThreadPoolExecutor(2) as pool:
+    first = Run(folder / 'undisturbed', command)
+    if first.start().status:
+      raise RuntimeError(f'the undisturbed run fails:\n{first.attempts[0].output}')
+    expected = digest_artifacts(first.workdir)
+    second = Run(folder / 'undisturbed again', command, first.programs)
+    stages = second.start().stages
+    yield second, find_problems(second, expected)
+
+    def run_interrupted(number: int, interruptions: list[Interruption]) -> Run:
       run = Run(folder / f'{number}', command, first.programs if number % 4 else None)
-      torment(run, ends, marks, np.random.default_rng([seed, number]))
+      run_to_the_end(run, interruptions, stages, np.random.default_rng([seed, number]))
       return run
 
-    rng, started, missing = np.random.default_rng(seed), 0, kills
+    rng, workdirs, missing = np.random.default_rng(seed), 0, kills
     while missing > 0:  # A process can end just before it is killed.
-      plan = moments(marks, missing, rng)
-      for run in pool.map(tormented, range(started + 1, started + 1 + len(plan)), plan):
-        yield run, faults(run, expected)
-        missing -= sum(life.signal == signal.SIGKILL for life in run.lives)
-      started += len(plan)
+      plan = plan_interruptions(stages, missing, rng)
+      for run in pool.map(run_interrupted, range(workdirs + 1, workdirs + 1 + len(plan)), plan):
+        yield run, find_problems(run, expected)
+        missing -= sum(attempt.signal == signal.SIGKILL for attempt in run.attempts)
+      workdirs += len(plan)
 
 
-def main(argv):
-  del argv
+def print_counts(stages: dict[str, Counter[str]], slowest: dict[str, float]) -> None:
+  """Print how often each stage was stopped by which signal, and how it ended."""
+  columns = ('SIGKILL', 'SIGTERM', 'SIGINT', 'equal', 'different')
+  print(f'{"":16}', *(f'{column:>9}' for column in columns))
+  for stage, counts in [*stages.items(), ('all', sum(stages.values(), Counter()))]:
+    print(f'{stage:16}', *(f'{counts[column]:9}' for column in columns))
+  print(', '.join(f'{name}: ended after {t:.1f} s at most' for name, t in slowest.items()))
+
+
+def main(_: object) -> None:
   logging.set_verbosity(logging.ERROR)
   say = (lambda _: None) if JSON.value else functools.partial(print, flush=True)
   stages: dict[str, Counter[str]] = {}
   slowest: dict[str, float] = {}
-  damaged, wrong = [], {}
+  damaged: list[str] = []
+  wrong: dict[str, list[str]] = {}
   with tempfile.TemporaryDirectory() as scratch:
     folder = Path(KEEP.value or scratch).absolute()
     folder.mkdir(exist_ok=not KEEP.value)
-    for run, found in inject(folder, KILLS.value, SEED.value):
-      told = any(re.search('is damaged|Error reading', life.output) for life in run.lives)
-      noticed = 'noticed' if told else 'not noticed'
-      damage = [f'{life.damage}, {noticed}' for life in run.lives if life.damage]
-      say(f'{run.folder.name}: {"" if found else "as if undisturbed"}')
-      for line in damage + found:
+    for run, problems in inject_faults(folder, KILLS.value, SEED.value):
+      outputs = [attempt.output for attempt in run.attempts]
+      is_noticed = any(re.search('is damaged|Error reading', output) for output in outputs)
+      noticed = 'noticed' if is_noticed else 'not noticed'
+      damage = [f'{attempt.damage}, {noticed}' for attempt in run.attempts if attempt.damage]
+      say(f'{run.folder.name}: {"" if problems else "as if undisturbed"}')
+      for line in damage + problems:
         say(f'  {line}')
       damaged += damage
-      wrong |= {run.folder.name: found} if found else {}
-      for life in run.lives:
-        if life.signal:
-          name = life.signal.name
-          stages.setdefault(life.marks[-1].stage, Counter())[name] += 1
-          stages[life.marks[-1].stage]['different' if found else 'equal'] += 1
-          slowest[name] = max(slowest.get(name, 0), life.seconds)
+      if problems:
+        wrong[run.folder.name] = problems
+      for attempt in run.attempts:
+        if attempt.signal:
+          name, stage = attempt.signal.name, attempt.stages[-1].stage
+          counts = stages.setdefault(stage, Counter())
+          counts.update([name, 'different' if problems else 'equal'])
+          slowest[name] = max(slowest.get(name, 0), attempt.seconds)
   if JSON.value:
     result = {'stages': stages, 'slowest_end': slowest, 'damaged': damaged, 'wrong': wrong}
     print(json.dumps({'seed': SEED.value, **result}))
   else:
-    stages['all'] = sum(stages.values(), Counter())
-    columns = ('SIGKILL', 'SIGTERM', 'SIGINT', 'equal', 'different')
-    print(f'{"":16}', *(f'{column:>9}' for column in columns))
-    for stage, counts in stages.items():
-      print(f'{stage:16}', *(f'{counts[column]:9}' for column in columns))
-    print(', '.join(f'{name}: ended after {t:.1f} s at most' for name, t in slowest.items()))
+    print_counts(stages, slowest)
   sys.exit(bool(wrong))
 
 

@@ -1,4 +1,4 @@
-"""What the descriptor's options do to the selection and to held-out accuracy, one at a time.
+"""Measure what the descriptor's options do to the selection and to held-out accuracy, one by one.
 
   python -m experiments.quality_knobs --output=experiments/quality_knobs.json
 
@@ -6,19 +6,19 @@ A variant is the demo's configuration with some options of its sections `bank` a
 changed, such as `num_bins=16`, `layers=conv1:conv3` or `tap=relu+smoothing=2`. Measured are
 
 - relevance, of the ranking for the whole target training set: which share of the selected source
-  images comes from families that cannot help; the same in the max_num_neighbors prefix that rounds can grow
+  images comes from families that cannot help; the same in the deepest prefix that rounds can grow
   to; which share of each target image's K0 neighbours is a texture, as the target is; and, of the
   target's training images ranked against each other, which share of the nearest others is of the
   same class;
 - accuracy of the arm `selected` on held-out target training images, trained and scored as in the
-  demo. Seed s holds out fold s of `tune_demo`, around and around: an even number of seeds counts
+  demo. Seed s holds out fold s of `folds`, around and around: an even number of seeds counts
   every held-out image as often.
 
 The test images are not looked at. Differences to the demo's configuration are over the same seeds
 and images; their standard error is over images, all seeds' answers about one image taken together.
 Of twenty variants that change nothing, about one differs by two standard errors.
 
-What is finished is in the output and is not repeated.
+The output holds what is finished, which is not repeated.
 """
 
 import contextlib
@@ -26,21 +26,25 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from configs import demo
-from experiments import tune_demo
+from experiments.folds import FOLDS, fold_domains
 from sjft_jax import pipeline
-from sjft_jax.config import arm_config, ranking_depth
+from sjft_jax.config import arm_config
 from sjft_jax.data import registry
-from sjft_jax.data.dataset import SubsetDataset
+from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset
 from sjft_jax.data.demo import DemoDiverse
 from sjft_jax.descriptors import bank
 from sjft_jax.runtime import artifacts
+from sjft_jax.selection.schedule import SelectionOptions
 
 DEFAULT = 'default'
 VARIANTS = (
@@ -51,19 +55,19 @@ VARIANTS = (
   *('layer_weights=2:1', 'layer_weights=1:2', 'layer_weights=4:1', 'layer_weights=1:4'),
   'name=gabor',
 )
-OUTPUT = flags.DEFINE_string(
-  *('output', 'experiments/quality_knobs.json', 'Where the record goes.'),
-  allow_override=True,  # tune_demo, imported above, has one of this name too.
-)
+OUTPUT = flags.DEFINE_string('output', 'experiments/quality_knobs.json', 'File of the record.')
 SEEDS = flags.DEFINE_list('seeds', '0,1,2,3', 'Seeds of the accuracy part; empty: none.')
 WORKDIR = flags.DEFINE_string('workdir', '', 'Rankings and logs; empty: a temporary folder.')
-CHOSEN = flags.DEFINE_list('variants', ','.join(VARIANTS), 'Beside the default.')
-# Seconds of a job without and with a seed, until this run knows better.
-RELEVANCE_GUESS, ACCURACY_GUESS = 40.0, 60.0
+CHOSEN = flags.DEFINE_list('variants', ','.join(VARIANTS), 'Variants to compare to the default.')
+# Seconds that a job without and with a seed is expected to take, until this run has measured them.
+RELEVANCE_SECONDS, ACCURACY_SECONDS = 40.0, 60.0
+
+# What was measured, by variant and seed; the relevance, which needs no seed, under None.
+Results = dict[tuple[str, int | None], dict[str, Any]]
 
 
-def settings(variant):
-  """The demo's configuration with the variant's options."""
+def get_config(variant: str) -> ConfigDict:
+  """Return the demo's configuration with the variant's options and the arm `selected` alone."""
   config = demo.get_config()
   config.arms = ('selected',)
   if variant == DEFAULT:
@@ -81,58 +85,70 @@ def settings(variant):
   return config
 
 
-def rank(config, train, source, depth, workdir):
-  """The ranking that the pipeline makes for these data sets."""
+def rank(
+  config: ConfigDict, target: Dataset, source: Dataset, depth: int, workdir: Path
+) -> np.ndarray:
+  """Return the indices [target, depth] of the ranking that the pipeline makes."""
   config.overrides.selected = {
     'selection': {'rounds': 1, 'num_neighbors': depth},
-    'training': {'steps': 1},  # Training is not asked for, but it takes no options for none.
+    'training': {'steps': 1},  # The training is of no use here, but it has to have a step.
   }
   config.evaluation.views = ('center',)
-  pipeline.run_on_datasets(pipeline.Domains(train, train, source), config, workdir)
-  with np.load(workdir / 'ranking.npz') as ranking:
-    return ranking['indices']
+  pipeline.run_on_datasets(Domains(target, target, source), config, workdir)
+  with np.load(workdir / 'ranking.npz') as arrays:
+    return arrays['indices']
 
 
-def relevance(variant, scratch):
-  config = settings(variant)
-  k0, depth = config.selection.num_neighbors, ranking_depth(arm_config(config, 'rounds'))
+def measure_relevance(variant: str, scratch: Path) -> dict[str, Any]:
+  """Rank the demo's source, and its target training set against itself; see above."""
+  config = get_config(variant)
+  k0 = config.selection.num_neighbors
+  depth = SelectionOptions(**arm_config(config, 'rounds').selection).ranking_depth
   source = DemoDiverse()
   train, _ = registry.open_target(**config.target)
   indices = rank(config, train, source, depth, scratch / 'source')
   per_class = int(np.bincount(train.labels).max())
-  # As a source of its own, a data set has to be another object.
-  own = SubsetDataset(train, np.arange(len(train)))
-  others = rank(settings(variant), train, own, per_class, scratch / 'itself')
+  # As a source, a data set has to be another object than the target.
+  copy = SubsetDataset(train, np.arange(len(train)))
+  others = rank(get_config(variant), train, copy, per_class, scratch / 'itself')
   is_other = others != np.arange(len(train))[:, None]
-  same = train.labels[others] == train.labels[:, None]
-  first, max_num_neighbors = np.unique(indices[:, :k0]), np.unique(indices)
-  irrelevant = np.isin(source.families, source.irrelevant)
-  pairs = source.families[indices[:, :k0]]
+  is_same_class = train.labels[others] == train.labels[:, None]
+  selected, deepest = np.unique(indices[:, :k0]), np.unique(indices)
+  is_irrelevant = np.isin(source.families, source.irrelevant)
+  families = source.families[indices[:, :k0]]
   return {
-    'selected': len(first),
-    'irrelevant': float(irrelevant[first].mean()),
-    'max_num_neighbors': len(max_num_neighbors),
-    'irrelevant_deepest': float(irrelevant[max_num_neighbors].mean()),
-    'families': {f: float((pairs == f).mean()) for f in np.unique(source.families).tolist()},
-    'same_class': float(same[is_other].mean()),
+    'selected': len(selected),
+    'irrelevant': float(is_irrelevant[selected].mean()),
+    'deepest': len(deepest),
+    'irrelevant_deepest': float(is_irrelevant[deepest].mean()),
+    'families': {f: float((families == f).mean()) for f in np.unique(source.families).tolist()},
+    'same_class': float(is_same_class[is_other].mean()),
   }
 
 
-def accuracy(variant, seed, rankings, scratch):
-  fold = seed % len(tune_demo.FOLDS)
-  domains = tune_demo.fold_domains(tune_demo.FOLDS[fold])
-  config = settings(variant)
+def measure_accuracy(variant: str, seed: int, rankings: Path, scratch: Path) -> dict[str, Any]:
+  """Train on one fold and score its held-out images.
+
+  Args:
+    variant: the options.
+    seed: of the run; it decides the fold.
+    rankings: folder of the rankings, which later seeds of the same fold use again.
+    scratch: a new work directory.
+  """
+  fold = seed % len(FOLDS)
+  domains = fold_domains(fold)
+  config = get_config(variant)
   config.seed = seed
   config.evaluation.views = ('ten_crop',)
-  kept = rankings / f'{variant} fold {fold}.npz'
+  ranking = rankings / f'{variant} fold {fold}.npz'
   scratch.mkdir(parents=True)
-  if kept.exists():  # It depends on the fold only.
-    shutil.copy(kept, scratch / 'ranking.npz')
+  if ranking.exists():
+    shutil.copy(ranking, scratch / 'ranking.npz')
   results = pipeline.run_on_datasets(domains, config, scratch)
-  kept.parent.mkdir(exist_ok=True)
-  (scratch / 'ranking.npz').replace(kept)
-  with np.load(scratch / 'arms' / 'selected' / 'rounds' / '1' / 'round.npz') as round_:
-    p = round_['test/ten_crop']
+  ranking.parent.mkdir(exist_ok=True)
+  (scratch / 'ranking.npz').replace(ranking)
+  with np.load(scratch / 'arms' / 'selected' / 'rounds' / '1' / 'round.npz') as arrays:
+    p = arrays['test/ten_crop']
   labels = domains.test.labels
   loss = -np.log(np.maximum(p[np.arange(len(p)), labels], 1e-30))
   return {
@@ -143,8 +159,10 @@ def accuracy(variant, seed, rankings, scratch):
   }
 
 
-def paired(rows, baseline, key):
-  """Mean difference over seeds and images, and its standard error over images."""
+def paired_difference(
+  rows: Mapping[int, Mapping[str, Any]], baseline: Mapping[int, Mapping[str, Any]], key: str
+) -> tuple[float, float]:
+  """Return the mean difference over seeds and images, and its standard error over images."""
   differences: dict[tuple[int, int], list[float]] = {}
   for seed in rows.keys() & baseline.keys():
     pairs = zip(rows[seed][key], baseline[seed][key], strict=True)
@@ -158,87 +176,99 @@ def paired(rows, baseline, key):
   return mean, float(np.sqrt(squares * images / (images - 1))) / count
 
 
-def table(done, variants, seeds):
+def print_table(results: Results, variants: Sequence[str], seeds: Sequence[int]) -> None:
+  """Print a line for each variant."""
   width = max(16, 6 * len(seeds))
   print(
-    f'{"":<38}{"irrelevant":>11}{"max_num_neighbors":>9}{"texture":>9}{"same class":>11}'
+    f'{"":<38}{"irrelevant":>11}{"deepest":>9}{"texture":>9}{"same class":>11}'
     f'  {"accuracy by seed":<{width}}{"gain, points":>14}{"cross-entropy":>20}'
   )
-  baseline = {s: done[DEFAULT, s] for s in seeds if (DEFAULT, s) in done}
+  baseline = {s: results[DEFAULT, s] for s in seeds if (DEFAULT, s) in results}
   for variant in variants:
-    found = done[variant, None]
-    line = f'{variant:<38}{found["irrelevant"]:>11.1%}{found["irrelevant_deepest"]:>9.1%}'
-    line += f'{found["families"]["texture"]:>9.1%}{found["same_class"]:>11.1%}  '
-    rows = {s: done[variant, s] for s in seeds if (variant, s) in done}
+    relevance = results[variant, None]
+    line = f'{variant:<38}{relevance["irrelevant"]:>11.1%}{relevance["irrelevant_deepest"]:>9.1%}'
+    line += f'{relevance["families"]["texture"]:>9.1%}{relevance["same_class"]:>11.1%}  '
+    rows = {s: results[variant, s] for s in seeds if (variant, s) in results}
     scores = (f'{100 * row["mean_class_accuracy"]:6.1f}' for row in rows.values())
     line += f'{"".join(scores):<{width}}'
     if rows and variant != DEFAULT:
-      gain, error = paired(rows, baseline, 'is_correct')
-      loss, loss_error = paired(rows, baseline, 'loss')
+      gain, error = paired_difference(rows, baseline, 'is_correct')
+      loss, loss_error = paired_difference(rows, baseline, 'loss')
       line += f'{100 * gain:+8.1f} ± {100 * error:.1f}{loss:+12.3f} ± {loss_error:.3f}'
     print(line)
 
 
-def write(path, record, done):
-  """As JSON, a line for every result."""
-  rows = ',\n'.join(f'    {json.dumps(row)}' for row in done.values())
-  head = json.dumps(record, indent=2)[:-2]
+def load_results(path: Path, made_from: str) -> Results:
+  """Load what an earlier run has measured, if there was one.
+
+  Raises:
+    ValueError: it measured other defaults or data.
+  """
+  if not path.exists():
+    return {}
+  record = json.loads(path.read_text())
+  if record['made_from'] != made_from:
+    raise ValueError(f'{path} is of other defaults or data; use another --output')
+  return {(row['variant'], row['seed']): row for row in record['results']}
+
+
+def save_results(path: Path, header: Mapping[str, Any], results: Results) -> None:
+  """Write JSON with a line for every result."""
+  rows = ',\n'.join(f'    {json.dumps(row)}' for row in results.values())
+  start = json.dumps(header, indent=2)[:-2]
   with artifacts.atomic_write(path) as file:
-    file.write(f'{head},\n  "results": [\n{rows}\n  ]\n}}\n'.encode())
+    file.write(f'{start},\n  "results": [\n{rows}\n  ]\n}}\n'.encode())
 
 
-def main(_):
+def main(_: object) -> None:
   logging.set_verbosity(logging.WARNING)
   output = Path(OUTPUT.value)
   seeds = [int(seed) for seed in SEEDS.value]
   variants = list(dict.fromkeys((DEFAULT, *CHOSEN.value)))
-  config = settings(DEFAULT)
-  data = [*registry.open_target(**config.target), registry.load(**config.source)]
-  everything = json.loads(config.to_json()), [d.fingerprint for d in data], tune_demo.FOLDS
-  record = {
-    'fingerprint': artifacts.fingerprint(*everything),
+  config = get_config(DEFAULT)
+  options = json.loads(config.to_json())
+  datasets = [*registry.open_target(**config.target), registry.load(**config.source)]
+  header = {
+    'made_from': artifacts.fingerprint(options, [d.fingerprint for d in datasets], FOLDS),
     'device': f'{jax.local_device_count()} × {jax.local_devices()[0].device_kind}',
     'jax': jax.__version__,
-    DEFAULT: {section: everything[0][section] for section in ('bank', 'descriptors')},
+    DEFAULT: {section: options[section] for section in ('bank', 'descriptors')},
   }
-  done = {}
-  if output.exists():
-    before = json.loads(output.read_text())
-    if before['fingerprint'] != record['made_from']:
-      raise ValueError(f'{output} is of other defaults or data; use another --output')
-    done = {(row['variant'], row['seed']): row for row in before['results']}
+  results = load_results(output, header['made_from'])
   for variant in variants:
-    bank.load(**settings(variant).bank)  # What is impossible shows before any work.
+    bank.load(**get_config(variant).bank)  # What is impossible shows before any work.
 
-  jobs = [(v, s) for s in (None, *seeds) for v in variants if (v, s) not in done]
-  spent: dict[bool, list[float]] = {True: [], False: []}
+  jobs = [(v, s) for s in (None, *seeds) for v in variants if (v, s) not in results]
+  job_seconds: dict[bool, list[float]] = {True: [], False: []}  # By whether it is without a seed.
   with contextlib.ExitStack() as stack:
     workdir = Path(WORKDIR.value or stack.enter_context(tempfile.TemporaryDirectory()))
     workdir.mkdir(parents=True, exist_ok=True)
     scratch = workdir / 'now'
     for number, (variant, seed) in enumerate(jobs, 1):
       shutil.rmtree(scratch, ignore_errors=True)
-      begun = time.monotonic()
+      start_time = time.monotonic()
       with (workdir / 'log.txt').open('a') as log, contextlib.redirect_stdout(log):
         if seed is None:
-          measured = relevance(variant, scratch)
+          measured = measure_relevance(variant, scratch)
         else:
-          measured = accuracy(variant, seed, workdir / 'rankings', scratch)
-      seconds = time.monotonic() - begun
+          measured = measure_accuracy(variant, seed, workdir / 'rankings', scratch)
+      seconds = time.monotonic() - start_time
       row = {'variant': variant, 'seed': seed, 'seconds': round(seconds, 1), **measured}
-      done[variant, seed] = row
-      write(output, record, done)
-      spent[seed is None].append(seconds)
-      relevance_time = np.mean(spent[True] or RELEVANCE_GUESS)
-      accuracy_time = np.mean(spent[False] or ACCURACY_GUESS)
-      rest = sum(relevance_time if s is None else accuracy_time for _, s in jobs[number:])
-      what = 'relevance' if seed is None else f'accuracy, seed {seed}'
+      results[variant, seed] = row
+      save_results(output, header, results)
+      job_seconds[seed is None].append(seconds)
+      expected = {
+        True: np.mean(job_seconds[True] or RELEVANCE_SECONDS),
+        False: np.mean(job_seconds[False] or ACCURACY_SECONDS),
+      }
+      remaining = sum(expected[s is None] for _, s in jobs[number:])
+      title = 'relevance' if seed is None else f'accuracy, seed {seed}'
       print(
-        f'{number}/{len(jobs)} {variant}: {what}, {seconds:.0f} s; {rest / 60:.0f} min to go',
+        f'{number}/{len(jobs)} {variant}: {title}, {seconds:.0f} s; {remaining / 60:.0f} min to go',
         flush=True,
       )
     shutil.rmtree(scratch, ignore_errors=True)
-  table(done, variants, seeds)
+  print_table(results, variants, seeds)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Which share of the source images that a demo run used are letters, which cannot help textures.
+"""Print which share of the source images that demo runs used are letters, no help for textures.
 
 python -m experiments.selection_share runs/seed0 runs/seed1
 """
@@ -16,13 +16,12 @@ def main() -> None:
   for run in map(Path, sys.argv[1:]):
     for path in sorted(run.glob('arms/*/rounds/*/selection.csv')):
       with path.open(encoding='utf-8') as file:
-        used = {row['source'] for row in csv.DictReader(file)}
-      if used:
-        letters = sum(families[key] in source.irrelevant for key in used)
+        selected = {row['source'] for row in csv.DictReader(file)}
+      if selected:
+        letters = sum(families[key] in source.irrelevant for key in selected)
         arm, round_ = path.parts[-4], path.parts[-2]
-        print(
-          f'{run} {arm} round {round_}: {letters:,} of {len(used):,}, {letters / len(used):.1%}'
-        )
+        share = f'{letters:,} of {len(selected):,}, {letters / len(selected):.1%}'
+        print(f'{run} {arm} round {round_}: {share}')
 
 
 if __name__ == '__main__':
