@@ -65,10 +65,10 @@ descriptors.batch_size=8 descriptors.checkpoint_minutes=1e-6
 selection.num_neighbors=3 selection.rounds=2
 model.name=resnet18v1 model.width=0.0625 model.pretrained=local/net pretrain.steps=5
 images.resize=36 images.crop=32
-training.steps=16 training.batch_size=4 training.accumulation=1 training.checkpoint_every=2
-evaluation.batch_size=8 evaluation.views=('center',) arms=('none','selected','rounds')
+training.steps=8 training.batch_size=4 training.accumulation=1 training.checkpoint_every=2
+evaluation.batch_size=8 evaluation.views=('center',) arms=('none','constant','rounds')
 """
-LAST_ROUNDS = {'none': 1, 'selected': 1, 'rounds': 2}
+ARMS, ROUNDS = ('none', 'constant', 'rounds'), 2
 # The command of the README, with one more published network: its address and checksum come first.
 PROGRAM = """
 import runpy, signal, sys
@@ -304,8 +304,8 @@ def damage_file(run: Run, rng: np.random.Generator) -> str:
   folders = [run.programs]
   if run.programs.is_symlink():  # Other runs need them too.
     trainings = ['pretrain']
-    for arm, last in LAST_ROUNDS.items():
-      if not (run.workdir / f'arms/{arm}/rounds/{last}/round.npz').exists():
+    for arm in ARMS:
+      if not (run.workdir / f'arms/{arm}/rounds/{ROUNDS}/round.npz').exists():
         trainings.append(f'arms/{arm}')
     checkpoints = (newest_checkpoint(run.workdir / name / 'checkpoints') for name in trainings)
     by_time = sorted(filter(None, checkpoints), key=lambda step: step.stat().st_mtime)

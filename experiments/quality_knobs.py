@@ -10,7 +10,7 @@ changed, such as `num_bins=16`, `layers=conv1:conv3` or `tap=relu+smoothing=2`. 
   to; which share of each target image's K0 neighbours is a texture, as the target is; and, of the
   target's training images ranked against each other, which share of the nearest others is of the
   same class;
-- accuracy of the arm `selected` on held-out target training images, trained and scored as in the
+- accuracy of the arm `constant` on held-out target training images, trained and scored as in the
   demo. Seed s holds out fold s of `folds`, around and around: an even number of seeds counts
   every held-out image as often.
 
@@ -67,9 +67,9 @@ Results = dict[tuple[str, int | None], dict[str, Any]]
 
 
 def get_config(variant: str) -> ConfigDict:
-  """Return the demo's configuration with the variant's options and the arm `selected` alone."""
+  """Return the demo's configuration with the variant's options and the arm `constant` alone."""
   config = demo.get_config()
-  config.arms = ('selected',)
+  config.arms = ('constant',)
   if variant == DEFAULT:
     return config
   for change in variant.split('+'):
@@ -89,7 +89,7 @@ def rank(
   config: ConfigDict, target: Dataset, source: Dataset, depth: int, workdir: Path
 ) -> np.ndarray:
   """Return the indices [target, depth] of the ranking that the pipeline makes."""
-  config.overrides.selected = {
+  config.overrides.constant = {
     'selection': {'rounds': 1, 'num_neighbors': depth},
     'training': {'steps': 1},  # The training is of no use here, but it has to have a step.
   }
@@ -147,13 +147,13 @@ def measure_accuracy(variant: str, seed: int, rankings: Path, scratch: Path) -> 
   results = pipeline.run_on_datasets(domains, config, scratch)
   ranking.parent.mkdir(exist_ok=True)
   (scratch / 'ranking.npz').replace(ranking)
-  with np.load(scratch / 'arms' / 'selected' / 'rounds' / '1' / 'round.npz') as arrays:
+  with np.load(scratch / 'arms' / 'constant' / 'rounds' / '1' / 'round.npz') as arrays:
     p = arrays['test/ten_crop']
   labels = domains.test.labels
   loss = -np.log(np.maximum(p[np.arange(len(p)), labels], 1e-30))
   return {
     'fold': fold,
-    **results['arms']['selected']['rounds'][0]['test']['ten_crop'],
+    **results['arms']['constant']['rounds'][0]['test']['ten_crop'],
     'is_correct': (p.argmax(axis=1) == labels).astype(int).tolist(),
     'loss': [round(float(x), 4) for x in loss],
   }

@@ -134,7 +134,7 @@ def test_a_compiled_program_of_its_own_is_damaged(tmp_path):
 def test_a_run_stopped_in_every_stage_ends_as_an_undisturbed_one(tmp_path):
   # Programs that compile soon.
   network = ('model.name=alexnet', 'model.width=1.0', 'model.fully_connected=False')
-  changes = (*network, 'model.pretrained=', 'training.steps=8', "arms=('rounds',)")
+  changes = (*network, 'model.pretrained=', 'training.steps=4', "arms=('rounds',)")
   with fault_injection.prepare_command(tmp_path, *changes) as command:
     undisturbed = fault_injection.Run(tmp_path / 'undisturbed', command)
     assert undisturbed.start().status == 0, undisturbed.attempts[0].output
