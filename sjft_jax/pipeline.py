@@ -106,7 +106,7 @@ def run_on_datasets(
       seed=config.seed,
     )
   fingerprint = artifacts.fingerprint(
-    workdirs.result_options(config), *(data.fingerprint for data in domains)
+    workdirs.result_options(config), bank.fingerprint, *(data.fingerprint for data in domains)
   )
   workdirs.check_unchanged(config, workdir, resume_with_changes=resume_with_changes)
   results = load_results(workdir, fingerprint)
@@ -191,7 +191,8 @@ def rank(
   fingerprint = artifacts.fingerprint(
     target.fingerprint,
     source.fingerprint,
-    workdirs.result_options(config, 'bank', 'descriptors'),
+    bank.fingerprint,
+    workdirs.result_options(config, 'descriptors'),
     depth,
   )
   options = rankings.DescriptorOptions(**config.descriptors)

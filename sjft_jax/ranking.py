@@ -156,7 +156,7 @@ def rank_folders(
     fingerprint = artifacts.fingerprint(
       targets.fingerprint,
       sources.fingerprint,
-      dict(bank),
+      filter_bank.fingerprint,
       [getattr(descriptors, name) for name in DECIDING_OPTIONS],
       k,
     )

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from sjft_jax.descriptors import alexnet, gabor
+from sjft_jax.runtime import artifacts
 
 NAMES = ('alexnet', 'alexnet_caffe', 'gabor')
 
@@ -20,6 +21,7 @@ class FilterBank:
     num_filters: the number of filters in each layer.
     respond: jitted, RGB images 0–255 → one float32 map per layer.
     layer_weights: one factor per layer on its filters' w_h; none: 1 for every layer.
+    fingerprint: of the filters' values and of all that decides what they are compared by.
 
   Raises:
     ValueError: layer_weights do not fit the layers, or leave nothing to compare.
@@ -29,6 +31,7 @@ class FilterBank:
   num_filters: tuple[int, ...]
   respond: Callable[[UInt8[Array, 'batch height width 3']], alexnet.Responses]
   layer_weights: tuple[float, ...] = ()
+  fingerprint: str = ''
 
   def __post_init__(self) -> None:
     given, layers = self.layer_weights, len(self.num_filters)
@@ -71,8 +74,12 @@ def load(
     ValueError: unknown bank, layers or tap; unfit weights; impossible layer weights.
   """
   if name == 'gabor':
-    return FilterBank('gabor', (gabor.NUM_FILTERS,), gabor.respond, tuple(layer_weights))
+    fingerprint = artifacts.fingerprint(name, layer_weights)
+    return FilterBank(
+      'gabor', (gabor.NUM_FILTERS,), gabor.respond, tuple(layer_weights), fingerprint
+    )
   if name not in NAMES:
     raise ValueError(f'bank.name={name!r} is unknown; known: {", ".join(NAMES)}')
-  num_filters, respond = alexnet.load(name=name, layers=layers, tap=tap, weights=pretrained)
-  return FilterBank(name, num_filters, respond, tuple(layer_weights))
+  num_filters, respond, digest = alexnet.load(name=name, layers=layers, tap=tap, weights=pretrained)
+  fingerprint = artifacts.fingerprint(name, layers, tap, digest, layer_weights)
+  return FilterBank(name, num_filters, respond, tuple(layer_weights), fingerprint)

@@ -14,7 +14,6 @@ from sjft_jax.data.loader import views
 from sjft_jax.runtime import console, distributed, memory
 from sjft_jax.training.step import TrainState
 
-
 # Of an image's views: [view, height, width, channel] for each size.
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -148,15 +147,14 @@ def group_by_shape(
 
   Args:
     images: batches of one image each, with views as in `predict`.
-    batch_size: square images in a batch. Of longer ones there are fewer, so that a batch has about as
-      many pixels.
+    batch_size: square images in a batch. Of longer ones there are fewer: about as many pixels.
   """
   groups: dict[Shapes, list[tuple[int, tuple[np.ndarray, ...]]]] = {}
-  for index, views in enumerate(images):
-    shapes = _shapes(views)
+  for index, image in enumerate(images):
+    shapes = _shapes(image)
     height, width = shapes[-1][1:3]
     aspect = max(height, width) / min(height, width)
-    groups.setdefault(shapes, []).append((index, views))
+    groups.setdefault(shapes, []).append((index, image))
     if len(groups[shapes]) >= int(batch_size / aspect):
       yield _join(groups.pop(shapes))
   yield from map(_join, groups.values())
