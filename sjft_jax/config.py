@@ -75,6 +75,10 @@ def default() -> ConfigDict:
   c.selection = s = ConfigDict()
   s.method = 'nearest'  # 'random': as many at random; 'all': the whole source; 'none'.
   s.num_neighbors = 100  # K0: neighbours of each target image in the first round.
+  # Distinct source images in the first round: K0 becomes the smallest number of neighbours that
+  # together reach so many, or num_neighbors if none does (the paper asks for 200,000). 0 takes
+  # num_neighbors.
+  s.min_source_images = 0
   s.rounds = 5  # 1: K0 neighbours throughout.
   s.delta = 0.1  # δ, nats: a correct prediction of at least this entropy counts as unsure.
   s.sigma0 = 4.0  # σ0 in multiples of K0: neighbours added for a misclassified image.
@@ -241,6 +245,7 @@ _NOT_NEGATIVE = (
   *('seed', 'target.train_per_class', 'target.split_seed', 'descriptors.workers'),
   *('training.accumulation', 'training.workers', 'training.class_cap', 'training.max_loss'),
   *('selection.delta', 'selection.sigma0', 'selection.sigma1', 'pretrain.steps'),
+  'selection.min_source_images',
   *('loss.target_weight', 'loss.source_weight', 'loss.label_smoothing'),
   *('solver.warmup_steps', 'solver.momentum', 'solver.weight_decay', 'solver.l2_sp', 'solver.ema'),
 )

@@ -1,6 +1,7 @@
 """The paper's loop: select → train → score → grow, once per round (Ge & Yu 2017, Section 3)."""
 
 import contextlib
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from sjft_jax.data.sampler import repeats
 from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.runtime import console
+from sjft_jax.selection.coverage import choose_num_neighbors
 from sjft_jax.selection.hardness import entropy
 from sjft_jax.selection.schedule import SelectionOptions, grow
 from sjft_jax.selection.subset import Subset, select
@@ -31,6 +33,7 @@ def run_rounds(
     ranking: deep enough for the last round (`SelectionOptions.ranking_depth`).
     options: what is selected.
   """
+  options = resolve_num_neighbors(options, ranking)
   target, source = trainer.domains.target, trainer.domains.source
   num_neighbors = np.full(len(target), options.num_neighbors)
   earlier = [results.load_round(trainer, number) for number in range(options.rounds)]
@@ -61,6 +64,25 @@ def run_rounds(
         **options.increments,
       )
   return rounds
+
+
+def resolve_num_neighbors(options: SelectionOptions, ranking: Ranking) -> SelectionOptions:
+  """Return the options with the K0 that `min_source_images` leads to, and print it.
+
+  Args:
+    options: what is selected.
+    ranking: at least as deep as `SelectionOptions.ranking_depth`.
+  """
+  if not options.min_source_images or not options.ranking_depth:
+    return options
+  k0, source_images = choose_num_neighbors(
+    ranking.indices[:, : options.num_neighbors], options.min_source_images
+  )
+  line = f'  K0 = {k0:,} reaches {source_images:,} of {options.min_source_images:,} source images'
+  if source_images < options.min_source_images:
+    line += '; raise selection.num_neighbors to reach more'
+  console.say(line)
+  return dataclasses.replace(options, num_neighbors=k0)
 
 
 def _run_round(
