@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from sjft_jax.data.dataset import Domains
 from sjft_jax.data.sampler import Sampler
 from sjft_jax.data.transforms import AUGMENTATIONS, VIEWS
+from sjft_jax.report.tables import FORMATS
 from sjft_jax.runtime.options import choose
 from sjft_jax.screening.screen import DUPLICATES_OF
 from sjft_jax.selection.schedule import SelectionOptions
@@ -161,6 +162,8 @@ def default() -> ConfigDict:
   j.every = 10  # Steps from one line, the means since the last, to the next.
   j.tensorboard = True  # Where tensorboardX is installed; look with tensorboard --logdir runs.
   j.wandb = ''  # A project of Weights & Biases, to tell that too; '': none.
+  # Of each round's selection: 'csv', 'parquet', or 'auto', which is Parquet beyond a million rows.
+  j.selection_format = 'auto'
 
   # The runs to compare, in order: any of none, random, all, selected, rounds.
   c.arms = ('none', 'rounds')
@@ -257,6 +260,7 @@ _CHOICES = {
   'screening.exclude_duplicates_of': DUPLICATES_OF,
   'solver.schedule': SCHEDULES,
   'solver.momentum_style': MOMENTUM_STYLES,
+  'logging.selection_format': FORMATS,
 }
 
 

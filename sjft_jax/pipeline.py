@@ -120,7 +120,7 @@ def run_on_datasets(
     workdirs.check_unchanged(config, workdir, resume_with_changes=resume_with_changes)
     result_files.save_split(workdir / 'split.csv', domains)
     console.stage('Looking at every image')
-    domains = Domains(*screen(workdir, *domains, **config.screening))
+    domains, left_out = screen(workdir, *domains, **config.screening)
     # Not before: an option that proves impossible here can be changed in the same work directory.
     workdirs.save_config(config, workdir)
     run_checkpoint.save_description(
@@ -153,9 +153,10 @@ def run_on_datasets(
       seed=config.seed,
       seconds=seconds,
     )
+    results['left_out'] = left_out
     artifacts.write_json(workdir / 'results.json', results)
   summary.print_table(results)
-  console.say(f'Look at {workdir}: results.json, neighbors.png, arms/*/rounds/*/selection.csv')
+  console.say(f'Look at {workdir}: results.json, neighbors.png, arms/*/rounds/*/selection.*')
   return results
 
 

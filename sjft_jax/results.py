@@ -91,7 +91,8 @@ def load_round(trainer: Trainer, number: int) -> Round | None:
 def save_selection(trainer: Trainer, number: int, subset: Subset | None, ranking: Ranking) -> None:
   """Write who is paired with whom: target, source, rank (from 1), divergence in nats.
 
-  A pool that all targets share has no target, rank or divergence.
+  A pool that all targets share has no target, rank or divergence. The table is selection.csv or
+  selection.parquet, by the option `logging.selection_format`.
   """
   target, source = trainer.domains.target, trainer.domains.source
 
@@ -112,8 +113,16 @@ def save_selection(trainer: Trainer, number: int, subset: Subset | None, ranking
         ranking.divergences[index, :count],
       )
 
-  path = round_dir(trainer, number) / 'selection.csv'
+  num_rows = 0
+  if subset is not None:
+    num_rows = len(subset) if subset.is_shared else int(subset.num_neighbors.sum())
+  suffix = tables.table_suffix(trainer.config['logging']['selection_format'], num_rows)
+  path = round_dir(trainer, number) / f'selection{suffix}'
   tables.write_table(path, tables.NEIGHBOR_COLUMNS, parts())
+  for other in {'.csv', '.parquet'} - {
+    suffix
+  }:  # A run that was stopped may have had another format.
+    (round_dir(trainer, number) / f'selection{other}').unlink(missing_ok=True)
 
 
 def save_split(path: epath.Path, domains: Domains) -> None:

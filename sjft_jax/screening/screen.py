@@ -5,13 +5,14 @@ The stages that follow get data sets without these images.
 
 import os
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from etils import epath
 from jaxtyping import Bool
 
-from sjft_jax.data.dataset import Dataset, Labels, SubsetDataset
+from sjft_jax.data.dataset import Dataset, Domains, Labels, SubsetDataset
 from sjft_jax.report import tables
 from sjft_jax.runtime import console
 from sjft_jax.runtime.options import choose
@@ -22,6 +23,19 @@ from sjft_jax.screening.scan import scan
 DUPLICATES_OF = ('test', 'test_and_train', 'none')
 
 
+class ScreeningResult(NamedTuple):
+  """The data sets of a run without the images that were left out.
+
+  Attributes:
+    domains: the data sets.
+    left_out: how many images that were: {'unreadable': {'target', 'test', 'source'}, 'duplicates'},
+      where duplicates are source images.
+  """
+
+  domains: Domains
+  left_out: dict[str, Any]
+
+
 def screen(
   workdir: epath.Path,
   target: Dataset,
@@ -30,7 +44,7 @@ def screen(
   *,
   max_bad_share: float,
   exclude_duplicates_of: str,
-) -> tuple[Dataset, Dataset, Dataset]:
+) -> ScreeningResult:
   """Leave out unreadable images and source images that are copies of target images.
 
   Writes bad_images.csv (data_set, image, reason) and duplicates.csv (source, target, target_set,
@@ -47,9 +61,15 @@ def screen(
     ValueError: as for `exclude_unreadable`; an unknown option; nothing of the source is left.
   """
   choose('exclude_duplicates_of', exclude_duplicates_of, DUPLICATES_OF)
+  given = Domains(target, test, source)
   target, test, source = exclude_unreadable(
-    (target, test, source), workdir / 'bad_images.csv', max_bad_share=max_bad_share
+    given, workdir / 'bad_images.csv', max_bad_share=max_bad_share
   )
+  rest = Domains(target, test, source)
+  unreadable = {
+    name: len(before) - len(after)
+    for name, before, after in zip(Domains._fields, given, rest, strict=True)
+  }
   listing = workdir / 'duplicates.csv'
   guarded = {'test': test}
   if exclude_duplicates_of == 'test_and_train':
@@ -76,14 +96,15 @@ def screen(
     also = f' and {fate}: see {listing}' if len(pairs.source) else ''
     console.say(f'  {images} duplicate {name} images{also}')
   if exclude_duplicates_of == 'none':
-    return target, test, source
+    return ScreeningResult(rest, {'unreadable': unreadable, 'duplicates': 0})
   source = _drop(source, np.concatenate([pairs.source for pairs in duplicates.values()]))
   if not len(source):
     raise ValueError(
       f'every image of {source.name} duplicates an image of the target, see {listing}; use another '
       'source'
     )
-  return target, test, source
+  left_out = {'unreadable': unreadable, 'duplicates': len(rest.source) - len(source)}
+  return ScreeningResult(rest._replace(source=source), left_out)
 
 
 def exclude_unreadable(

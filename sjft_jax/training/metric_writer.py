@@ -33,11 +33,13 @@ class LoggingOptions:
     every: steps from one line, the means since the last, to the next.
     tensorboard: write event files, if tensorboardX is installed.
     wandb: a project of Weights & Biases; '': none.
+    selection_format: of the tables of selected images (see `tables.FORMATS`).
   """
 
   every: int
   tensorboard: bool
   wandb: str
+  selection_format: str = 'auto'
 
 
 class MetricWriter:
