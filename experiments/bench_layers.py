@@ -2,8 +2,8 @@
 
   python -m experiments.bench_layers --batch=8 [--repeats=9]
 
-Each layer three times: ours as `sjft_jax.runtime.compilation` has it compiled, ours as XLA compiles by
-itself, and PyTorch's (channels last); milliseconds, medians over turns in one process, and the
+Each layer three times: ours as `sjft_jax.runtime.compilation` has it compiled, ours as XLA compiles
+by itself, and PyTorch's (channels last); milliseconds, medians over turns in one process, and the
 median of each turn's ratio. Two more rows show what was not taken: XLA's own 1×1 convolution and
 max-pool. It needs the extra `reference`.
 """

@@ -13,7 +13,8 @@ where one step follows the other; figures are medians over the turns, ratios med
 ratio, since other tenants slow the machine for seconds at a time.
 
 - images_per_second; speedup_vs_torch: PyTorch's time over ours.
-- speedup_vs_plain: the time of the same step compiled without `sjft_jax.runtime.compilation` over ours.
+- speedup_vs_plain: the time of the same step compiled without `sjft_jax.runtime.compilation` over
+  ours.
 - fraction_of_peak: multiplications and additions, three times those of a forward pass (by XLA's
   count of it), over those of a square product in the same precision, numpy's or JAX's, whichever
   is the faster.

@@ -6,10 +6,10 @@ A variant is the demo's configuration with some options of its sections `bank` a
 changed, such as `num_bins=16`, `layers=conv1:conv3` or `tap=relu+smoothing=2`. Measured are
 
 - relevance, of the ranking for the whole target training set: which share of the selected source
-  images comes from families that cannot help; the same in the max_num_neighbors prefix that rounds can grow
-  to; which share of each target image's K0 neighbours is a texture, as the target is; and, of the
-  target's training images ranked against each other, which share of the nearest others is of the
-  same class;
+  images comes from families that cannot help; the same in the max_num_neighbors prefix that rounds
+  can grow to; which share of each target image's K0 neighbours is a texture, as the target is; and,
+  of the target's training images ranked against each other, which share of the nearest others is of
+  the same class;
 - accuracy of the arm `selected` on held-out target training images, trained and scored as in the
   demo. Seed s holds out fold s of `tune_demo`, around and around: an even number of seeds counts
   every held-out image as often.

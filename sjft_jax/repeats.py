@@ -1,4 +1,4 @@
-"""One configuration with several seeds and splits: the mean and its spread (the paper's Table 4)."""
+"""One configuration with several seeds and splits: the mean and its spread (as in Table 4)."""
 
 import math
 import os

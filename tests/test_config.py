@@ -138,7 +138,9 @@ def test_arms_differ_by_their_overrides_only():
 
 def test_impossible_overrides_are_named():
   c = config.default()
-  with pytest.raises(ValueError, match="arms='noone' is unknown; did you mean 'none'.*all, constant, none"):
+  with pytest.raises(
+    ValueError, match="arms='noone' is unknown; did you mean 'none'.*all, constant, none"
+  ):
     config.arm_config(c, 'noone')
   c.overrides.none.solver = {'learning_rat': 0.5}
   with pytest.raises(ValueError, match=r'overrides\.none: .*learning_rate'):

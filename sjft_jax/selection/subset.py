@@ -62,9 +62,9 @@ def select(
 
   Args:
     method: 'nearest' takes each target's own first `num_neighbors` of the ranking, as in the paper;
-      'random' takes `random_size` images, drawn once for all targets, so that a larger subset of the
-      same seed contains the smaller ones; 'all' takes the whole source; 'none'
-      takes nothing, for plain fine-tuning.
+      'random' takes `random_size` images, drawn once for all targets, so that a larger subset of
+      the same seed contains the smaller ones; 'all' takes the whole source; 'none' takes nothing,
+      for plain fine-tuning.
     ranking: source indices, nearest first.
     num_neighbors: K_i of this round.
     num_source: number of source images.
@@ -85,5 +85,6 @@ def select(
     return nearest
   pool = np.arange(num_source)
   if method == 'random':
-    pool = np.random.Generator(np.random.Philox(key=seed)).permutation(num_source)[: len(nearest)]
+    size = len(nearest) if random_size is None else random_size
+    pool = np.random.Generator(np.random.Philox(key=seed)).permutation(num_source)[:size]
   return Subset(pool[None], np.full(len(num_neighbors), len(pool)))
