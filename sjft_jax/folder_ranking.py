@@ -14,9 +14,9 @@ from jaxtyping import Float32, Int32
 from sjft_jax.config import option_section
 from sjft_jax.data.folder import UnlabelledFolder
 from sjft_jax.descriptors import bank as banks
-from sjft_jax.ranking import DescriptorOptions, load_or_rank
+from sjft_jax.ranking import DescriptorOptions, load_or_rank, ranking_fingerprint
 from sjft_jax.report import tables
-from sjft_jax.runtime import artifacts, console
+from sjft_jax.runtime import console
 from sjft_jax.screening.screen import exclude_unreadable
 
 # Rows of a table that are written at once.
@@ -104,9 +104,7 @@ def rank_folders(
   if bad_images is not None and (targets, sources) == folders:
     epath.Path(bad_images).unlink(missing_ok=True)  # It has no rows.
   console.say(f'Target: {len(targets):,} images. Source: {len(sources):,} images.')
-  fingerprint = artifacts.fingerprint(
-    targets.fingerprint, sources.fingerprint, dict(bank), descriptors.result_options, k
-  )
+  fingerprint = ranking_fingerprint(targets, sources, filter_bank, k, descriptors)
   with tempfile.TemporaryDirectory() as scratch:
     path = path or epath.Path(scratch) / 'ranking.npz'
     result = load_or_rank(path, fingerprint, targets, sources, filter_bank, k, descriptors)

@@ -18,20 +18,19 @@ from sjft_jax import results as result_files
 from sjft_jax import workdir as workdirs
 from sjft_jax.data import registry, transforms
 from sjft_jax.data.dataset import Domains
-from sjft_jax.data.pairs import SourcePairs
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.models.build import ModelOptions, build_network
 from sjft_jax.models.weights import run_checkpoint
 from sjft_jax.report import summary
-from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
-from sjft_jax.rounds import run_rounds
+from sjft_jax.rounds import resolve_num_neighbors, run_arms
 from sjft_jax.runtime import artifacts, console, distributed
 from sjft_jax.runtime.lock import lock
-from sjft_jax.screening.screen import screen
+from sjft_jax.screening.screen import ScreeningResult, screen
 from sjft_jax.selection.schedule import SelectionOptions
 from sjft_jax.training import evaluation, losses, metric_writer, optimizer
-from sjft_jax.training.trainer import PretrainOptions, Trainer, TrainerFactory, TrainingOptions
+from sjft_jax.training.pretrain import PretrainOptions, pretrain_trunk
+from sjft_jax.training.trainer import TrainerFactory, TrainingOptions
 
 # What takes the options of each section, as keywords.
 CONSUMERS: dict[str, Callable[..., Any]] = {
@@ -114,7 +113,7 @@ def run_on_datasets(
       seed=config.seed,
     )
   fingerprint = artifacts.fingerprint(
-    workdirs.result_options(config), *(data.fingerprint for data in domains)
+    workdirs.result_options(config), bank.fingerprint, *(data.fingerprint for data in domains)
   )
   workdirs.check_unchanged(config, workdir, resume_with_changes=resume_with_changes)
   results = result_files.load_results(workdir / 'results.json', fingerprint)
@@ -126,7 +125,7 @@ def run_on_datasets(
   with lock(workdir) if distributed.is_lead_host() else artifacts.suppress_writes(workdir):
     # Again, since another run may just have ended here.
     workdirs.check_unchanged(config, workdir, resume_with_changes=resume_with_changes)
-    domains = screen_images(workdir, domains, config, arms)
+    domains, left_out = screen_images(workdir, domains, config, arms)
     result_files.save_test_images(workdir, fingerprint, domains.test)
     # Not before: an option that proves impossible here can be changed in the same work directory.
     workdirs.save_config(config, workdir)
@@ -142,45 +141,36 @@ def run_on_datasets(
     selections = {name: SelectionOptions(**options.selection) for name, options in arms.items()}
     depth = max((selection.ranking_depth for selection in selections.values()), default=0)
     ranking = rank(workdir, domains, bank, depth, config, seconds, earlier_runs)
+    selections = resolve_num_neighbors(selections, ranking)
     variables = network.variables
     if pretrainer is not None:
       variables = pretrain_trunk(pretrainer, variables, seconds)
-    rounds: dict[str, list[Round]] = {}
-    # The growing arm first: the random one has as many source images as it, round by round.
-    for number, name in enumerate(sorted(arms, key=lambda arm: arm != 'rounds'), 1):
-      title = result_files.arm_title(name, selections[name].rounds)
-      console.stage(f'Arm {number} of {len(arms)}: {title}')
-      sizes = [round_.source_images for round_ in rounds.get('rounds', ())]
-      rounds[name] = run_rounds(trainers[name], variables, ranking, selections[name], sizes)
-      seconds[f'train {name}'] = rounds[name][-1].seconds
-    rounds = {name: rounds[name] for name in arms}
-    results = {
-      'fingerprint': fingerprint,
-      'seed': config.seed,
-      'device': result_files.device(),
-      'seconds': seconds,
-      **result_files.summarize(rounds, domains.test, config.evaluation.views),
-    }
+    rounds = run_arms(trainers, variables, ranking, selections)
+    seconds |= {f'train {name}': arm_rounds[-1].seconds for name, arm_rounds in rounds.items()}
+    results = {'fingerprint': fingerprint, 'seed': config.seed, 'device': result_files.device()}
+    results |= {'left_out': left_out, 'seconds': seconds}
+    results |= result_files.summarize(rounds, domains.test, config.evaluation.views)
     artifacts.write_json(workdir / 'results.json', results)
   summary.print_table(results)
-  console.say(f'Look at {workdir}: results.json, neighbors.png, arms/*/rounds/*/selection.csv')
+  console.say(f'Look at {workdir}: results.json, neighbors.png, arms/*/rounds/*/selection.*')
   return results
 
 
 def screen_images(
   workdir: epath.Path, domains: Domains, config: ConfigDict, arms: dict[str, ConfigDict]
-) -> Domains:
+) -> ScreeningResult:
   """Leave out unreadable images and copies of test images, and check that enough are left."""
   result_files.save_split(workdir / 'split.csv', domains)
   console.stage('Looking at every image')
-  target, test, source = screen(workdir, *domains, **config.screening)
+  result = screen(workdir, *domains, **config.screening)
   for options in arms.values():
-    configs.check_sizes(options, Domains(target, test, source))
+    configs.check_sizes(options, result.domains)
+  target, test, source = result.domains
   console.say(
     f'Target: {len(target):,} training and {len(test):,} test images in {len(target.classes):,} '
     f'classes. Source: {len(source):,} images in {len(source.classes):,} classes.'
   )
-  return Domains(target, test, source)
+  return result
 
 
 def rank(
@@ -198,10 +188,8 @@ def rank(
     empty = np.zeros((len(target), 0))
     return Ranking(empty.astype(np.int32), empty.astype(np.float32))
   console.stage('Ranking the source by its filter responses')
-  data = target.fingerprint, source.fingerprint
-  ranking_options = workdirs.result_options(config, 'bank', 'descriptors')
-  fingerprint = artifacts.fingerprint(*data, ranking_options, depth)
   options, path = rankings.DescriptorOptions(**config.descriptors), workdir / 'ranking.npz'
+  fingerprint = rankings.ranking_fingerprint(target, source, bank, depth, options)
   if distributed.is_lead_host():
     rankings.copy_ranking([run / 'ranking.npz' for run in earlier_runs], path, fingerprint)
   ranking, _, seconds['rank'] = rankings.load_or_rank(
@@ -209,16 +197,3 @@ def rank(
   )
   result_files.save_neighbor_figure(workdir / 'neighbors.png', domains, ranking)
   return ranking
-
-
-def pretrain_trunk(
-  trainer: Trainer, variables: dict[str, Any], seconds: dict[str, float]
-) -> dict[str, Any]:
-  """Train the trunk on the source alone; return `variables` with it, and note the seconds."""
-  console.stage('Pretraining the trunk on the source')
-  with trainer.open(variables) as run:
-    run.train(trainer.pairs(None, 0, batches=SourcePairs), trainer.options.steps)
-    trained = run.network()
-  seconds['pretrain'] = run.progress.seconds
-  params = {**variables['params'], 'trunk': trained['params']['trunk']}
-  return {'params': params, 'batch_stats': trained['batch_stats']}

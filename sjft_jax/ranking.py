@@ -76,6 +76,19 @@ class RankingResult(NamedTuple):
   seconds: float
 
 
+def ranking_fingerprint(
+  target: Dataset, source: Dataset, bank: FilterBank, depth: int, options: DescriptorOptions
+) -> str:
+  """Return the fingerprint of everything that decides a ranking.
+
+  Args:
+    target, source, bank, depth, options: as for `load_or_rank`.
+  """
+  return artifacts.fingerprint(
+    target.fingerprint, source.fingerprint, bank.fingerprint, options.result_options, depth
+  )
+
+
 def load_or_rank(
   path: epath.Path,
   fingerprint: str,
@@ -91,7 +104,7 @@ def load_or_rank(
 
   Args:
     path: an .npz file; beside it a search that is stopped leaves `<name>.partial.npz`.
-    fingerprint: of everything that decides the ranking.
+    fingerprint: of everything that decides the ranking (see `ranking_fingerprint`).
     target: the images to find neighbours of; they also decide the bins.
     source: the images to find neighbours among.
     bank: the filters that describe them.

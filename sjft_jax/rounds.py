@@ -1,8 +1,8 @@
 """The paper's loop: select → train → score → grow, once per round (Ge & Yu 2017, Section 3)."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from sjft_jax.data.sampler import repeats
 from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.runtime import console
+from sjft_jax.selection.coverage import Coverage, choose_num_neighbors
 from sjft_jax.selection.hardness import entropy
 from sjft_jax.selection.schedule import SelectionOptions, grow
 from sjft_jax.selection.subset import Subset, select
@@ -20,6 +21,55 @@ from sjft_jax.training import step
 from sjft_jax.training.trainer import OpenRun, Trainer
 
 NumNeighbors = Int[np.ndarray, ' target']
+
+
+def run_arms(
+  trainers: Mapping[str, Trainer],
+  variables: dict[str, Any],
+  ranking: Ranking,
+  selections: Mapping[str, SelectionOptions],
+) -> dict[str, list[Round]]:
+  """Run the rounds of every arm; return them in the order of the trainers.
+
+  Args:
+    trainers: that of each arm.
+    variables, ranking: as for `run_rounds`.
+    selections: the options of each arm.
+  """
+  rounds: dict[str, list[Round]] = {}
+  # The growing arm first: the random one has as many source images as it, round by round.
+  for number, name in enumerate(sorted(trainers, key=lambda arm: arm != 'rounds'), 1):
+    title = results.arm_title(name, selections[name].rounds)
+    console.stage(f'Arm {number} of {len(trainers)}: {title}')
+    sizes = [round_.source_images for round_ in rounds.get('rounds', ())]
+    rounds[name] = run_rounds(trainers[name], variables, ranking, selections[name], sizes)
+  return {name: rounds[name] for name in trainers}
+
+
+def resolve_num_neighbors(
+  selections: Mapping[str, SelectionOptions], ranking: Ranking
+) -> dict[str, SelectionOptions]:
+  """Return the options of every arm with the K0 that `min_source_images` leads to, and print it.
+
+  Arms that agree in their options agree in K0, also where an arm does not use the ranking. Without
+  a ranking, K0 stays as it is.
+
+  Args:
+    selections: the options of each arm.
+    ranking: at least as deep as the `SelectionOptions.ranking_depth` of every arm.
+  """
+  coverages: dict[tuple[int, int], Coverage] = {}
+  resolved = dict(selections)
+  for name, options in selections.items():
+    largest, minimum = limits = options.num_neighbors, options.min_source_images
+    if not minimum or not ranking.indices.shape[1]:
+      continue
+    if limits not in coverages:
+      k0, reached = coverages[limits] = choose_num_neighbors(ranking.indices[:, :largest], minimum)
+      remedy = '; raise selection.num_neighbors to reach more' if reached < minimum else ''
+      console.say(f'  K0 = {k0:,} reaches {reached:,} of {minimum:,} source images{remedy}')
+    resolved[name] = replace(options, num_neighbors=coverages[limits].num_neighbors)
+  return resolved
 
 
 def run_rounds(

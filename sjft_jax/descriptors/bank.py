@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from sjft_jax.descriptors import alexnet, gabor
+from sjft_jax.runtime import artifacts
 from sjft_jax.runtime.options import choose
 
 NAMES = ('alexnet', 'alexnet_caffe', 'gabor')
@@ -21,6 +22,7 @@ class FilterBank:
     num_filters: the number of filters in each layer.
     respond: jitted; takes RGB images 0–255 and returns one float32 map for each layer.
     layer_weights: a factor for each layer on the w_h of its filters; (): 1 for every layer.
+    fingerprint: of the filters' values and everything else that decides a divergence.
 
   Raises:
     ValueError: `layer_weights` do not fit the layers, or are all 0.
@@ -30,6 +32,7 @@ class FilterBank:
   num_filters: tuple[int, ...]
   respond: Callable[[UInt8[Array, 'batch height width 3']], alexnet.Responses]
   layer_weights: tuple[float, ...] = ()
+  fingerprint: str = ''
 
   def __post_init__(self) -> None:
     weights, num_layers = self.layer_weights, len(self.num_filters)
@@ -74,6 +77,8 @@ def load(
   """
   choose('name', name, NAMES)
   if name == 'gabor':
-    return FilterBank('gabor', (gabor.NUM_FILTERS,), gabor.respond, tuple(layer_weights))
-  num_filters, respond = alexnet.load(name=name, layers=layers, tap=tap, pretrained=pretrained)
-  return FilterBank(name, num_filters, respond, tuple(layer_weights))
+    fingerprint = artifacts.fingerprint(name, layer_weights)
+    return FilterBank(name, (gabor.NUM_FILTERS,), gabor.respond, tuple(layer_weights), fingerprint)
+  filters = alexnet.load(name=name, layers=layers, tap=tap, pretrained=pretrained)
+  fingerprint = artifacts.fingerprint(name, layers, tap, filters.digest, layer_weights)
+  return FilterBank(name, filters.num_filters, filters.respond, tuple(layer_weights), fingerprint)

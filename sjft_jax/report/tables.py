@@ -11,9 +11,13 @@ import pyarrow.parquet
 from etils import epath
 
 from sjft_jax.runtime import artifacts
+from sjft_jax.runtime.options import choose
 
 # What a table is written by, by the suffix of its name.
 _WRITERS = {'.csv': pa.csv.CSVWriter, '.parquet': pa.parquet.ParquetWriter}
+# 'auto' writes large tables as Parquet: a million rows of a selection are about 100 MB of text.
+FORMATS = ('auto', 'csv', 'parquet')
+_MAX_CSV_ROWS = 1_000_000
 
 # Pairs of a target image and one of its neighbours: rank 1 is the nearest, divergences are in nats.
 NEIGHBOR_COLUMNS = {
@@ -36,6 +40,18 @@ def check_output(path: Path) -> None:
     raise ValueError(f'--output={path}: there is no folder {path.parent}; create it')
   if path.is_dir() or not os.access(path.parent, os.W_OK):
     raise ValueError(f'--output={path}: a file cannot be written there')
+
+
+def table_suffix(table_format: str, num_rows: int) -> str:
+  """Return the suffix of a table in one of `FORMATS`: '.csv' or '.parquet'.
+
+  Raises:
+    ValueError: the format is unknown.
+  """
+  choose('table_format', table_format, FORMATS)
+  if table_format == 'auto':
+    table_format = 'csv' if num_rows <= _MAX_CSV_ROWS else 'parquet'
+  return f'.{table_format}'
 
 
 def write_table(

@@ -5,13 +5,14 @@ The stages that follow get data sets without these images.
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from etils import epath
 from jaxtyping import Bool
 
-from sjft_jax.data.dataset import Dataset, SubsetDataset
+from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset
 from sjft_jax.report import tables
 from sjft_jax.runtime import console
 from sjft_jax.runtime.options import choose
@@ -31,6 +32,19 @@ _DUPLICATE_COLUMNS = {
 }
 
 
+class ScreeningResult(NamedTuple):
+  """The data sets of a run without the images that were left out.
+
+  Attributes:
+    domains: the data sets.
+    left_out: the number of images that were left out: {'unreadable': {'target', 'test', 'source'},
+      'duplicates'}, where duplicates are source images.
+  """
+
+  domains: Domains
+  left_out: dict[str, Any]
+
+
 def screen(
   workdir: epath.Path,
   target: Dataset,
@@ -39,7 +53,7 @@ def screen(
   *,
   max_bad_share: float,
   exclude_duplicates_of: str,
-) -> tuple[Dataset, Dataset, Dataset]:
+) -> ScreeningResult:
   """Leave out unreadable images, and source images that duplicate target images.
 
   Writes bad_images.csv (data_set, image, reason) and duplicates.csv (source, target, target_set,
@@ -58,9 +72,14 @@ def screen(
     ValueError: as for `exclude_unreadable`; an unknown option; nothing of the source remains.
   """
   choose('exclude_duplicates_of', exclude_duplicates_of, DUPLICATES_OF)
+  given = Domains(target, test, source)
   target, test, source = exclude_unreadable(
-    (target, test, source), workdir / 'bad_images.csv', max_bad_share=max_bad_share
+    given, workdir / 'bad_images.csv', max_bad_share=max_bad_share
   )
+  unreadable = {
+    name: len(before) - len(after)
+    for name, before, after in zip(Domains._fields, given, (target, test, source), strict=True)
+  }
   protected = {'test': test}
   if exclude_duplicates_of == 'test_and_train':
     protected['train'] = target
@@ -75,14 +94,17 @@ def screen(
       f'  {count:,} of {len(source):,} source images duplicate {name} images{consequence}'
     )
   if exclude_duplicates_of == 'none':
-    return target, test, source
-  source = _drop(source, np.concatenate([pairs.source for pairs in duplicates.values()]))
-  if not len(source):
+    return ScreeningResult(
+      Domains(target, test, source), {'unreadable': unreadable, 'duplicates': 0}
+    )
+  remaining = _drop(source, np.concatenate([pairs.source for pairs in duplicates.values()]))
+  if not len(remaining):
     raise ValueError(
       f'every image of {source.name} duplicates an image of the target, see {listing}; use another '
       'source'
     )
-  return target, test, source
+  left_out = {'unreadable': unreadable, 'duplicates': len(source) - len(remaining)}
+  return ScreeningResult(Domains(target, test, remaining), left_out)
 
 
 def exclude_unreadable(

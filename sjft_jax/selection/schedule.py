@@ -12,7 +12,10 @@ class SelectionOptions:
 
   Attributes:
     method: where neighbours come from, as for `subset.select`.
-    num_neighbors: K0, the neighbours of each target image in the first round.
+    num_neighbors: K0, the neighbours of each target image in the first round; with
+      `min_source_images` the largest K0 allowed.
+    min_source_images: K0 becomes the smallest number of neighbours that together hold so many
+      distinct source images (see `coverage`); 0: K0 is `num_neighbors`.
     rounds: number of rounds.
     delta: δ of Eq. 3, nats.
     sigma0: σ0 of Eq. 3, in multiples of K0.
@@ -25,6 +28,7 @@ class SelectionOptions:
   delta: float
   sigma0: float
   sigma1: float
+  min_source_images: int = 0
 
   @property
   def increments(self) -> dict[str, int]:

@@ -85,5 +85,6 @@ def select(
     return nearest
   pool = np.arange(num_source)
   if method == 'random':
-    pool = np.random.Generator(np.random.Philox(key=seed)).permutation(num_source)[: len(nearest)]
+    size = len(nearest) if random_size is None else random_size
+    pool = np.random.Generator(np.random.Philox(key=seed)).permutation(num_source)[:size]
   return Subset(pool[None], np.full(len(num_neighbors), len(pool)))

@@ -1,7 +1,7 @@
 """Predict the class probabilities of a data set, averaged over the views of each image."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import jax
@@ -13,6 +13,9 @@ from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.loader import views
 from sjft_jax.runtime import console, distributed, memory
 from sjft_jax.training.step import TrainState
+
+# Of an image's views: [view, height, width, channel] for each size.
+Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,10 @@ class Evaluator:
     Raises:
       OutOfMemoryError: memory ran out; the message says which option to lower.
     """
-    start, stop = distributed.shard_bounds(len(data))
+    # Shapes of batches follow from the images. Processes that compiled different shapes could wait
+    # for each other for ever: all predict all images then.
+    is_shared = view != 'multi_scale'
+    start, stop = distributed.shard_bounds(len(data)) if is_shared else (0, len(data))
     hint = memory.batch_size_hint(
       'evaluation.batch_size', self.options.batch_size, 'lower images.crop'
     )
@@ -66,13 +72,16 @@ class Evaluator:
       batches = views(
         data,
         functools.partial(transforms.evaluation_views, size=self.size, view=view),
-        self.options.batch_size,
+        self.options.batch_size if is_shared else 1,
         min_side=transforms.evaluation_side(self.size, view),
         start=start,
         stop=stop,
       )
-      p = predict(self.predict_step, state, console.with_progress(batches, advance))
-    return distributed.gather_shards(p, len(data))
+      batches = console.with_progress(batches, advance)
+      if is_shared:
+        p = predict(self.predict_step, state, batches)
+        return distributed.gather_shards(p, len(data))
+      return predict_shapes(self.predict_step, state, batches, self.options.batch_size)
 
 
 def predict(
@@ -87,14 +96,16 @@ def predict(
       [device, image, category], mapped over devices.
     state: replicated over the devices.
     batches: each a tuple with, for every size of the views, uint8 [image, view, height, width,
-      channel]. All batches but the last have equally many images. Sizes have equal weights, and so
-      have the views of one size.
+      channel]. All batches of one shape but the last have equally many images. Sizes have equal
+      weights, and so have the views of one size.
   """
   devices = jax.local_device_count()
-  results, padded_size = [], 0
+  results = []
+  padded_sizes: dict[Shapes, int] = {}
   for batch in batches:
     # A short last batch is padded, so that nothing is compiled twice, and cut again below.
-    padded_size = padded_size or -(-len(batch[0]) // devices) * devices
+    padded_size = -(-len(batch[0]) // devices) * devices
+    padded_size = padded_sizes.setdefault(_shapes(batch), padded_size)
     by_size = []
     for crops in batch:
       crops = np.pad(crops, [(0, padded_size - len(crops))] + [(0, 0)] * 4)
@@ -102,3 +113,63 @@ def predict(
       by_size.append(np.asarray(p).reshape(padded_size, crops.shape[1], -1).mean(axis=1))
     results.append(np.mean(by_size, axis=0)[: len(batch[0])])
   return np.concatenate(results)
+
+
+def predict_shapes(
+  predict_step: Callable[[TrainState, np.ndarray], jax.Array],
+  state: TrainState,
+  images: Iterable[tuple[np.ndarray, ...]],
+  batch_size: int,
+) -> Float[np.ndarray, 'image category']:
+  """Compute what `predict` does, for images whose views have different shapes.
+
+  Args:
+    predict_step, state: as for `predict`.
+    images: batches of one image each.
+    batch_size: square images in a batch.
+  """
+  order: list[int] = []
+
+  def batches() -> Iterator[tuple[np.ndarray, ...]]:
+    for indices, batch in group_by_shape(images, batch_size):
+      order.extend(indices)
+      yield batch
+
+  p = predict(predict_step, state, batches())
+  result = np.empty_like(p)
+  result[order] = p
+  return result
+
+
+def group_by_shape(
+  images: Iterable[tuple[np.ndarray, ...]], batch_size: int
+) -> Iterator[tuple[list[int], tuple[np.ndarray, ...]]]:
+  """Yield batches of images whose views have the same shapes, and the positions of these images.
+
+  A batch is yielded once it is full, at the end the others, in the order of their first image.
+
+  Args:
+    images: batches of one image each, with views as in `predict`.
+    batch_size: square images in a batch. Of longer ones there are fewer: about as many pixels.
+  """
+  groups: dict[Shapes, list[tuple[int, tuple[np.ndarray, ...]]]] = {}
+  for index, image in enumerate(images):
+    shapes = _shapes(image)
+    height, width = shapes[-1][1:3]
+    aspect = max(height, width) / min(height, width)
+    groups.setdefault(shapes, []).append((index, image))
+    if len(groups[shapes]) >= int(batch_size / aspect):
+      yield _join(groups.pop(shapes))
+  yield from map(_join, groups.values())
+
+
+def _shapes(batch: tuple[np.ndarray, ...]) -> Shapes:
+  """Return the shape of one image's views of each size."""
+  return tuple(views.shape[1:] for views in batch)
+
+
+def _join(
+  group: list[tuple[int, tuple[np.ndarray, ...]]],
+) -> tuple[list[int], tuple[np.ndarray, ...]]:
+  indices, images = zip(*group, strict=True)
+  return list(indices), tuple(map(np.concatenate, zip(*images, strict=True)))

@@ -33,11 +33,13 @@ class LoggingOptions:
     every: steps between two lines, which hold the means of the steps since the line before.
     tensorboard: whether to write event files, if tensorboardX is installed.
     wandb: the project of Weights & Biases; '': none.
+    selection_format: of the tables of selected images, one of `tables.FORMATS`.
   """
 
   every: int
   tensorboard: bool
   wandb: str
+  selection_format: str = 'auto'
 
 
 class MetricWriter:

@@ -82,23 +82,6 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainOptions:
-  """The section `pretrain` of the configuration.
-
-  Attributes:
-    steps: optimizer updates of the trunk on the source alone; 0: none.
-    learning_rate, schedule, warmup_steps, drop_every, drop_factor: as in `SolverOptions`.
-  """
-
-  steps: int
-  learning_rate: float
-  schedule: str
-  warmup_steps: int
-  drop_every: int
-  drop_factor: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Trainer:
   """What one network is trained with, and where its artifacts are.
 

@@ -302,21 +302,60 @@ def test_extreme_shapes_give_views_in_little_memory(size):
     tracemalloc.stop()
 
 
-def test_multi_scale_are_centre_squares_and_their_mirror_images():
-  image = noise(64, 100)
-  center = image[:, 18:82]
+def test_multi_scale_views_of_a_square_are_resized_squares_and_their_mirror_images():
+  image = noise(64, 64)
   views = transforms.multi_scale(image, resize=72, crop=64)
   assert [view.shape for view in views] == [(2, s, s, 3) for s in (64, 73, 110, 137, 183)]
-  np.testing.assert_array_equal(views[0], [center, center[:, ::-1]])
+  np.testing.assert_array_equal(views[0], [image, image[:, ::-1]])
   for view in views:
+    np.testing.assert_array_equal(view[0], transforms._resize(image, *view.shape[1:3]))
     np.testing.assert_array_equal(view[1], view[0][:, ::-1])
+
+
+@pytest.mark.parametrize(
+  ('size', 'shape'),
+  [
+    ((64, 100), (64, 96)),  # 1.56 is rounded to 12/8.
+    ((100, 64), (96, 64)),
+    ((64, 96), (64, 96)),
+    ((64, 67), (64, 64)),
+    ((64, 69), (64, 72)),
+    ((25, 65), (64, 160)),  # 2.6 is rounded to 10/4.
+  ],
+)
+def test_multi_scale_views_show_the_whole_image(size, shape):
+  views = transforms.multi_scale(atlas(*size), resize=72, crop=64)
+  assert views[0].shape == (2, *shape, 3)
+  # Pixels say where they come from: from everywhere between the ends of both sides.
+  y, x = ((np.arange(n) + 0.5) * old / n - 0.5 for n, old in zip(shape, size, strict=True))
+  inner = np.s_[2:-2, 2:-2]
+  assert np.abs(views[0][0, ..., 0] / 2 - x)[inner].max() < 1
+  assert np.abs(views[0][0, ..., 1] / 2 - y[:, None])[inner].max() < 1
+  for view in views:
+    height, width = view.shape[1:3]
+    assert abs(np.log(width / height) - np.log(size[1] / size[0])) < np.log(1.0625) + 0.01
+    np.testing.assert_array_equal(view[1], view[0][:, ::-1])
+
+
+def test_multi_scale_views_average_where_they_shrink():
+  image = noise(64, 96)
   (half,) = transforms.multi_scale(image, resize=224, crop=224, sides=(32,))
-  assert np.abs(half[0] - center.reshape(32, 2, 32, 2, 3).mean((1, 3))).max() <= 0.5 + 1e-6
-  # Twice the size: each block of four interpolates between a pixel and its neighbours.
-  (double,) = transforms.multi_scale(atlas(64, 100), resize=448, crop=448, sides=(64,))
-  place, matrix = fit_affine(double[0, 32:96, 32:96])
-  np.testing.assert_allclose(matrix, np.eye(2) / 2, atol=0.01)
-  np.testing.assert_allclose(place, [49.5, 31.5], atol=0.3)
+  expected = image.reshape(32, 2, 48, 2, 3).mean((1, 3))
+  assert np.abs(half[0] - expected).max() <= 0.5 + 1e-6
+
+
+def test_multi_scale_views_have_few_shapes():
+  rng = np.random.default_rng(0)
+  sizes = np.exp(rng.uniform(0, np.log(4.0), 3000))
+  aspects = {transforms.round_aspect(aspect) for aspect in sizes}
+  assert aspects == {n / 8 for n in range(8, 16)} | {n / 4 for n in range(8, 17)}
+  for aspect in sizes:
+    assert abs(np.log(transforms.round_aspect(aspect) / aspect)) <= np.log(1.0625) + 1e-9
+  shapes = {
+    transforms.multi_scale(noise(*size), resize=8, crop=8)[-1].shape[1:3]
+    for size in ((20, 1000), (1000, 20), (20, 80), (80, 20))
+  }
+  assert shapes == {(23, 92), (92, 23)}
 
 
 def test_evaluation_views_are_those_of_the_named_function():
@@ -334,12 +373,13 @@ def test_evaluation_views_are_those_of_the_named_function():
 
 
 @pytest.mark.parametrize('view', transforms.VIEWS)
-def test_every_evaluation_view_is_a_batch_of_squares(view):
+def test_every_evaluation_view_has_its_short_sides(view):
   size = transforms.ImageSize(resize=72, crop=64)
   views = transforms.evaluation_views(noise(50, 90), size=size, view=view)
   sides = transforms.scaled_sides(64) if view == 'multi_scale' else [64]
+  aspect = 1.75 if view == 'multi_scale' else 1
   count = {'center': 1, 'ten_crop': 10, 'multi_scale': 2}[view]
-  assert [array.shape for array in views] == [(count, side, side, 3) for side in sides]
+  assert [array.shape for array in views] == [(count, s, round(aspect * s), 3) for s in sides]
   assert all(array.dtype == np.uint8 for array in views)
 
 

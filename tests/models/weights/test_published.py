@@ -44,7 +44,8 @@ def server(monkeypatch, tmp_path):
 
 
 def publish(monkeypatch, url, content=CONTENT, algorithm='sha256', digits=8):
-  checksum = f'{algorithm}:{hashlib.new(algorithm, content).hexdigest()[:digits]}'
+  digest = hashlib.new(algorithm, content).hexdigest()[:digits] if algorithm else ''
+  checksum = f'{algorithm}:{digest}' if algorithm else ''
   entry = published.PublishedWeights(url, checksum)
   monkeypatch.setattr(published, 'PUBLISHED', {'test/net': entry, 'test/other': entry})
 
@@ -53,7 +54,7 @@ def folder():
   return artifacts.cache_dir() / 'weights'
 
 
-@pytest.mark.parametrize(('algorithm', 'digits'), [('sha256', 8), ('md5', 32)])
+@pytest.mark.parametrize(('algorithm', 'digits'), [('sha256', 8), ('md5', 32), ('sha1', 40)])
 def test_a_file_is_downloaded_once(server, monkeypatch, capsys, algorithm, digits):
   publish(monkeypatch, f'{server.address}/net.pth', algorithm=algorithm, digits=digits)
   path = published.fetch('test/net')
@@ -83,6 +84,43 @@ def test_a_download_with_the_wrong_checksum_is_deleted(server):
     published.fetch('test/net')
   assert '\n' not in str(error.value)
   assert not list(folder().iterdir())
+
+
+def test_a_file_without_a_checksum_is_compared_with_the_first_download(server, monkeypatch, capsys):
+  publish(monkeypatch, f'{server.address}/net.pth', algorithm='')
+  path = published.fetch('test/net')
+  digest = hashlib.sha256(CONTENT).hexdigest()
+  record = folder() / 'net.pth.sha256'
+  assert record.read_text() == f'{digest}  net.pth\n'
+  said = ' '.join(capsys.readouterr().out.split())
+  assert 'test/net is not verified: its publisher gives no checksum' in said
+  assert digest in said
+  assert published.fetch('test/net') == path
+  assert 'not verified' not in capsys.readouterr().out
+  assert server.requests == ['/net.pth']
+
+  path.write_bytes(CONTENT[::-1])
+  with pytest.raises(ValueError, match=r'is deleted: its sha256 was .*net.pth.sha256; delete this'):
+    published.fetch('test/net')
+  assert not path.exists()
+  # The publisher has another file by now: it is refused until the user gives up the record.
+  server.content = CONTENT[::-1]
+  with pytest.raises(ValueError, match='is deleted'):
+    published.fetch('test/net')
+  record.unlink()
+  assert published.fetch('test/net').read_bytes() == CONTENT[::-1]
+  assert hashlib.sha256(CONTENT[::-1]).hexdigest() in record.read_text()
+
+
+def test_every_checksum_is_of_a_known_algorithm_or_missing():
+  for name, entry in published.PUBLISHED.items():
+    if name.startswith('places365/'):
+      assert not entry.checksum
+      continue
+    algorithm, digits = entry.checksum.split(':')
+    assert algorithm in hashlib.algorithms_guaranteed
+    assert 8 <= len(digits) <= 2 * hashlib.new(algorithm).digest_size
+    assert digits == f'{int(digits, 16):0{len(digits)}x}'
 
 
 def test_a_truncated_download_leaves_nothing(server):
