@@ -118,7 +118,7 @@ def test_stopped_training_saves_the_steps_in_flight(
   tmp_path, monkeypatch, step_seconds, saved_step
 ):
   """While a long step is taken, the devices do not have the next one yet."""
-  monkeypatch.setattr(preemption, '_stopping', None)
+  monkeypatch.setattr(preemption, '_stop_signal', None)
   monkeypatch.setattr(preemption, '_is_requested', False)
 
   def stop_at_10(number, sums):
@@ -128,7 +128,7 @@ def test_stopped_training_saves_the_steps_in_flight(
   with pytest.raises(preemption.Stopped) as stopped:
     run(tmp_path, check_metrics=stop_at_10, step_seconds=step_seconds)
   assert stopped.value.status == 143
-  monkeypatch.setattr(preemption, '_stopping', None)
+  monkeypatch.setattr(preemption, '_stop_signal', None)
   with open_checkpoints(tmp_path) as checkpoints:
     assert checkpoints.steps()[-1] == saved_step
   progress, ended = run(tmp_path)
