@@ -10,10 +10,10 @@ verdict promises at most 5 in 100, half of them gains. The last column is what t
 of the formula that was used before would have said.
 """
 
-import argparse
 import json
 
 import numpy as np
+from absl import app, flags
 
 from sjft_jax.training import significance
 
@@ -42,35 +42,33 @@ def earlier_formula(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -
   return bool(abs(gain) > 0 and abs(gain) >= 2 * error)
 
 
-def main() -> None:
+def main(_: list[str]) -> None:
   """Print a table, or JSON."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--runs', type=int, default=2000)
-  parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--json', action='store_true')
-  options = parser.parse_args()
   rows = []
   for images in IMAGES:
     for classes in CLASSES:
-      rng = np.random.default_rng([options.seed, images, classes])
+      rng = np.random.default_rng([SEED.value, images, classes])
       alarms = earlier = 0
-      for _ in range(options.runs):
+      for _ in range(RUNS.value):
         first, second, labels = draw(rng, classes, images)
         result = significance.paired_gain(first, second, labels)
         alarms += result.p_value < significance.LEVEL
         earlier += earlier_formula(first, second, labels)
       row = {'images': images, 'classes': classes}
-      row |= {'verdicts': alarms / options.runs, 'two_errors_before': earlier / options.runs}
+      row |= {'verdicts': alarms / RUNS.value, 'two_errors_before': earlier / RUNS.value}
       rows.append(row)
-      if not options.json:
+      if not JSON.value:
         print(
           f'{images:3d} images a class, {classes:3d} classes: verdict {row["verdicts"]:.1%}, '
           f'before {row["two_errors_before"]:.1%}',
           flush=True,
         )
-  if options.json:
+  if JSON.value:
     print(json.dumps(rows, indent=2))
 
 
 if __name__ == '__main__':
-  main()
+  RUNS = flags.DEFINE_integer('runs', 2000, 'Pairs of classifiers for each row.')
+  SEED = flags.DEFINE_integer('seed', 0, 'Seed of the classifiers.')
+  JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else.')
+  app.run(main)

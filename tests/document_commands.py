@@ -114,6 +114,8 @@ def small_options(flags: list[str]) -> list[str]:
   options = {name: v for name, v in SMALL.items() if not has_option(flags, name)} | ALWAYS
   if has_option(flags, 'pretrain.steps'):
     options['pretrain.steps'] = 2
+  if has_option(flags, 'repeats'):
+    options['repeats'] = 2
   for file, more in OF_CONFIG.items():
     if any(flag.startswith(f'--config={file}') for flag in flags):
       options |= more
@@ -163,7 +165,7 @@ def expect_miniatures(flags: list[str]) -> None:
   imagenet2012.validation_labels = lambda: VALIDATION
   name = values['--dataset'].partition('/')[0]
   folder = Path(values.get('--archives', 'tfds/downloads/manual'))
-  archives.official(pytest.MonkeyPatch(), builders.load(name), folder)
+  archives.declare_official(pytest.MonkeyPatch(), builders.load(name), folder)
 
 
 def check_flags(module: str, flags: list[str]) -> None:
