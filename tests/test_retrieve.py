@@ -122,7 +122,7 @@ def test_search_is_kept_when_the_output_fills_the_disk(data, expected, tmp_path,
 @pytest.mark.parametrize(
   ('argument', 'message'),
   [
-    ('--output=neighbors.txt', r'the name must end in .csv or .parquet'),
+    ('--output=neighbors.txt', r'the name must end in one of .csv, .tsv, .parquet'),
     ('--output=nowhere/neighbors.csv', 'there is no folder nowhere; create it'),
     ('--k=0', 'k=0'),
     ('--k=151', 'k=151 exceeds the 150 images'),

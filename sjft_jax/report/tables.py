@@ -1,7 +1,8 @@
-"""Write tables as .csv or .parquet files."""
+"""Write tables as .csv, .tsv or .parquet files."""
 
+import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,13 @@ from etils import epath
 from sjft_jax.runtime import artifacts
 from sjft_jax.runtime.options import choose
 
-# What a table is written by, by the suffix of its name.
-_WRITERS = {'.csv': pa.csv.CSVWriter, '.parquet': pa.parquet.ParquetWriter}
+_TABS = pa.csv.WriteOptions(delimiter='\t')
+# What a table is written by, by the suffix of its name in lower case.
+_WRITERS: dict[str, Callable[..., Any]] = {
+  '.csv': pa.csv.CSVWriter,
+  '.tsv': functools.partial(pa.csv.CSVWriter, write_options=_TABS),
+  '.parquet': pa.parquet.ParquetWriter,
+}
 # 'auto' writes large tables as Parquet: a million rows of a selection are about 100 MB of text.
 FORMATS = ('auto', 'csv', 'parquet')
 _MAX_CSV_ROWS = 1_000_000
@@ -34,8 +40,8 @@ def check_output(path: Path) -> None:
   Raises:
     ValueError: another suffix, no such folder, or a place that cannot be written to.
   """
-  if path.suffix not in _WRITERS:
-    raise ValueError(f'--output={path}: the name must end in {" or ".join(_WRITERS)}')
+  if path.suffix.lower() not in _WRITERS:
+    raise ValueError(f'--output={path}: the name must end in one of {", ".join(_WRITERS)}')
   if not path.parent.is_dir():
     raise ValueError(f'--output={path}: there is no folder {path.parent}; create it')
   if path.is_dir() or not os.access(path.parent, os.W_OK):
@@ -62,7 +68,8 @@ def write_table(
   """Write a table, which appears under its name once it is complete.
 
   Args:
-    path: on a disk or in an object store; its suffix, .csv or .parquet, decides the format.
+    path: on a disk or in an object store; its suffix, .csv, .tsv or .parquet in any case, decides
+      the format.
     columns: the type of each column by name.
     parts: for each part of the rows, the values of all columns (arrays or lists). Parts are written
       one after another, so that a large table is never in memory as a whole.
@@ -70,7 +77,7 @@ def write_table(
   schema = pa.schema(list(columns.items()))
   with (
     artifacts.atomic_write(epath.Path(path)) as file,
-    _WRITERS[epath.Path(path).suffix](file, schema) as writer,
+    _WRITERS[epath.Path(path).suffix.lower()](file, schema) as writer,
   ):
     for part in parts:
       arrays = [pa.array(values, type=t) for values, t in zip(part, schema.types, strict=True)]

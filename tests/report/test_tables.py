@@ -13,11 +13,14 @@ COLUMNS = {'name': pa.string(), 'count': pa.int32(), 'share': pa.float32()}
 
 
 def read(path):
-  reader = pa.csv.read_csv if path.suffix == '.csv' else pa.parquet.read_table
-  return reader(path).to_pydict()
+  if path.suffix.lower() == '.parquet':
+    return pa.parquet.read_table(path).to_pydict()
+  delimiter = '\t' if path.suffix.lower() == '.tsv' else ','
+  options = pa.csv.ParseOptions(delimiter=delimiter)
+  return pa.csv.read_csv(path, parse_options=options).to_pydict()
 
 
-@pytest.mark.parametrize('suffix', ['.csv', '.parquet'])
+@pytest.mark.parametrize('suffix', ['.csv', '.parquet', '.tsv', '.CSV'])
 def test_parts_are_written_one_after_another(tmp_path, suffix):
   path = tmp_path / f'table{suffix}'
   path.write_text('old')
@@ -44,7 +47,7 @@ def test_csv_quotes_strings_and_writes_the_shortest_exact_numbers(tmp_path):
   ]
 
 
-@pytest.mark.parametrize('suffix', ['.csv', '.parquet'])
+@pytest.mark.parametrize('suffix', ['.csv', '.parquet', '.tsv', '.CSV'])
 def test_none_is_an_empty_cell(tmp_path, suffix):
   path = tmp_path / f'table{suffix}'
   tables.write_rows(path, COLUMNS, [('a', None, None), ('b', 2, 0.5)])
@@ -53,7 +56,7 @@ def test_none_is_an_empty_cell(tmp_path, suffix):
   assert table['share'] == [None, 0.5]
 
 
-@pytest.mark.parametrize('suffix', ['.csv', '.parquet'])
+@pytest.mark.parametrize('suffix', ['.csv', '.parquet', '.tsv', '.CSV'])
 def test_table_without_rows_has_its_columns(tmp_path, suffix):
   path = tmp_path / f'table{suffix}'
   tables.write_rows(path, COLUMNS, iter([]))
@@ -90,7 +93,7 @@ def test_output_that_can_be_written_is_accepted(tmp_path):
 
 
 def test_output_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
-  with pytest.raises(ValueError, match=r'table\.txt: the name must end in \.csv or \.parquet'):
+  with pytest.raises(ValueError, match=r'table\.txt: the name must end in one of \.csv, \.tsv, \.parquet'):
     tables.check_output(tmp_path / 'table.txt')
   with pytest.raises(ValueError, match=r'--output=.*there is no folder .*nowhere; create it'):
     tables.check_output(tmp_path / 'nowhere' / 'table.csv')
