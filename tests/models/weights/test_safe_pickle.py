@@ -261,8 +261,8 @@ def test_files_that_torch_saves_are_read(tmp_path, is_zip):
   network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
   state = network.state_dict()
   state |= {
-    'transposed': base.tensor(4, 6).t(),
-    'columns': base[3:9].tensor(2, 3)[:, ::2],
+    'transposed': base.view(4, 6).t(),
+    'columns': base[3:9].view(2, 3)[:, ::2],
     'channels_last': torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
     'scalar': torch.tensor(3.0),
     'empty': torch.zeros(0, 3),
