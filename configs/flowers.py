@@ -14,9 +14,9 @@ Table 1 compares filter banks with a half-width ResNet-50 that learns from the s
 
   python -m sjft_jax.main --config=configs/flowers.py:table1 --workdir=runs/table1
 
-The paper's overall accuracy with conv1 and conv2 is 89.59, with conv1 to conv5 88.82, with conv4 and
-conv5 88.48 (--config.bank.layers), with Gabor filters 88.90 (--config.bank.name=gabor), and without a
-source 88.12.
+The paper's overall accuracy is 89.59 with conv1 and conv2, 88.82 with conv1 to conv5 and 88.48 with
+conv4 and conv5 (--config.bank.layers), 88.90 with Gabor filters (--config.bank.name=gabor), and 88.12
+without a source.
 """
 
 from ml_collections import ConfigDict
@@ -32,7 +32,7 @@ def get_config(table: str = '') -> ConfigDict:
   c.source.dataset = 'imagenet2012'
   c.selection.num_neighbors = 300
   c.selection.min_source_images = 200_000
-  c.bank.name = 'alexnet_caffe'  # Whose conv1 and conv2 are the paper's 96 + 256 filters.
+  c.bank.name = 'alexnet_caffe'  # Its conv1 and conv2 are the paper's 96 + 256 filters.
   c.bank.pretrained = 'caffe/alexnet'
   if table:
     c.model.name = 'resnet50v2'

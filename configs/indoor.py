@@ -11,10 +11,10 @@ The images, once; Indoor is downloaded, the archives of ImageNet and Places you 
 Instead of :hybrid also :imagenet or :places. The paper's mean class accuracy (Table 5): ImageNet
 82.8, Places 85.8, hybrid 85.5, without a source 81.7. It was not repeated with this code.
 
-The authors' own network started from one that knew both. The nearest that is published is
---config.model.name=resnet152v1 --config.model.pretrained=places365/resnet152_hybrid; Places 365 alone
-has places365/resnet152, places365/resnet50 and more (sjft_jax/models/weights/published.py). Their
-publisher gives no checksums.
+The authors' own network started from one that knew ImageNet and Places. The nearest published one is
+--config.model.name=resnet152v1 --config.model.pretrained=places365/resnet152_hybrid. Places 365 alone
+has places365/resnet152, places365/resnet50 and more, which sjft_jax/models/weights/published.py
+lists. Their publisher gives no checksums.
 """
 
 from ml_collections import ConfigDict
@@ -36,7 +36,7 @@ def get_config(source: str = 'hybrid') -> ConfigDict:
   c.source.dataset = SOURCES[source]
   c.selection.num_neighbors = 100
   c.selection.min_source_images = 200_000
-  c.bank.name = 'alexnet_caffe'  # Whose conv1 and conv2 are the paper's 96 + 256 filters.
+  c.bank.name = 'alexnet_caffe'  # Its conv1 and conv2 are the paper's 96 + 256 filters.
   c.bank.pretrained = 'caffe/alexnet'
   c.model.pretrained = 'keras/resnet152v2'
   return c

@@ -86,9 +86,7 @@ def test_a_download_with_the_wrong_checksum_is_deleted(server):
   assert not list(folder().iterdir())
 
 
-def test_a_file_without_a_checksum_is_compared_with_the_first_download(
-  server, monkeypatch, capsys
-):
+def test_a_file_without_a_checksum_is_compared_with_the_first_download(server, monkeypatch, capsys):
   publish(monkeypatch, f'{server.address}/net.pth', algorithm='')
   path = published.fetch('test/net')
   digest = hashlib.sha256(CONTENT).hexdigest()
