@@ -14,9 +14,9 @@ Table 1 compares filter banks with a half-width ResNet-50 that learns from the s
 
   python -m sjft_jax.main --config=configs/flowers.py:table1 --workdir=runs/table1
 
-The paper's overall accuracy is 89.59 with conv1 and conv2, 88.82 with conv1 to conv5 and 88.48 with
-conv4 and conv5 (--config.bank.layers), 88.90 with Gabor filters (--config.bank.name=gabor), and 88.12
-without a source.
+The paper's overall accuracy is 89.59 with conv1 and conv2, 88.82 with conv1 to conv5, 88.48 with
+conv4 and conv5 (--config.bank.layers), 88.90 with Gabor filters (--config.bank.name=gabor), and
+88.12 without a source.
 """
 
 from ml_collections import ConfigDict

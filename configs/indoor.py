@@ -11,10 +11,10 @@ The images, once; Indoor is downloaded, the archives of ImageNet and Places you 
 Instead of :hybrid also :imagenet or :places. The paper's mean class accuracy (Table 5): ImageNet
 82.8, Places 85.8, hybrid 85.5, without a source 81.7. It was not repeated with this code.
 
-The authors' own network started from one that knew ImageNet and Places. The nearest published one is
---config.model.name=resnet152v1 --config.model.pretrained=places365/resnet152_hybrid. Places 365 alone
-has places365/resnet152, places365/resnet50 and more, which sjft_jax/models/weights/published.py
-lists. Their publisher gives no checksums.
+The authors' own network started from one that knew ImageNet and Places. The nearest published one
+is --config.model.name=resnet152v1 --config.model.pretrained=places365/resnet152_hybrid. Of Places
+365 alone there are places365/resnet152, places365/resnet50 and more, which
+sjft_jax/models/weights/published.py lists. Their publisher gives no checksums.
 """
 
 from ml_collections import ConfigDict
