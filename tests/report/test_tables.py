@@ -93,7 +93,9 @@ def test_output_that_can_be_written_is_accepted(tmp_path):
 
 
 def test_output_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
-  with pytest.raises(ValueError, match=r'table\.txt: the name must end in one of \.csv, \.tsv, \.parquet'):
+  with pytest.raises(
+    ValueError, match=r'table\.txt: the name must end in one of \.csv, \.tsv, \.parquet'
+  ):
     tables.check_output(tmp_path / 'table.txt')
   with pytest.raises(ValueError, match=r'--output=.*there is no folder .*nowhere; create it'):
     tables.check_output(tmp_path / 'nowhere' / 'table.csv')
