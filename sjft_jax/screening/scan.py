@@ -21,7 +21,7 @@ from sjft_jax.runtime import artifacts, console
 from sjft_jax.screening import perceptual_hash
 
 # Increase it with every change of the scan's results: older caches are then ignored.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 # Enough for hashes; JPEGs are decoded at a reduced size, which misses no truncation.
 SIDE = 64  # pixels
 _CHUNK = 1024  # images
@@ -43,8 +43,9 @@ class ScanResult(NamedTuple):
 def scan(dataset: Dataset) -> ScanResult:
   """A look at every image, or what is known from an earlier one.
 
-  A part is known once the whole is, several data sets joined once each of them is. A file that was
-  replaced is looked at again if the data set's fingerprint shows it.
+  A part is known once the whole is, several data sets joined once each of them is. An image that
+  could not be read is looked at again each time: it may have been the disk's fault, or access to
+  the file, and a later version of a decoder may read it.
   """
   if isinstance(dataset, SubsetDataset):
     whole = scan(dataset.whole)
@@ -58,26 +59,44 @@ def scan(dataset: Dataset) -> ScanResult:
       start += len(part.hashes)
     return ScanResult(np.concatenate([part.hashes for part in parts]), bad)
   made_from = artifacts.fingerprint(CACHE_VERSION, dataset.fingerprint)
-  partial = artifacts.cache_dir() / 'screened' / f'{made_from}.partial.npz'
+  folder = artifacts.cache_dir() / 'screened'
+  partial = folder / f'{made_from}.partial.npz'
+  was_known = any(file.exists() for file in (partial, folder / f'{made_from}.npz'))
   look = functools.partial(_scan, dataset, partial, made_from)
   found = artifacts.load_or_make('screened', made_from, look)
   with contextlib.suppress(OSError):
     partial.unlink()
   bad = dict(zip(found['bad'].tolist(), found['reasons'].tolist(), strict=True))
+  if bad and was_known:
+    found['hashes'], bad = _look_again(dataset, found['hashes'], bad)
   return ScanResult(found['hashes'], bad)
+
+
+def _look_again(dataset: Dataset, hashes: np.ndarray, bad: dict[int, str]) -> ScanResult:
+  """Look once more at the images that could not be read; no result of it is kept."""
+  hashes, still_bad = hashes.copy(), {}
+  with ThreadPoolExecutor(os.cpu_count()) as pool:
+    for index, seen in zip(bad, pool.map(functools.partial(_look, dataset), bad), strict=True):
+      if isinstance(seen, str):
+        still_bad[index] = seen
+      else:
+        hashes[index] = seen
+  return ScanResult(hashes, still_bad)
+
+
+def _look(dataset: Dataset, index: int) -> np.ndarray | str:
+  """Return the hash of an image, or the reason why it cannot be read."""
+  try:
+    return perceptual_hash.phash(dataset.read_image(index, min_side=SIDE))
+  except UnreadableError as error:
+    # The data set put the image's name before the decoder's reason.
+    cause = error.__cause__
+    return str(cause if isinstance(cause, UnreadableError) else error)
 
 
 def _scan(dataset: Dataset, partial: Path, made_from: str) -> dict[str, np.ndarray]:
   """Every image's hash, and reasons of those that have none; goes on where `partial` ends."""
-
-  def look(index):
-    try:
-      return perceptual_hash.phash(dataset.read_image(index, min_side=SIDE))
-    except UnreadableError as error:
-      # The data set put the image's name before the decoder's reason.
-      cause = error.__cause__
-      return str(cause if isinstance(cause, UnreadableError) else error)
-
+  look = functools.partial(_look, dataset)
   hashes = np.zeros((len(dataset), perceptual_hash.WORDS), np.uint32)
   bad: dict[int, str] = {}
   position = 0

@@ -17,6 +17,7 @@ from sjft_jax.runtime import console
 from sjft_jax.runtime.options import choose
 from sjft_jax.screening.duplicates import find_duplicates
 from sjft_jax.screening.scan import scan
+from sjft_jax.screening.split_leak import exclude_test_files
 
 # Whose copies can be kept out of the source.
 DUPLICATES_OF = ('test', 'test_and_train', 'none')
@@ -32,6 +33,9 @@ def screen(
   exclude_duplicates_of: str,
 ) -> tuple[Dataset, Dataset, Dataset]:
   """Leave out unreadable images and source images that are copies of target images.
+
+  Training images whose files are test images as well are left out and listed in
+  train_test_copies.csv, too; with `exclude_duplicates_of='none'` they are listed only.
 
   Writes bad_images.csv (data_set, image, reason) and duplicates.csv (source, target, target_set,
   hamming in bits of 144, divergence in nats); both without rows if there are none.
@@ -49,6 +53,9 @@ def screen(
   choose('exclude_duplicates_of', exclude_duplicates_of, DUPLICATES_OF)
   target, test, source = exclude_unreadable(
     (target, test, source), workdir / 'bad_images.csv', max_bad_share=max_bad_share
+  )
+  target = exclude_test_files(
+    target, test, workdir / 'train_test_copies.csv', keep=exclude_duplicates_of == 'none'
   )
   listing = workdir / 'duplicates.csv'
   guarded = {'test': test}

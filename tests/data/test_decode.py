@@ -232,7 +232,7 @@ def test_unreadable_data_is_refused_with_its_reason():
   page = b'\xef\xbb\xbf \n<!DOCTYPE html><html><body>404 Not Found</body></html>'
   assert refusal(page) == 'is a web page or other markup, not an image'
   for data in (b'no image at all', b'PK\3\4', b'\0' * 500, b'Please log in.'):
-    assert refusal(data) == 'is no BMP, GIF, JPEG, PNG, PPM, TIFF or WebP image'
+    assert refusal(data) == f'is no {decode.FORMATS} image'
   for name in ('jpeg', 'progressive', 'cmyk', 'png', 'gif', 'bmp', 'ppm', 'tiff'):
     assert refusal(WHOLE[name][: len(WHOLE[name]) // 2 + 100 * (name == 'cmyk')]) == 'is truncated'
 
