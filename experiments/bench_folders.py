@@ -2,7 +2,7 @@
 
   python -m experiments.bench_folders --at=/dev/shm
 
-Makes empty files, 1,000 in each class folder, and removes them. Each figure is of a process of its
+Makes files, 1,000 in each class folder, and removes them. Each figure is of a process of its
 own, with its peak memory.
 """
 
@@ -22,12 +22,14 @@ from sjft_jax.data.folder import ClassFolder, ListedImages
 
 AT = flags.DEFINE_string('at', tempfile.gettempdir(), 'Where the files are made.')
 CLASSES = flags.DEFINE_integer('classes', 1000, 'Class folders, of 1,000 files each.')
+BYTES = flags.DEFINE_integer('bytes', 0, 'Size of each file.')
 OPEN = flags.DEFINE_string('open', '', 'Only: open this, print seconds and peak memory.')
 
 
 def measure(path):
   begun = time.perf_counter()
   data = (ListedImages if path.endswith('.csv') else ClassFolder)(path, '')
+  assert data.fingerprint  # For this every new file is read.
   seconds = time.perf_counter() - begun
   (peak,) = re.findall(r'VmHWM:\s*(\d+) kB', Path('/proc/self/status').read_text())
   print(f'{len(data):,} files in {seconds:.2f} s, peak memory {int(peak) // 1024} MiB')
@@ -42,12 +44,12 @@ def main(_):
       folder = Path(root, 'images', f'class_{c:04d}')
       folder.mkdir(parents=True)
       for i in range(1000):
-        (folder / f'{i}.jpg').touch()
+        (folder / f'{i}.jpg').write_bytes(os.urandom(BYTES.value))
         rows['path'].append(f'images/{folder.name}/{i}.jpg')
         rows['label'].append(folder.name)
     listing = Path(root, 'list.csv')
     pa.csv.write_csv(pa.table(rows), listing)
-    time.sleep(3)  # A folder that has just changed is not cached.
+    time.sleep(3)  # The digest of a file that has just changed is not cached.
     command = [sys.executable, '-m', 'experiments.bench_folders']
     for path in (Path(root, 'images'), listing):
       for turn in ('cold', 'warm'):

@@ -248,7 +248,7 @@ def _convert_to_rgb(image: Image.Image, data: bytes, depth: int) -> RGB:
 def _restore_depth(image: Image.Image, data: bytes, depth: int) -> Image.Image:
   """Return an image of 16 bits a channel, of which Pillow keeps the upper 8, by its real depth."""
   pixels = np.asarray(image)
-  if pixels[..., :3].max() >= 64:  # More than 14 bits.
+  if pixels[..., :3].max() > 64:  # More than 14 bits, however Pillow rounds.
     return image
   _silence_opencv()
   values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -261,7 +261,7 @@ def _restore_depth(image: Image.Image, data: bytes, depth: int) -> Image.Image:
 @functools.cache
 def _silence_opencv() -> None:
   # OpenCV warns of odd metadata, too; what it cannot decode is no array.
-  cv2.setLogLevel(0)
+  cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def _reason(message: str, data: bytes) -> str:

@@ -228,7 +228,7 @@ class ClassFolder(_FileDataset):
 
   def __init__(self, path: str, split: str):
     path = os.path.expanduser(path)
-    root = os.path.join(path, split)
+    root = os.path.join(path, split) if split else path
     if not path or not os.path.isdir(root):
       given = f'path={path!r}, split={split!r}: {root} is not a folder'
       folders = [e.name for e in scan_visible(path) if e.is_dir()] if os.path.isdir(path) else []
