@@ -2,7 +2,7 @@
 
   python -m experiments.bench_folders --at=/dev/shm
 
-Makes empty files, 1,000 in each class folder, and removes them. Each figure is of a process of its
+Makes files, 1,000 in each class folder, and removes them. Each figure is of a process of its
 own, with its peak memory.
 """
 
@@ -22,6 +22,7 @@ from sjft_jax.data.folder import ClassFolder, ListedImages
 
 AT = flags.DEFINE_string('at', tempfile.gettempdir(), 'Folder in which the files are made.')
 CLASSES = flags.DEFINE_integer('classes', 1000, 'Class folders, of 1,000 files each.')
+BYTES = flags.DEFINE_integer('bytes', 0, 'Size of each file.')
 OPEN = flags.DEFINE_string('open', '', 'Only: open this path, print seconds and peak memory.')
 
 
@@ -29,19 +30,20 @@ def measure(path: str) -> None:
   """Open a folder or a list and print how long that took."""
   start_time = time.perf_counter()
   dataset = (ListedImages if path.endswith('.csv') else ClassFolder)(path, '')
+  assert dataset.fingerprint  # For this every new file is read.
   seconds = time.perf_counter() - start_time
   print(f'{len(dataset):,} files in {seconds:.2f} s, peak memory {peak_mib():.0f} MiB')
 
 
-def write_files(root: Path, classes: int) -> tuple[Path, Path]:
-  """Make the empty files below `root`; return their folder and a list of them."""
+def write_files(root: Path, classes: int, size: int) -> tuple[Path, Path]:
+  """Make files of `size` bytes below `root`; return their folder and a list of them."""
   folder, listing = root / 'images', root / 'list.csv'
   columns: dict[str, list[str]] = {'path': [], 'label': []}
   for number in range(classes):
     name = f'class_{number:04d}'
     (folder / name).mkdir(parents=True)
     for image in range(1000):
-      (folder / name / f'{image}.jpg').touch()
+      (folder / name / f'{image}.jpg').write_bytes(os.urandom(size))
       columns['path'].append(f'images/{name}/{image}.jpg')
       columns['label'].append(name)
   pa.csv.write_csv(pa.table(columns), listing)
@@ -53,8 +55,8 @@ def main(_: object) -> None:
     measure(OPEN.value)
     return
   with tempfile.TemporaryDirectory(dir=AT.value) as root:
-    paths = write_files(Path(root), CLASSES.value)
-    time.sleep(3)  # A folder that has just changed is not cached.
+    paths = write_files(Path(root), CLASSES.value, BYTES.value)
+    time.sleep(3)  # The digest of a file that has just changed is not cached.
     command = [sys.executable, '-m', 'experiments.bench_folders']
     for path in paths:
       for turn in ('cold', 'warm'):

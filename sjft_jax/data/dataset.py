@@ -11,6 +11,8 @@ from jaxtyping import Bool, Int32, UInt8
 from sjft_jax.data.decode import UnreadableError, decode_image
 
 Image = UInt8[np.ndarray, 'height width 3']
+# Equal rows are images whose stored bytes are equal.
+Digests = UInt8[np.ndarray, 'image byte']
 # The class of each image; in a multi-label data set, whether it shows each class.
 Labels = Int32[np.ndarray, ' image'] | Bool[np.ndarray, 'image category']
 
@@ -77,16 +79,39 @@ def class_names(data: Dataset, index: int) -> str:
   return ', '.join(data.classes[c] for c in (np.flatnonzero(label) if np.ndim(label) else [label]))
 
 
+def image_digests(dataset: Dataset) -> Digests | None:
+  """Return a digest of the stored bytes of each image, or None if they are not known."""
+  if isinstance(dataset, SubsetDataset):
+    digests = image_digests(dataset.whole)
+    return None if digests is None else digests[dataset.indices]
+  if isinstance(dataset, ConcatDataset):
+    parts = [image_digests(part) for part in dataset.parts]
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if len(known) == len(parts) else None
+  return dataset.digests if isinstance(dataset, EncodedDataset) else None
+
+
 class EncodedDataset(abc.ABC):
   """A data set of encoded images: files, or records that hold their bytes.
 
   Args:
-    name, classes, labels, fingerprint: as for every `Dataset`.
+    name, classes, labels, fingerprint: as for every `Dataset`; without a fingerprint the subclass
+      computes it when it is asked for.
+
+  Attributes:
+    digests: [image, byte], of each image's bytes as they are stored; zeros where these cannot be
+      read. None: they are not known.
   """
 
-  def __init__(self, name: str, classes: Sequence[str], labels: Labels, fingerprint: str):
+  fingerprint: str
+  digests: Digests | None = None
+
+  def __init__(
+    self, name: str, classes: Sequence[str], labels: Labels, fingerprint: str | None = None
+  ):
     self.name, self.classes, self.labels = name, tuple(classes), labels
-    self.fingerprint = fingerprint
+    if fingerprint is not None:
+      self.fingerprint = fingerprint
 
   def __len__(self) -> int:
     return len(self.labels)

@@ -1,11 +1,12 @@
 """Image files: in folders, one a class; in a list of paths and labels; or all below a path."""
 
-import contextlib
+import functools
 import hashlib
 import os
-import time
+import unicodedata
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,147 +14,167 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
+from jaxtyping import Int32, UInt8
 
+from sjft_jax.data import digests
 from sjft_jax.data.dataset import EncodedDataset
-from sjft_jax.data.decode import UnreadableError
-from sjft_jax.runtime import artifacts
+from sjft_jax.data.decode import FORMATS, HEADER_BYTES, UnreadableError, is_image, is_tiff
+from sjft_jax.runtime import console
 from sjft_jax.runtime.options import choose
 
-_SUFFIXES = frozenset({'.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'})
-_SUFFIX_LIST = ', '.join(sorted(_SUFFIXES))
+# Files with these suffixes count as images unopened, so that a damaged one is not overlooked. Of
+# others the first bytes decide.
+_SUFFIXES = frozenset(
+  [
+    *('.apng', '.avif', '.bmp', '.dib', '.gif', '.j2c', '.j2k', '.jfif', '.jp2', '.jpc', '.jpe'),
+    *('.jpeg', '.jpg', '.jpx', '.pbm', '.pgm', '.png', '.pnm', '.ppm', '.tif', '.tiff', '.webp'),
+  ]
+)
+# What operating systems and storage devices add to folders.
+_HIDDEN = frozenset({'$RECYCLE.BIN', '@eaDir', '__MACOSX', 'lost+found'})
+LIST_SUFFIXES = ('.csv', '.tsv', '.parquet')
+# Folders with these names, in any case, are splits unless they hold images themselves.
+SPLITS = ('train', 'val', 'valid', 'validation', 'test')
 
-# Fewer files are listed anew every time, which takes a fraction of a second and is always right.
-_MIN_CACHED_FILES = 20_000
-# A folder that has changed less than this many seconds ago may change again without another time
-# stamp.
-_MIN_FOLDER_AGE_S = 2.5
+_LAYOUT = 'images are expected as <path>/<split>/<class>/<file>, the split may be empty'
+
+
+def _is_visible(entry: os.DirEntry) -> bool:
+  return not entry.name.startswith('.') and entry.name not in _HIDDEN
+
+
+def scan_visible(folder: str) -> list[os.DirEntry]:
+  """Return the entries of a folder in sorted order, without hidden ones."""
+  with os.scandir(folder) as entries:
+    return sorted(filter(_is_visible, entries), key=lambda entry: entry.name)
+
+
+def has_folders(folder: str) -> bool:
+  """Return whether a folder holds visible folders."""
+  with os.scandir(folder) as entries:
+    return any(entry.is_dir() for entry in filter(_is_visible, entries))
 
 
 class _Listing:
-  """Paths below a root with the sizes of the files; memory hardly exceeds the paths' own length.
+  """Image files below a root, and what is there besides.
 
   Attributes:
     root: the folder that all paths start at.
-    names: the paths one after another, as UTF-8.
-    ends: where each of them ends.
-    sizes: of the files, in bytes.
+    paths: below the root.
     labels: the class of each file.
-    folders: every folder whose content decided the listing.
-    stamps: when each of them had last changed before it was read.
+    passed_over: the files that are not read, by the reason.
   """
 
   def __init__(self, root: str):
     self.root = root
-    self.names, self.ends, self.sizes, self.labels = bytearray(), *(array('q') for _ in range(3))
-    self.folders: list[str] = []
-    self.stamps: list[tuple[int, int]] = []
+    self.paths: list[str] = []
+    self.labels = array('i')
+    self.passed_over: dict[str, list[str]] = defaultdict(list)
 
-  def add_folder(self, folder: str) -> None:
-    """Record a folder before its content is read, so that later changes are noticed."""
-    self.folders.append(folder)
-    self.stamps.append(_time_stamp(self.root, folder))
+  def add_below(self, folder: str, label: int, parents: tuple[str, ...] = ()) -> None:
+    """Add the images of a folder below the root, at any depth, in the sorted order of paths."""
+    # A link to a folder that the link itself lies in is not followed.
+    parents = (*parents, os.path.realpath(os.path.join(self.root, folder)))
+    for entry in scan_visible(os.path.join(self.root, folder)):
+      path = f'{folder}/{entry.name}' if folder else entry.name
+      if entry.is_dir():
+        if os.path.realpath(entry.path) not in parents:
+          self.add_below(path, label, parents)
+      elif reason := _why_no_image(entry):
+        self.passed_over[reason].append(path)
+      else:
+        self.add_file(path, label)
 
-  def scan_folder(self, folder: str) -> list[os.DirEntry]:
-    """Record a folder below the root and return its visible entries in sorted order."""
-    self.add_folder(folder)
-    with os.scandir(os.path.join(self.root, folder)) as entries:
-      return sorted((e for e in entries if not e.name.startswith('.')), key=lambda e: e.name)
-
-  def add_file(self, path: str, size: int, label: int = 0) -> None:
+  def add_file(self, path: str, label: int = 0) -> None:
     """Add a file below the root.
 
     Raises:
       ValueError: its name is not UTF-8.
     """
     try:
-      self.names += path.encode()
+      path.encode()
     except UnicodeEncodeError as error:
       file = os.path.join(self.root, path)
       raise ValueError(f'{file!r} has a name that is not UTF-8; rename it') from error
-    self.ends.append(len(self.names))
-    self.sizes.append(size)
+    self.paths.append(path)
     self.labels.append(label)
 
-  def arrays(self) -> dict[str, np.ndarray]:
-    """Return all attributes but the root as arrays."""
-    return {
-      'names': np.frombuffer(bytes(self.names), np.uint8),
-      'ends': np.array(self.ends, np.int64),
-      'sizes': np.array(self.sizes, np.int64),
-      'labels': np.array(self.labels, np.int32),
-      'folders': np.array(self.folders, np.str_),
-      'stamps': np.array(self.stamps, np.int64),
-    }
+  def describe_passed_over(self) -> str:
+    """Return how many files are passed over for which reason, with the first names; '': none."""
+    return ', '.join(
+      f'{len(paths):,} {reason} ({", ".join(paths[:3])}{", …" if len(paths) > 3 else ""})'
+      for reason, paths in self.passed_over.items()
+    )
+
+  def report(self) -> None:
+    """Print a line about the files that are passed over, if there are any."""
+    if self.passed_over:
+      console.say(f'  Passed over in {self.root}: {self.describe_passed_over()}')
 
 
-def _time_stamp(root: str, folder: str) -> tuple[int, int]:
-  status = os.stat(os.path.join(root, folder))
-  return status.st_mtime_ns, status.st_ctime_ns
-
-
-def _load_or_list(
-  kind: str, root: str, list_files: Callable[[_Listing], None]
-) -> dict[str, np.ndarray]:
-  """Return the arrays of a listing, from the user's cache as long as no folder in it has changed.
-
-  A folder changes when files in it are added, removed or renamed. It does not change when a file is
-  overwritten in place: in large data sets that goes unnoticed.
-
-  Args:
-    kind: what decides the listing besides the root.
-    root: the folder that all paths start at.
-    list_files: fills an empty listing.
-  """
-  name = artifacts.fingerprint(kind, os.path.realpath(root), _SUFFIX_LIST)
-  path = artifacts.cache_dir() / 'folders' / f'{name}.npz'
-  with contextlib.suppress(ValueError, OSError):
-    cached = artifacts.load(path, name)
-    if cached is not None:
-      stamps = [_time_stamp(root, folder) for folder in cached['folders'].tolist()]
-      if np.array_equal(stamps, cached['stamps']):
-        return cached
-  start_time = time.time()
-  listing = _Listing(root)
-  list_files(listing)
-  arrays = listing.arrays()
-  is_settled = arrays['stamps'].max() < (start_time - _MIN_FOLDER_AGE_S) * 1e9
-  if len(listing.ends) >= _MIN_CACHED_FILES and is_settled:
-    with contextlib.suppress(OSError):
-      artifacts.save(path, name, **arrays)
-  return arrays
+def _why_no_image(entry: os.DirEntry) -> str:
+  """Return why a file is passed over; '': it is an image, or has the name of one."""
+  try:
+    if not entry.is_file():
+      return 'links that lead nowhere' if entry.is_symlink() else 'that are no files'
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in _SUFFIXES:
+      return ''
+    with open(entry.path, 'rb', buffering=0) as file:
+      header = file.read(HEADER_BYTES)
+  except OSError:
+    return 'links that lead nowhere' if entry.is_symlink() else 'that cannot be opened'
+  # Cameras' raw files are TIFFs with a thumbnail in front, and so are other formats.
+  is_readable = is_image(header) and not (suffix and is_tiff(header))
+  return '' if is_readable else f'{suffix} files'.strip() if suffix else 'files of no known format'
 
 
 class _FileDataset(EncodedDataset):
   """A data set of files below a root, each of them read when its image is.
 
+  The fingerprint is made of names, classes and the content of all files. It is computed when it is
+  first asked for, which reads every file whose time stamps are new.
+
   Args:
     name: what reports call the data set.
     root: the folder that all paths start at.
-    files: the arrays of a listing.
+    paths: the files below it.
     classes: class names.
     labels: [image], the class of each file.
+    kind: tells data sets of the same root apart in the cache; '': nothing is cached.
   """
 
   def __init__(
     self,
     name: str,
     root: str,
-    files: dict[str, np.ndarray],
+    paths: Sequence[str],
     classes: Iterable[str],
-    labels: np.ndarray,
+    labels: Int32[np.ndarray, ' image'],
+    kind: str,
   ):
-    self._root, self._names = root, files['names']
-    self._ends = np.concatenate([[0], files['ends']])
-    # Sizes stand in for content: reading every byte of a large set would cost minutes.
-    content = hashlib.sha256('\0'.join(classes := tuple(classes)).encode())
-    for array_ in (self._names, self._ends, files['sizes'], labels):
+    self._root, self._kind = root, kind
+    # As one array they take hardly more memory than their own length.
+    self._paths = pa.array(paths, pa.large_string())
+    super().__init__(name, tuple(classes), labels)
+
+  @functools.cached_property
+  def digests(self) -> UInt8[np.ndarray, 'image byte']:
+    """The digest of the content of each file; zeros where a file cannot be read."""
+    return digests.digest_files(self._root, self._paths, self._kind, self.name)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:  # type: ignore[override]
+    """The sha256 of classes, labels, names and contents."""
+    content = hashlib.sha256('\0'.join(self.classes).encode())
+    content.update('\0'.join(self._paths.to_pylist()).encode())
+    for array_ in (self.labels, self.digests):
       content.update(array_.tobytes())
-    super().__init__(name, classes, labels, content.hexdigest())
+    return content.hexdigest()
 
   def key(self, index: int) -> str:
     """Return the path below the root."""
-    index = range(len(self))[index]
-    return self._names[self._ends[index] : self._ends[index + 1]].tobytes().decode()
+    return self._paths[range(len(self))[index]].as_py()
 
   def location(self, index: int) -> str:
     """Return the file's path."""
@@ -167,87 +188,156 @@ class _FileDataset(EncodedDataset):
       raise UnreadableError(f'cannot be opened: {error.strerror}') from error
 
 
-def _is_image(entry: os.DirEntry) -> bool:
-  return os.path.splitext(entry.name)[1].lower() in _SUFFIXES and entry.is_file()
-
-
 def _sort_classes(names: Iterable[str]) -> list[str]:
   """Sort classes by name; by value, if all are numbers."""
   names = sorted(names)
   return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
 
 
-class ClassFolder(_FileDataset):
-  """The images `path/split/<class>/<file>`, or, without a split, `path/<class>/<file>`.
+def _class_name(name: str, place: str) -> str:
+  """Return the class that a folder or label names: the same in every Unicode form, without blanks.
 
-  Classes come in sorted order, by value if all are numbers, and the files of each class in sorted
-  order. Hidden entries and files without an image suffix are passed over. Large folders are listed
-  once, and again only after files were added, removed or renamed; the fingerprint is made of names
-  and sizes.
+  Raises:
+    ValueError: the name holds a line break or another control character, or nothing else than
+      blanks.
+  """
+  normalised = unicodedata.normalize('NFC', name).strip()
+  if not normalised or any(unicodedata.category(c) in ('Cc', 'Zl', 'Zp') for c in normalised):
+    raise ValueError(
+      f'{place} has the class name {name!r}; rename it, without line breaks and control characters'
+    )
+  return normalised
+
+
+class ClassFolder(_FileDataset):
+  """The images `path/split/<class>/…/<file>`, or, without a split, `path/<class>/…/<file>`.
+
+  Classes come in sorted order, by value if all are numbers, and the files of each class, at any
+  depth, in sorted order. Blanks around the names of classes and their Unicode form do not matter.
+  Hidden entries are passed over. So are files of formats that are not read and links that lead
+  nowhere, and a line is printed about them.
 
   Args:
-    path: the folder.
+    path: the folder; '~' is the user's home.
     split: a folder in it; '': there are no splits.
 
   Raises:
-    ValueError: a folder is missing or holds no class, or a class holds no image.
+    ValueError: a folder is missing or holds no class, a class holds no image, or the folders look
+      like splits or like the wrapping of an archive instead of classes.
   """
 
   def __init__(self, path: str, split: str):
-    root = os.path.join(path, split)
-    layout = 'images are expected as <path>/<split>/<class>/<file>, the split may be empty'
+    path = os.path.expanduser(path)
+    root = os.path.join(path, split) if split else path
     if not path or not os.path.isdir(root):
-      raise ValueError(f'path={path!r}, split={split!r}: {root} is not a folder; {layout}')
-
-    def list_files(listing: _Listing) -> None:
-      folders = _sort_classes(entry.name for entry in listing.scan_folder('') if entry.is_dir())
-      if not folders:
-        raise ValueError(f'{root} has no class folders; {layout}')
-      for label, folder in enumerate(folders):
-        images = [entry for entry in listing.scan_folder(folder) if _is_image(entry)]
-        if not images:
-          raise ValueError(
-            f'class folder {os.path.join(root, folder)} has no image ({_SUFFIX_LIST}); add one or '
-            'remove the folder'
-          )
-        for entry in images:
-          listing.add_file(f'{folder}/{entry.name}', entry.stat().st_size, label)
-
-    files = _load_or_list('classes', root, list_files)
+      given = f'path={path!r}, split={split!r}: {root} is not a folder'
+      folders = [e.name for e in scan_visible(path) if e.is_dir()] if os.path.isdir(path) else []
+      present = f'{path} holds {_shorten(folders)}; ' if folders else ''
+      raise ValueError(f'{given}; {present}{_LAYOUT}')
+    listing, folders = _Listing(root), {}
+    for entry in scan_visible(root):
+      if not entry.is_dir():
+        listing.passed_over['beside the class folders'].append(entry.name)
+        continue
+      name = _class_name(entry.name, root)
+      if name in folders:
+        raise ValueError(
+          f'{root} has the folders {folders[name]!r} and {entry.name!r}, which name one class; '
+          'move the images of one into the other'
+        )
+      folders[name] = entry.name
+    if not folders:
+      raise ValueError(f'{root} has no class folders; {_LAYOUT}')
+    if not split:
+      _check_no_splits(root, list(folders.values()))
+    classes = _sort_classes(folders)
+    for label, name in enumerate(classes):
+      num_files = len(listing.paths)
+      listing.add_below(folders[name], label)
+      if len(listing.paths) == num_files:
+        _raise_no_image(root, folders[name])
+    listing.report()
     name = Path(root).resolve().name if split in ('', '.') else f'{Path(path).name}/{split}'
-    super().__init__(name, root, files, files['folders'][1:].tolist(), files['labels'])
+    labels = np.array(listing.labels, np.int32)
+    super().__init__(name, root, listing.paths, classes, labels, 'folder')
+
+
+def _shorten(names: Sequence[str], count: int = 5) -> str:
+  return ', '.join(names[:count]) + (', …' if len(names) > count else '')
+
+
+def _raise_no_image(root: str, folder: str) -> None:
+  """Raise an error about a class folder without images that lists what is in it."""
+  listing = _Listing(os.path.join(root, folder))
+  listing.add_below('', 0)
+  content = f'but {listing.describe_passed_over()}' if listing.passed_over else 'it is empty'
+  raise ValueError(
+    f'class folder {listing.root} has no image that can be read ({FORMATS}), {content}; add '
+    f'images, or move the folder out of {root}'
+  )
+
+
+def _check_no_splits(root: str, folders: Sequence[str]) -> None:
+  """Check that what lies in a folder without splits are classes.
+
+  Raises:
+    ValueError: the folders are splits, or there is one only, and it holds the classes.
+  """
+  if all(folder.casefold() in SPLITS for folder in folders):
+    raise ValueError(
+      f'{root} holds {", ".join(folders)} and no other folder: these are splits, but not all of '
+      f'them hold class folders; {_LAYOUT}'
+    )
+  inner = {}
+  for folder in folders:
+    entries = scan_visible(os.path.join(root, folder))
+    if all(entry.is_dir() for entry in entries):
+      inner[folder] = {entry.name for entry in entries}
+  if len(folders) == 1 and inner and len(inner[folders[0]]) > 1:
+    raise ValueError(
+      f'{root} holds one folder, {folders[0]}, which holds {_shorten(sorted(inner[folders[0]]))}; '
+      f'give path={os.path.join(root, folders[0])}'
+    )
+  for folder in inner:
+    for other in inner:
+      shared = sorted(inner[folder] & inner[other])
+      if folder < other and len(shared) > 1 and _names_split(folder, other):
+        raise ValueError(
+          f'{os.path.join(root, folder)} and {os.path.join(root, other)} hold the same folders '
+          f'({_shorten(shared)}), so they are splits and not classes; name them as splits '
+          f'(train_split={folder!r} …)'
+        )
+
+
+def _names_split(*folders: str) -> bool:
+  return any(word in folder.casefold() for folder in folders for word in ('train', 'test', 'val'))
 
 
 class UnlabelledFolder(_FileDataset):
   """All images below `path`, at any depth, in the sorted order of their paths; of one class.
 
-  Hidden entries and files without an image suffix are passed over. Links to folders are followed.
+  Hidden entries are passed over. So are files of formats that are not read and links that lead
+  nowhere, and a line is printed about them. Links to folders are followed.
 
   Args:
-    path: the folder.
+    path: the folder; '~' is the user's home.
 
   Raises:
     ValueError: `path` is no folder, or there is no image below it.
   """
 
   def __init__(self, path: str):
+    path = os.path.expanduser(path)
     if not path or not os.path.isdir(path):
       raise ValueError(f'{path!r} is not a folder')
-
-    def list_below(listing: _Listing, folder: str = '', parents: tuple[str, ...] = ()) -> None:
-      # A link to a folder that the link itself lies in is not followed.
-      parents = (*parents, os.path.realpath(os.path.join(path, folder)))
-      for entry in listing.scan_folder(folder):
-        name = f'{folder}/{entry.name}' if folder else entry.name
-        if _is_image(entry):
-          listing.add_file(name, entry.stat().st_size)
-        elif entry.is_dir() and os.path.realpath(entry.path) not in parents:
-          list_below(listing, name, parents)
-
-    files = _load_or_list('any depth', path, list_below)
-    if not len(files['ends']):
-      raise ValueError(f'there is no image ({_SUFFIX_LIST}) below {path}')
-    super().__init__(Path(path).resolve().name, path, files, ['image'], files['labels'])
+    listing = _Listing(path)
+    listing.add_below('', 0)
+    if not listing.paths:
+      content = f', but {listing.describe_passed_over()}' if listing.passed_over else ''
+      raise ValueError(f'there is no image ({FORMATS}) below {path}{content}')
+    listing.report()
+    labels = np.array(listing.labels, np.int32)
+    super().__init__(Path(path).resolve().name, path, listing.paths, ['image'], labels, 'folder')
 
 
 class ImageFiles(_FileDataset):
@@ -265,102 +355,164 @@ class ImageFiles(_FileDataset):
       raise ValueError('no images are given')
     listing = _Listing('')
     for path in paths:
+      path = Path(os.path.expanduser(path))
       if not path.is_file():
         raise ValueError(f'{path} is not a file')
-      listing.add_file(os.fspath(path), path.stat().st_size)
-    files = listing.arrays()
-    super().__init__('images', '', files, ['image'], files['labels'])
+      listing.add_file(os.fspath(path))
+    labels = np.array(listing.labels, np.int32)
+    super().__init__('images', '', listing.paths, ['image'], labels, '')
 
 
 class ListedImages(_FileDataset):
-  """The images of a list, a .csv or .parquet file, in its order.
+  """The images of a list, a .csv, .tsv or .parquet file, in its order.
 
   Its columns are 'path', absolute or from the list's own folder, 'label', and, where there are
   splits, 'split'; others are passed over. Labels become classes in sorted order, by value if all
-  are numbers.
+  are numbers. Blanks around labels and their Unicode form do not matter.
 
   Args:
-    path: the list.
+    path: the list; '~' is the user's home, here and in the list.
     split: the value of column 'split' of the rows to take; '': all rows.
 
   Raises:
-    ValueError: there is no such list, column, split or image file, a label is empty, or a path
+    ValueError: there is no such list, column, split or image file, a label is empty, or a file
       occurs twice.
   """
 
   def __init__(self, path: str, split: str):
+    path = os.path.expanduser(path)
+    root = os.path.dirname(path)
     rows = _read_columns(path)
     _check_rows(rows, path)
+    _check_distinct(rows['path'].to_pylist(), path)
     if split:
       rows = _select_split(rows, path, split)
-    root = os.path.dirname(path)
-    names = rows['path'].to_pylist()
-
-    def list_files(listing: _Listing) -> None:
-      try:
-        for folder in sorted({os.path.dirname(name) for name in names}):
-          listing.add_folder(folder)
-        for name in names:
-          listing.add_file(name, os.stat(os.path.join(root, name)).st_size)
-      except OSError as error:
-        raise ValueError(
-          f'{path}: {error.filename} is not there ({error.strerror}); paths are absolute or start '
-          "at the list's folder"
-        ) from error
-
-    kind = hashlib.sha256('\0'.join(names).encode()).hexdigest()
-    files = _load_or_list(kind, root, list_files)
-    classes = _sort_classes(rows['label'].unique().to_pylist())
-    labels = pc.index_in(rows['label'], pa.array(classes)).to_numpy()
+    names = [_clean_path(name) for name in rows['path'].to_pylist()]
+    _check_files(names, path)
+    labels = rows['label'].combine_chunks().dictionary_encode()
+    label_names = [_class_name(name, path) for name in labels.dictionary.to_pylist()]
+    classes = _sort_classes(set(label_names))
+    numbers = {name: number for number, name in enumerate(classes)}
+    positions = np.array([numbers[name] for name in label_names], np.int32)
     name = Path(path).stem + (f'/{split}' if split else '')
-    super().__init__(name, root, files, classes, labels)
+    kind = f'list {os.path.basename(path)} {split}'
+    super().__init__(name, root, names, classes, positions[labels.indices.to_numpy()], kind)
 
   @staticmethod
-  def has_splits(path: str) -> bool:
-    """Return whether the list has a column 'split'."""
-    return 'split' in _read_columns(path).column_names
+  def splits(path: str) -> list[str]:
+    """Return the values of the list's column 'split'; none if it has no such column."""
+    rows = _read_columns(os.path.expanduser(path))
+    if 'split' not in rows.column_names:
+      return []
+    return sorted(rows['split'].unique().drop_null().to_pylist())
+
+
+def is_list(path: str) -> bool:
+  """Return whether a path names a list of images, not a folder."""
+  return path.lower().endswith(LIST_SUFFIXES) and not os.path.isdir(os.path.expanduser(path))
+
+
+def _clean_path(name: str) -> str:
+  """Return a path of a list without '~', '.', and doubled slashes."""
+  name = os.path.expanduser(name)
+  # With '..' behind a link to a folder, the shortest spelling would be another file.
+  return name if '..' in name.split('/') else os.path.normpath(name)
+
+
+def _check_distinct(names: Sequence[str], path: str) -> None:
+  """Check that no two rows of a list name the same file, whatever the spelling.
+
+  Raises:
+    ValueError: two rows do.
+  """
+  root = os.path.abspath(os.path.dirname(path))
+  first_names: dict[str, str] = {}
+  for name in names:
+    place = os.path.join(root, os.path.expanduser(name))
+    folder, base = os.path.split(place)
+    is_plain = '..' not in name.split('/')
+    place = os.path.normpath(place) if is_plain else os.path.join(os.path.realpath(folder), base)
+    if place in first_names:
+      first = first_names[place]
+      if first == name:
+        raise ValueError(f'{path} has {name!r} more than once; keep one row')
+      raise ValueError(f'{path} has {first!r} and {name!r}, the same file; keep one row')
+    first_names[place] = name
+
+
+def _check_files(names: Sequence[str], path: str) -> None:
+  """Check that all files of a list are there.
+
+  Raises:
+    ValueError: one is not.
+  """
+  root = os.path.dirname(path)
+  sizes = digests.stat_files(root, pa.array(names, pa.large_string()))[:, 0]
+  missing = np.flatnonzero(sizes < 0)
+  if not len(missing):
+    return
+  name = names[missing[0]]
+  place = os.path.join(root, name)
+  if os.path.exists(place):
+    raise ValueError(f'{path}: {place} is not a file')
+  count = f' (the first of {len(missing):,})' if len(missing) > 1 else ''
+  remedy = "paths are absolute or start at the list's folder"
+  if os.path.exists(os.path.join(root, name.replace('\\', '/'))):
+    remedy = 'write / instead of \\ in its paths'
+  raise ValueError(f'{path}: {place} is not there{count}; {remedy}')
 
 
 def _read_columns(path: str) -> pa.Table:
   """Read the columns of a list as strings.
 
   Raises:
-    ValueError: the file cannot be read, or a column is missing.
+    ValueError: the file cannot be read, or a column is missing or occurs twice.
   """
   columns = ('path', 'label', 'split')
   try:
-    if path.endswith('.csv'):
-      strings = pa.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()))
-      table = pa.csv.read_csv(path, convert_options=strings)
-    else:
+    if path.lower().endswith('.parquet'):
       table = pa.parquet.read_table(path)
+    else:
+      delimiter = '\t' if path.lower().endswith('.tsv') else ','
+      with pa.csv.open_csv(path, parse_options=pa.csv.ParseOptions(delimiter=delimiter)) as reader:
+        names = reader.schema.names
+      table = pa.csv.read_csv(
+        path,
+        parse_options=pa.csv.ParseOptions(delimiter=delimiter),
+        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+      )
+    names = [name.strip() for name in table.column_names]
+    table = table.rename_columns(names)
     for column in columns[:2]:
-      if column not in table.column_names:
-        raise ValueError(f'it has no column {column}, but {", ".join(table.column_names)}')
-    present = [column for column in columns if column in table.column_names]
-    return pa.table({column: table[column].cast(pa.string()) for column in present})
+      if column not in names:
+        hint = '; columns are separated by commas, in a .tsv by tabs' if len(names) == 1 else ''
+        raise ValueError(f'it has no column {column}, but {", ".join(names)}{hint}')
+    present = [column for column in columns if column in names]
+    for column in present:
+      if names.count(column) > 1:
+        raise ValueError(f'it has {names.count(column)} columns {column}; keep one')
+    rows = {column: table[column].cast(pa.string()) for column in present}
+    if 'split' in rows:
+      rows['split'] = pc.utf8_trim_whitespace(rows['split'])
+    return pa.table(rows)
   except (ValueError, OSError, pa.ArrowException) as error:
     message = str(error).splitlines()[0]
     raise ValueError(f'{path} cannot be read as a list of path and label: {message}') from error
 
 
 def _check_rows(rows: pa.Table, path: str) -> None:
-  """Check that there are rows, and that each has a path of its own and a label.
+  """Check that there are rows, and that each has a path and a label.
 
   Raises:
-    ValueError: there are no rows, or the first row or path that is wrong.
+    ValueError: there are no rows, or the first row that is wrong.
   """
   if not rows.num_rows:
     raise ValueError(f'{path} has no rows')
   for column in ('path', 'label'):
-    is_empty = pc.equal(pc.fill_null(rows[column], ''), '')
+    is_empty = pc.equal(pc.utf8_trim_whitespace(pc.fill_null(rows[column], '')), '')
     if pc.any(is_empty).as_py():
       row = is_empty.index(True).as_py() + 1
       raise ValueError(f'{path}, row {row}: {column} is empty; fill it in or remove the row')
-  counts = rows['path'].value_counts()
-  repeated = counts.filter(pc.greater(counts.field('counts'), 1))
-  if len(repeated):
-    raise ValueError(f'{path} has {repeated[0]["values"].as_py()!r} more than once; keep one row')
 
 
 def _select_split(rows: pa.Table, path: str, split: str) -> pa.Table:

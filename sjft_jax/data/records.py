@@ -1,12 +1,16 @@
 """Data sets that TFDS has prepared as ArrayRecord, read without TensorFlow."""
 
 import hashlib
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import tensorflow_datasets as tfds
 from etils import epath
 
+from sjft_jax.data import digests
 from sjft_jax.data.builders import BUILDERS, register
 from sjft_jax.data.dataset import EncodedDataset
 from sjft_jax.runtime import artifacts, console
@@ -54,34 +58,38 @@ class Records(EncodedDataset):
     except (ValueError, KeyError) as error:
       message = str(error.args[0]).splitlines()[0]
       raise ValueError(f'{dataset}, split={split!r}: {message}') from error
+    paths = [epath.Path(file.filename) for file in files]
     content = [dataset, str(builder.info.version), *label.names] + [
-      f'{epath.Path(f.filename).name} {epath.Path(f.filename).stat().length} {f.skip} {f.take}'
-      for f in files
+      f'{path.name} {of_file} {file.skip} {file.take}'
+      for path, of_file, file in zip(paths, _contents(folder, paths), files, strict=True)
     ]
     fingerprint = hashlib.sha256('\n'.join(content).encode()).hexdigest()
     index = artifacts.load_or_make(
       'records', fingerprint, lambda: self._make_index(dataset, len(label.names))
     )
-    self._keys = index['keys']
+    self._keys, self.digests = index['keys'], index['digests']
     super().__init__(dataset, label.names, index['labels'], fingerprint)
 
   def _make_index(self, name: str, num_classes: int) -> dict[str, np.ndarray]:
-    """Return labels and names of all images, for which every record has to be read once."""
+    """Return labels, names and digests of all images, for which every record is read once."""
     labels: list[Any] = []
     keys: list[str] = []
+    contents: list[np.ndarray] = []
     with console.progress(f'index of {name}', len(self._records)) as advance:
       for position in range(len(self._records)):
         record = self._records[position]
         labels.append(record['label'] if 'label' in record else record['objects']['label'])
         key = next((record[feature] for feature in _NAME_FEATURES if feature in record), position)
         keys.append(key.decode() if isinstance(key, bytes) else str(key))
+        contents.append(digests.digest(record['image']))
         advance(1)
+    index = {'keys': np.array(keys), 'digests': np.array(contents)}
     if labels and np.ndim(labels[0]):
       multi_hot = np.zeros((len(labels), num_classes), bool)
       for row, classes in zip(multi_hot, labels, strict=True):
         row[classes] = True
-      return {'labels': multi_hot, 'keys': np.array(keys)}
-    return {'labels': np.array(labels, np.int32), 'keys': np.array(keys)}
+      return {'labels': multi_hot, **index}
+    return {'labels': np.array(labels, np.int32), **index}
 
   def read_encoded(self, index: int) -> bytes:
     return self._records[index]['image']
@@ -92,8 +100,19 @@ class Records(EncodedDataset):
 
 
 def resolve_data_dir(data_dir: str) -> epath.Path:
-  """Return the data directory; for '' TFDS's own."""
-  return epath.Path(data_dir or tfds.core.constants.DATA_DIR)
+  """Return the data directory; for '' TFDS's own. '~' is the user's home."""
+  return epath.Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR))
+
+
+def _contents(folder: epath.Path, paths: Sequence[epath.Path]) -> list[str]:
+  """Return what stands for the content of each file: a digest; its length in an object store."""
+  if artifacts.is_remote(folder):
+    return [str(path.stat().length) for path in paths]
+  names = pa.array([path.name for path in paths], pa.large_string())
+  return [
+    row.tobytes().hex()
+    for row in digests.digest_files(os.fspath(folder), names, 'records', folder.parent.name)
+  ]
 
 
 def _objects_label(objects: Any) -> Any:

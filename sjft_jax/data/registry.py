@@ -1,6 +1,6 @@
 """Open data sets by name, and split a target into training and test images."""
 
-from pathlib import Path
+import os
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -8,12 +8,18 @@ from jaxtyping import Int, Int32
 from sjft_jax.data.builders import BUILDERS
 from sjft_jax.data.dataset import ConcatDataset, Dataset, SubsetDataset
 from sjft_jax.data.demo import DemoDiverse, DemoTextures
-from sjft_jax.data.folder import ClassFolder, ListedImages
+from sjft_jax.data.folder import (
+  SPLITS,
+  ClassFolder,
+  ListedImages,
+  has_folders,
+  is_list,
+  scan_visible,
+)
 from sjft_jax.data.records import Records, resolve_data_dir
 from sjft_jax.runtime.options import choose
 
 DEMOS = {'demo_textures': DemoTextures, 'demo_diverse': DemoDiverse}
-LIST_SUFFIXES = ('.csv', '.parquet')
 
 
 def load(*, dataset: str, path: str, split: str) -> Dataset:
@@ -22,8 +28,8 @@ def load(*, dataset: str, path: str, split: str) -> Dataset:
   Args:
     dataset: 'folder', 'demo_textures', 'demo_diverse', or a name of TFDS, such as 'imagenet2012';
       several joined by '+' become one data set, their label spaces side by side.
-    path: the folder or list (.csv, .parquet) of a 'folder' data set, the data directory of one of
-      TFDS, empty for the demo; one for all, or one for each, separated by commas.
+    path: the folder or list (.csv, .tsv, .parquet) of a 'folder' data set, the data directory of
+      one of TFDS, empty for the demo; one for all, or one for each, separated by commas.
     split: a split of TFDS ('train', 'train+validation', 'train[:80%]'), a sub-folder of `path`, a
       value of a list's column `split`; of the demo, 'train' or 'test'; one for all, or one for
       each, separated by commas. A folder or list that has no splits is taken whole.
@@ -52,9 +58,8 @@ def _values_per_dataset(option: str, value: str, count: int) -> list[str]:
 
 def _load_single(dataset: str, path: str, split: str) -> Dataset:
   if dataset == 'folder':
-    if _is_unsplit(path, split):
-      split = ''
-    return (ListedImages if path.endswith(LIST_SUFFIXES) else ClassFolder)(path, split)
+    split = '' if _is_unsplit(path, split) else _match_split(path, split)
+    return (ListedImages if is_list(path) else ClassFolder)(path, split)
   if dataset in DEMOS:
     if path:
       raise ValueError(f'path={path!r} is not read by {dataset}; leave it empty')
@@ -109,13 +114,10 @@ def open_target(
       seed=split_seed,
     )
     return SubsetDataset(train, train_indices), SubsetDataset(train, test_indices)
+  if dataset == 'folder':
+    _check_test_split(path, test_split)
   test = load(dataset=dataset, path=path, split=test_split)
-  unmatched = sorted(set(train.classes) ^ set(test.classes))
-  if unmatched:
-    raise ValueError(
-      f'the target has class {unmatched[0]!r} in only one of {train_split!r} and {test_split!r}; '
-      'training and test set need the same classes'
-    )
+  _check_same_classes(train.classes, test.classes, train_split, test_split)
   if train_per_class:
     train_indices, _ = stratified_split(
       train.labels, train.classes, train_per_class=train_per_class, seed=split_seed, min_test=0
@@ -124,12 +126,79 @@ def open_target(
   return train, test
 
 
+def _check_same_classes(
+  train: tuple[str, ...], test: tuple[str, ...], train_split: str, test_split: str
+) -> None:
+  """Check that training and test images have the same classes.
+
+  Raises:
+    ValueError: a class is in one of them only.
+  """
+  for classes, others, split, other_split in (
+    (train, test, train_split, test_split),
+    (test, train, test_split, train_split),
+  ):
+    only_here = sorted(set(classes) - set(others))
+    if only_here:
+      alike = [name for name in others if name.casefold() == only_here[0].casefold()]
+      hint = f', which has {alike[0]!r}' if alike else ''
+      raise ValueError(
+        f'the target has class {only_here[0]!r} in only one of {train_split!r} and {test_split!r}: '
+        f'{len(only_here):,} of {len(classes):,} classes of {split!r} are not in {other_split!r}'
+        f'{hint}; training and test set need the same classes'
+      )
+
+
+def _check_test_split(path: str, test_split: str) -> None:
+  """Check that a folder or list has the test split.
+
+  Raises:
+    ValueError: it has not; the message names what can be done.
+  """
+  splits = _find_splits(path, test_split)
+  if '/' in test_split or _match_split(path, test_split) in splits:
+    return
+  others = [name for name in splits if name.casefold() in SPLITS[1:]]
+  remedy = f'test_split={others[0]} tests on that, ' if others else ''
+  raise ValueError(
+    f'{path} has no split test_split={test_split!r}, but {", ".join(splits)}; {remedy}'
+    'test_split= draws test images from the training split'
+  )
+
+
+def _find_splits(path: str, *splits: str) -> list[str]:
+  """Return the splits of a list, or those of a folder that have usual names or the given ones.
+
+  A folder is a split if it holds folders: one with images alone may be a class called 'train'.
+  """
+  path = os.path.expanduser(path)
+  if is_list(path):
+    return ListedImages.splits(path)
+  if not os.path.isdir(path):
+    return []
+  known = {split.casefold() for split in (*SPLITS, *splits)}
+  return [
+    entry.name
+    for entry in scan_visible(path)
+    if entry.name.casefold() in known and entry.is_dir() and has_folders(entry.path)
+  ]
+
+
+def _match_split(path: str, split: str) -> str:
+  """Return a split as it is spelt in a folder or list, or as given if there is none like it."""
+  splits = _find_splits(path, split)
+  alike = [name for name in splits if name.casefold() == split.casefold()]
+  return alike[0] if split not in splits and len(alike) == 1 else split
+
+
 def _is_unsplit(path: str, *splits: str) -> bool:
   """Return whether a folder or list has no splits; where it has others, a split is misspelt."""
-  if path.endswith(LIST_SUFFIXES):
-    return not ListedImages.has_splits(path)
-  return bool(path) and not any(
-    (Path(path) / split).is_dir() for split in (*splits, 'train', 'val', 'test')
+  if is_list(path):
+    return not ListedImages.splits(path)
+  return (
+    bool(path)
+    and not any('/' in split or split == '.' for split in splits)
+    and not _find_splits(path, *splits)
   )
 
 

@@ -21,7 +21,7 @@ from sjft_jax.runtime import artifacts, console
 from sjft_jax.screening import perceptual_hash
 
 # Increase it with every change of the scan's results: older caches are then ignored.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 # Enough for hashes; JPEGs are decoded at a reduced size, which misses no truncation.
 MIN_SIDE = 64  # pixels
 _CHUNK = 1024  # images
@@ -44,19 +44,36 @@ def scan(dataset: Dataset) -> ScanResult:
   """Scan every image, or load an earlier scan of the data set.
 
   The result for a subset is taken from the whole, that for a concatenation from its parts. An
-  earlier scan is used as long as the data set's fingerprint is the same.
+  earlier scan is used as long as the data set's fingerprint is the same; images that it could not
+  read are scanned again each time, since it may have been the disk's fault or access to the file.
   """
   if isinstance(dataset, SubsetDataset):
     return _scan_subset(dataset)
   if isinstance(dataset, ConcatDataset):
     return _scan_parts(dataset)
   fingerprint = artifacts.fingerprint(CACHE_VERSION, dataset.fingerprint)
-  partial = artifacts.cache_dir() / 'screened' / f'{fingerprint}.partial.npz'
+  folder = artifacts.cache_dir() / 'screened'
+  partial = folder / f'{fingerprint}.partial.npz'
+  is_earlier = any(file.exists() for file in (partial, folder / f'{fingerprint}.npz'))
   scan_all = functools.partial(_scan_images, dataset, partial, fingerprint)
   arrays = artifacts.load_or_make('screened', fingerprint, scan_all)
   with contextlib.suppress(OSError):
     partial.unlink()
-  return _from_arrays(arrays)
+  result = _from_arrays(arrays)
+  return _scan_again(dataset, result) if is_earlier and result.bad else result
+
+
+def _scan_again(dataset: Dataset, earlier: ScanResult) -> ScanResult:
+  """Scan the images once more that could not be read; nothing of it is cached."""
+  hashes, bad = earlier.hashes.copy(), {}
+  with ThreadPoolExecutor(os.cpu_count()) as pool:
+    results = pool.map(functools.partial(_hash_or_reason, dataset), earlier.bad)
+    for index, result in zip(earlier.bad, results, strict=True):
+      if isinstance(result, str):
+        bad[index] = result
+      else:
+        hashes[index] = result
+  return ScanResult(hashes, bad)
 
 
 def _scan_subset(dataset: SubsetDataset) -> ScanResult:

@@ -18,6 +18,7 @@ from sjft_jax.runtime import console
 from sjft_jax.runtime.options import choose
 from sjft_jax.screening.duplicates import DuplicatePairs, find_duplicates
 from sjft_jax.screening.scan import scan
+from sjft_jax.screening.split_leak import exclude_test_files
 
 # The target images whose duplicates can be kept out of the source.
 DUPLICATES_OF = ('test', 'test_and_train', 'none')
@@ -56,6 +57,9 @@ def screen(
 ) -> ScreeningResult:
   """Leave out unreadable images, and source images that duplicate target images.
 
+  Training images whose files are test images as well are left out and listed in
+  train_test_copies.csv, too; with `exclude_duplicates_of='none'` they are listed only.
+
   Writes bad_images.csv (data_set, image, reason) and duplicates.csv (source, target, target_set,
   hamming in bits of 144, divergence in nats), both without rows if there are none.
 
@@ -80,6 +84,9 @@ def screen(
     name: len(before) - len(after)
     for name, before, after in zip(Domains._fields, given, (target, test, source), strict=True)
   }
+  target = exclude_test_files(
+    target, test, workdir / 'train_test_copies.csv', keep=exclude_duplicates_of == 'none'
+  )
   protected = {'test': test}
   if exclude_duplicates_of == 'test_and_train':
     protected['train'] = target

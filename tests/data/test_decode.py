@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zlib
 
+import cv2
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
@@ -157,6 +158,77 @@ def test_transparent_pixels_become_white():
     )
 
 
+def png_chunk(name, content):
+  check = struct.pack('>I', zlib.crc32(name + content))
+  return struct.pack('>I', len(content)) + name + content + check
+
+
+def add_sbit(png, *bits):
+  """Insert the chunk that says how many bits are significant."""
+  place = png.index(b'IDAT') - 4
+  return png[:place] + png_chunk(b'sBIT', bytes(bits)) + png[place:]
+
+
+def encode_with_opencv(values, suffix):
+  return cv2.imencode(suffix, values[..., ::-1] if values.ndim == 3 else values)[1].tobytes()
+
+
+@pytest.mark.parametrize('depth', [8, 10, 12, 14, 16])
+@pytest.mark.parametrize('kind', ['.png', '.tiff', '.pgm'])
+@pytest.mark.parametrize('colour', [False, True])
+def test_depth_in_a_file_of_16_bits_is_that_of_the_largest_value(depth, kind, colour):
+  shape = (20, 30, 3) if colour else (20, 30)
+  values = np.random.default_rng(depth).integers(0, 1 << depth, shape).astype(np.uint16)
+  values[0, 0] = (1 << depth) - 1
+  kind = '.ppm' if colour and kind == '.pgm' else kind
+  decoded = decode_image(encode_with_opencv(values, kind))
+  expected = values >> (depth - 8)
+  # Pillow rounds what it reads from a PPM.
+  tolerance = 1 if kind == '.ppm' and depth == 16 else 0
+  expected = expected if colour else np.repeat(expected[..., None], 3, 2)
+  assert np.abs(decoded.astype(int) - expected).max() <= tolerance
+
+
+def test_alpha_of_16_bits_does_not_decide_the_depth():
+  values = np.full((4, 5, 4), 65535, np.uint16)
+  values[..., :3] = [1000, 2000, 4000]
+  encoded = cv2.imencode('.png', values[..., [2, 1, 0, 3]])[1].tobytes()
+  np.testing.assert_array_equal(decode_image(encoded)[0, 0], [62, 125, 250])
+
+
+def test_stated_depth_goes_before_the_largest_value():
+  values = np.arange(600, dtype=np.uint16).reshape(20, 30)  # would fit into 10 bits
+  png = add_sbit(encode(values, 'PNG'), 12)
+  np.testing.assert_array_equal(decode_image(png)[..., 0], values >> 4)
+  # As the standard of PNG wants it: values of 12 bits, scaled to 16.
+  png = add_sbit(encode(values << 4, 'PNG'), 12)
+  np.testing.assert_array_equal(decode_image(png)[..., 0], values >> 4)
+  pgm = b'P5 30 20 4095\n' + values.astype('>u2').tobytes()
+  assert np.abs(decode_image(pgm)[..., 0].astype(int) - (values >> 4)).max() <= 1
+  colour = np.repeat(values[..., None], 3, 2)
+  png = add_sbit(encode_with_opencv(colour, '.png'), 12, 12, 12)
+  np.testing.assert_array_equal(decode_image(png), colour >> 4)
+
+
+@pytest.mark.parametrize('kind', ['AVIF', 'JPEG2000'])
+def test_avif_and_jpeg_2000_have_the_pixels_of_pillow(kind):
+  data = encode(PHOTOGRAPH, kind)
+  assert decode.is_image(data[: decode.HEADER_BYTES])
+  np.testing.assert_array_equal(decode_image(data), decode_with_pillow(data))
+  for length in range(len(data) // 2, len(data), 97):
+    with pytest.raises(UnreadableError):
+      decode_image(data[:length])
+
+
+def test_formats_are_told_from_text_and_from_other_containers():
+  assert all(decode.is_image(data[: decode.HEADER_BYTES]) for data in WHOLE.values())
+  for text in (b'BMW', b'P1 is', b'BM' + b'W' * 60, b'P3 is the third', b'RIFF....WAVEfmt '):
+    assert not decode.is_image(text) or text.startswith((b'P1 ', b'P3 '))
+  heic = b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(40)
+  assert not decode.is_image(heic)
+  assert refusal(heic) == 'is a HEIC image, which is not read'
+
+
 def test_of_16_bits_the_upper_8_stay():
   grey = np.arange(0, 65536, 7, np.uint16)[:9000].reshape(90, 100)
   for kind in ('PNG', 'TIFF', 'PPM'):
@@ -164,14 +236,9 @@ def test_of_16_bits_the_upper_8_stay():
     np.testing.assert_array_equal(decoded, np.repeat((grey >> 8)[..., None], 3, 2))
   # Pillow cannot write 16-bit RGB: a PNG of one row by hand.
   row = np.array([[0x1234, 0xABFF, 0xFF00], [0x00FF, 0x8000, 0x7FFF]], '>u2')
-
-  def chunk(name, content):
-    check = struct.pack('>I', zlib.crc32(name + content))
-    return struct.pack('>I', len(content)) + name + content + check
-
-  header = chunk(b'IHDR', struct.pack('>IIBBBBB', 2, 1, 16, 2, 0, 0, 0))
-  pixels = chunk(b'IDAT', zlib.compress(b'\0' + row.tobytes()))
-  decoded = decode_image(b'\x89PNG\r\n\x1a\n' + header + pixels + chunk(b'IEND', b''))
+  header = png_chunk(b'IHDR', struct.pack('>IIBBBBB', 2, 1, 16, 2, 0, 0, 0))
+  pixels = png_chunk(b'IDAT', zlib.compress(b'\0' + row.tobytes()))
+  decoded = decode_image(b'\x89PNG\r\n\x1a\n' + header + pixels + png_chunk(b'IEND', b''))
   np.testing.assert_array_equal(decoded[0], row >> 8)
 
 
@@ -232,7 +299,7 @@ def test_unreadable_data_is_refused_with_its_reason():
   page = b'\xef\xbb\xbf \n<!DOCTYPE html><html><body>404 Not Found</body></html>'
   assert refusal(page) == 'is a web page or other markup, not an image'
   for data in (b'no image at all', b'PK\3\4', b'\0' * 500, b'Please log in.'):
-    assert refusal(data) == 'is no BMP, GIF, JPEG, PNG, PPM, TIFF or WebP image'
+    assert refusal(data) == f'is no {decode.FORMATS} image'
   for name in ('jpeg', 'progressive', 'cmyk', 'png', 'gif', 'bmp', 'ppm', 'tiff'):
     assert refusal(WHOLE[name][: len(WHOLE[name]) // 2 + 100 * (name == 'cmyk')]) == 'is truncated'
 

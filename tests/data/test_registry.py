@@ -103,7 +103,9 @@ def test_splits_of_a_folder_are_used(tmp_path):
   assert len(registry.open_target(**options, test_split='test', **changed)[0]) == 2
   train, test = registry.open_target(**options, test_split='', **changed)
   assert (len(train), len(test)) == (2, 6)
-  with pytest.raises(ValueError, match='is not a folder'):
+  with pytest.raises(
+    ValueError, match="no split test_split='tests', but test, train; test_split=t"
+  ):
     registry.open_target(**options, test_split='tests', **DRAWN)
 
 
