@@ -44,7 +44,7 @@ from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset
 from sjft_jax.data.demo import DemoDiverse
 from sjft_jax.descriptors import bank
 from sjft_jax.runtime import artifacts
-from sjft_jax.selection.schedule import SelectionOptions
+from sjft_jax.selection.growth import SelectionOptions
 
 DEFAULT = 'default'
 VARIANTS = (

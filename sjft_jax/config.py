@@ -12,7 +12,7 @@ from sjft_jax.data.dataset import Domains
 from sjft_jax.data.sampler import Sampler
 from sjft_jax.data.transforms import AUGMENTATIONS, VIEWS
 from sjft_jax.runtime.options import choose
-from sjft_jax.selection.schedule import SelectionOptions
+from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.selection.subset import METHODS
 
 # The sections that arms can differ in: data, network and ranking are the same for all.

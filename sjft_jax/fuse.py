@@ -4,7 +4,7 @@
 
 Every run is an arm of a work directory, finished, with the same test images in the same classes.
 Nothing is computed again: the class probabilities that the runs have scored are averaged, those of
-each run's last round or, with --rounds, of all its rounds. The table shows each run by itself and
+each run's last round or, with --fused, of all its rounds. The table shows each run by itself and
 their average; with --output, the probabilities are written as well, a row for each test image.
 The last row of the paper's Table 5 is made so.
 """
@@ -25,7 +25,7 @@ def define_flags() -> None:
     'run', None, 'An arm, such as runs/mine/arms/rounds; given once for each run.', required=True
   )
   flags.DEFINE_enum('view', None, VIEWS, 'Evaluation view. Default: the first of the first run.')
-  flags.DEFINE_bool('rounds', False, 'Average the rounds of each run first.')
+  flags.DEFINE_bool('fused', False, 'Average the rounds of each run first.')
   flags.DEFINE_string('output', None, 'File to write, .csv or .parquet.')
   flags.adopt_module_key_flags(cli)
 
@@ -48,7 +48,7 @@ def fuse() -> None:
   from sjft_jax import results
   from sjft_jax.report import summary
 
-  runs = [results.load_predictions(run, options.view, options.rounds) for run in options.run]
+  runs = [results.load_predictions(run, options.view, options.fused) for run in options.run]
   fused = results.fuse_predictions(runs)
   rows = [(run.name, run.scores()) for run in (*runs, fused)]
   summary.print_scores(rows, f'{len(fused.images):,} test images')

@@ -1,4 +1,4 @@
-"""The method on one page (Ge & Yu 2017, Figure 1): screen → rank → rounds of every arm → results.
+"""The method on one page (Ge & Yu 2017, Figure 1): screen → rank → (pretrain) → rounds of every arm → results.
 
 Every stage leaves its artifact in the work directory; what is there already is not made again.
 """
@@ -27,12 +27,12 @@ from sjft_jax.rounds import resolve_num_neighbors, run_arms
 from sjft_jax.runtime import artifacts, console, distributed
 from sjft_jax.runtime.lock import lock
 from sjft_jax.screening.screen import ScreeningResult, screen
-from sjft_jax.selection.schedule import SelectionOptions
+from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training import evaluation, losses, metric_writer, optimizer
 from sjft_jax.training.pretrain import PretrainOptions, pretrain_trunk
 from sjft_jax.training.trainer import TrainerFactory, TrainingOptions
 
-# What takes the options of each section, as keywords.
+# The callable that receives the options of each section as keyword arguments.
 CONSUMERS: dict[str, Callable[..., Any]] = {
   'target': registry.open_target,
   'source': registry.load,
@@ -100,7 +100,7 @@ def run_on_datasets(
   arms = configs.arm_configs(config)
   for options in arms.values():
     configs.check_values(options, domains, num_devices=jax.device_count())
-  if distributed.is_lead_host():
+  if distributed.is_primary_process():
     metric_writer.check_wandb(config.logging.wandb)
   with configs.option_section('bank'):
     bank = banks.load(**config.bank)
@@ -122,7 +122,7 @@ def run_on_datasets(
     summary.print_table(results)
     return results
 
-  with lock(workdir) if distributed.is_lead_host() else artifacts.suppress_writes(workdir):
+  with lock(workdir) if distributed.is_primary_process() else artifacts.suppress_writes(workdir):
     # Again, since another run may just have ended here.
     workdirs.check_unchanged(config, workdir, resume_with_changes=resume_with_changes)
     domains, left_out = screen_images(workdir, domains, config, arms)
@@ -190,7 +190,7 @@ def rank(
   console.stage('Ranking the source by its filter responses')
   options, path = rankings.DescriptorOptions(**config.descriptors), workdir / 'ranking.npz'
   fingerprint = rankings.ranking_fingerprint(target, source, bank, depth, options)
-  if distributed.is_lead_host():
+  if distributed.is_primary_process():
     rankings.copy_ranking([run / 'ranking.npz' for run in earlier_runs], path, fingerprint)
   ranking, _, seconds['rank'] = rankings.load_or_rank(
     path, fingerprint, target, source, bank, depth, options

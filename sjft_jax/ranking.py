@@ -122,7 +122,7 @@ def load_or_rank(
     result = _load_ranking(path, fingerprint, (len(target), depth), edges_shape)
   else:
     result = rank_sources(partial, fingerprint, target, source, bank, depth, options)
-    if distributed.is_lead_host():
+    if distributed.is_primary_process():
       artifacts.save(
         path,
         fingerprint,
@@ -142,7 +142,7 @@ def _load_ranking(
   # In the other processes `broadcast` needs arrays of the same shapes and types, of any contents.
   indices, divergences = np.empty(shape, np.int32), np.empty(shape, np.float32)
   edges, seconds = np.empty(edges_shape, np.float32), np.empty((), np.float32)
-  if distributed.is_lead_host():
+  if distributed.is_primary_process():
     arrays = _load_arrays(path, fingerprint)
     assert arrays is not None
     indices, divergences, edges = arrays['indices'], arrays['divergences'], arrays['edges']

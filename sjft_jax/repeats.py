@@ -52,10 +52,12 @@ def run(
       pipeline.run(single, path, resume_with_changes=resume_with_changes, earlier_runs=finished)
     )
     finished.append(path)
-    if not number and distributed.is_lead_host():  # Not before: the options have proved possible.
+    if (
+      not number and distributed.is_primary_process()
+    ):  # Not before: the options have proved possible.
       workdirs.save_config(config, directory)
   summarized = summarize(results)
-  if distributed.is_lead_host():
+  if distributed.is_primary_process():
     artifacts.write_json(directory / 'results.json', summarized)
   summary.print_repeats(summarized)
   return summarized

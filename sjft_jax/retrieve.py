@@ -168,7 +168,7 @@ def retrieve() -> None:
     path=ranking,
     bad_images=output.with_name(f'{output.name}.bad_images.csv'),
   )
-  if distributed.is_lead_host():
+  if distributed.is_primary_process():
     result.save(output)
     ranking.unlink()
     console.say(

@@ -15,7 +15,7 @@ from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.runtime import console
 from sjft_jax.selection.coverage import Coverage, choose_num_neighbors
 from sjft_jax.selection.hardness import entropy
-from sjft_jax.selection.schedule import SelectionOptions, grow
+from sjft_jax.selection.growth import SelectionOptions, grow
 from sjft_jax.selection.subset import Subset, select
 from sjft_jax.training import step
 from sjft_jax.training.trainer import OpenRun, Trainer
@@ -51,8 +51,8 @@ def resolve_num_neighbors(
 ) -> dict[str, SelectionOptions]:
   """Return the options of every arm with the K0 that `min_source_images` leads to, and print it.
 
-  Arms that agree in their options agree in K0, also where an arm does not use the ranking. Without
-  a ranking, K0 stays as it is.
+  K0 depends only on `num_neighbors`, `min_source_images` and the ranking, so arms that share these
+  share K0, even if they do not use the ranking. Without a ranking, K0 stays as it is.
 
   Args:
     selections: the options of each arm.
@@ -61,11 +61,13 @@ def resolve_num_neighbors(
   coverages: dict[tuple[int, int], Coverage] = {}
   resolved = dict(selections)
   for name, options in selections.items():
-    largest, minimum = limits = options.num_neighbors, options.min_source_images
+    largest, minimum = options.num_neighbors, options.min_source_images
     if not minimum or not ranking.indices.shape[1]:
       continue
+    limits = largest, minimum
     if limits not in coverages:
-      k0, reached = coverages[limits] = choose_num_neighbors(ranking.indices[:, :largest], minimum)
+      coverages[limits] = choose_num_neighbors(ranking.indices[:, :largest], minimum)
+      k0, reached = coverages[limits]
       remedy = '; raise selection.num_neighbors to reach more' if reached < minimum else ''
       console.say(f'  K0 = {k0:,} reaches {reached:,} of {minimum:,} source images{remedy}')
     resolved[name] = replace(options, num_neighbors=coverages[limits].num_neighbors)
@@ -161,6 +163,7 @@ class _Arm:
     if round_ is None:
       run.checkpoints.wait()
       round_ = _predict(run, len(subset or ()), num_neighbors)
+    # Not where a later checkpoint was restored: the network of this round is gone then.
     if run.progress.step == self._first_step(number + 1):
       metrics = results.round_metrics(self.trainer.domains, round_, self.ranking)
       run.writer.log(run.progress.step, metrics)

@@ -4,7 +4,7 @@ import numpy as np
 
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.rounds import resolve_num_neighbors
-from sjft_jax.selection.schedule import SelectionOptions
+from sjft_jax.selection.growth import SelectionOptions
 
 
 def options(**changes):

@@ -1,1 +1,1 @@
-"""Machinery that the method does not know: commands, processes, signals, artifacts, memory."""
+"""Infrastructure, independent of the method: commands, processes, signals, artifacts, memory."""

@@ -120,7 +120,7 @@ def write_json(path: os.PathLike[str], value: Any) -> None:
 
 
 def fingerprint(*inputs: Any) -> str:
-  """Return one short name for everything that decides an artifact."""
+  """Return a short hash of everything that determines an artifact."""
   return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -37,7 +37,7 @@ class KeyValueStore:
     return self._client.blocking_key_value_get(f'sjft_jax/{key}', int(1000 * timeout_s))
 
 
-def is_lead_host() -> bool:
+def is_primary_process() -> bool:
   """Return whether this is the process that writes and prints for all."""
   return jax.process_index() == 0
 

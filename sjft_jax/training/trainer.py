@@ -87,7 +87,7 @@ class Trainer:
 
   Attributes:
     directory: where its checkpoints and its log are.
-    fingerprint: identifies everything that decides these.
+    fingerprint: hash of the options and data that determine these.
     domains: the data sets.
     train_step: see `step.make_train_step`.
     optimizer: the one in `train_step`.
@@ -95,7 +95,7 @@ class Trainer:
     options: how it trains; the number of micro-batches is never 0 here.
     logging: where metrics go.
     config: all options by section, for the log and for messages.
-    seed: decides order, neighbours and augmentation.
+    seed: of order, neighbours and augmentation.
   """
 
   directory: epath.Path
@@ -163,7 +163,7 @@ class Trainer:
         name=self.directory.name,
         step=progress.step,
         options=self.logging,
-        is_writing=distributed.is_lead_host(),
+        is_writing=distributed.is_primary_process(),
         config=self.config,
       ) as writer:
         yield OpenRun(self, progress, checkpoints, writer)
@@ -254,7 +254,7 @@ class TrainerFactory:
 
   Args:
     workdir: the work directory of the whole run.
-    fingerprint: of the options and data sets that decide its results.
+    fingerprint: hash of the options and data sets that determine its results.
     domains: the data sets.
     network: the joint network.
     variables: its initial 'params' and 'batch_stats'.

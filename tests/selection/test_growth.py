@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sjft_jax.selection.schedule import SelectionOptions, grow
+from sjft_jax.selection.growth import SelectionOptions, grow
 
 # The paper's constants for Stanford Dogs.
 PAPER = {'num_neighbors': 100, 'rounds': 5, 'delta': 0.1, 'sigma0': 4.0, 'sigma1': 2.0}
