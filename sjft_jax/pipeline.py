@@ -1,4 +1,4 @@
-"""The method on one page (Ge & Yu 2017, Figure 1): screen → rank → (pretrain) → rounds of every arm → results.
+"""The method on one page (Ge & Yu 2017, Figure 1): screen → rank → (pretrain) → rounds → results.
 
 Every stage leaves its artifact in the work directory; what is there already is not made again.
 """

@@ -14,8 +14,8 @@ from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.runtime import console
 from sjft_jax.selection.coverage import Coverage, choose_num_neighbors
-from sjft_jax.selection.hardness import entropy
 from sjft_jax.selection.growth import SelectionOptions, grow
+from sjft_jax.selection.hardness import entropy
 from sjft_jax.selection.subset import Subset, select
 from sjft_jax.training import step
 from sjft_jax.training.trainer import OpenRun, Trainer

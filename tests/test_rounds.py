@@ -11,8 +11,8 @@ from etils import epath
 from sjft_jax.data.dataset import Domains, ImageArrays
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.rounds import run_rounds
-from sjft_jax.selection.hardness import entropy
 from sjft_jax.selection.growth import SelectionOptions
+from sjft_jax.selection.hardness import entropy
 from sjft_jax.training import step
 
 NUM_SOURCE = 15

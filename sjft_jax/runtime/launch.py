@@ -13,7 +13,7 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     'distributed',
     False,
-    'Run as one process of several; SLURM, Open MPI, Kubernetes or the next three flags say which one.',
+    'Run as one process of several; SLURM, Open MPI, Kubernetes or the next flags say which one.',
   )
   flags.DEFINE_string(
     'coordinator', None, 'HOST:PORT of process 0, where the environment does not say.'
