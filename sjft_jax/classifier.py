@@ -16,7 +16,7 @@ from sjft_jax import workdir as workdirs
 from sjft_jax.config import arm_config
 from sjft_jax.data import transforms
 from sjft_jax.data.dataset import Dataset, ImageArrays
-from sjft_jax.data.folder import ImageFiles, UnlabelledFolder
+from sjft_jax.data.folder import ImageFiles, open_images
 from sjft_jax.models import joint, trunk
 from sjft_jax.models.weights import run_checkpoint
 from sjft_jax.models.weights.run_checkpoint import TrainedNetwork
@@ -153,8 +153,7 @@ def _open(images: Images) -> Dataset:
   if isinstance(images, Dataset):
     return images
   if isinstance(images, str | os.PathLike):
-    path = Path(images)
-    return UnlabelledFolder(str(path)) if path.is_dir() else ImageFiles([path])
+    return open_images(os.fspath(images))
   arrays = [image for image in images if isinstance(image, np.ndarray)]
   paths = [Path(image) for image in images if not isinstance(image, np.ndarray)]
   if arrays and paths:

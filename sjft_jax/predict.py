@@ -1,9 +1,9 @@
-"""Classify the images of a folder with a network that a run has trained.
+"""Classify images with a network that a run has trained.
 
   python -m sjft_jax.predict --run=runs/mine/arms/rounds --images=DIR --output=predictions.csv
 
-All images below the folder are read, at any depth. The output has a row for each: image (its path
-below the folder), class (the likeliest) and probability (of that class). The network is the one of
+The images are a folder, which is read at any depth, a list (.csv, .tsv or .parquet with a column path),
+or a single file. The output has a row for each: image (its path), class (the likeliest) and probability (of that class). The network is the one of
 the run's newest checkpoint; with --fused, the probabilities of the networks of all rounds are
 averaged. Images are prepared as the run prepared its test images. Neither the run's images nor its
 configuration file are needed, only its work directory.
@@ -25,9 +25,17 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'run', None, 'Folder of one training, such as runs/mine/arms/rounds.', required=True
   )
-  flags.DEFINE_string('images', None, 'Folder of the images to classify.', required=True)
   flags.DEFINE_string(
-    'output', None, 'File to write, .csv or .parquet; one that is there is replaced.', required=True
+    'images',
+    None,
+    'A folder of images to classify, a list with a column path, or one image.',
+    required=True,
+  )
+  flags.DEFINE_string(
+    'output',
+    None,
+    'File to write, .csv, .tsv or .parquet; one that is there is replaced.',
+    required=True,
   )
   flags.DEFINE_enum(
     'view',
@@ -68,12 +76,12 @@ def predict() -> None:
   tables.check_output(output)
   # After the flags: --help and a misspelt option should not wait for JAX.
   import sjft_jax
-  from sjft_jax.data.folder import UnlabelledFolder
+  from sjft_jax.data.folder import open_images
   from sjft_jax.runtime import compilation
   from sjft_jax.screening.screen import exclude_unreadable
 
   compilation.enable_cache()
-  folder = UnlabelledFolder(options.images)
+  folder = open_images(options.images)
   classifier = sjft_jax.load(options.run)
   bad_images = output.with_name(f'{output.name}.bad_images.csv')
   (images,) = exclude_unreadable((folder,), bad_images, max_bad_share=options.max_bad_share)

@@ -159,7 +159,7 @@ class _FileDataset(EncodedDataset):
     super().__init__(name, tuple(classes), labels)
 
   @functools.cached_property
-  def digests(self) -> UInt8[np.ndarray, 'image byte']:
+  def digests(self) -> UInt8[np.ndarray, 'image byte']:  # type: ignore[override]
     """The digest of the content of each file; zeros where a file cannot be read."""
     return digests.digest_files(self._root, self._paths, self._kind, self.name)
 
@@ -231,10 +231,11 @@ class ClassFolder(_FileDataset):
     root = os.path.join(path, split) if split else path
     if not path or not os.path.isdir(root):
       given = f'path={path!r}, split={split!r}: {root} is not a folder'
-      folders = [e.name for e in scan_visible(path) if e.is_dir()] if os.path.isdir(path) else []
-      present = f'{path} holds {_shorten(folders)}; ' if folders else ''
+      inner = [e.name for e in scan_visible(path) if e.is_dir()] if os.path.isdir(path) else []
+      present = f'{path} holds {_shorten(inner)}; ' if inner else ''
       raise ValueError(f'{given}; {present}{_LAYOUT}')
-    listing, folders = _Listing(root), {}
+    listing = _Listing(root)
+    folders: dict[str, str] = {}
     for entry in scan_visible(root):
       if not entry.is_dir():
         listing.passed_over['beside the class folders'].append(entry.name)
@@ -407,6 +408,21 @@ class ListedImages(_FileDataset):
     return sorted(rows['split'].unique().drop_null().to_pylist())
 
 
+def open_images(path: str) -> UnlabelledFolder | ImageFiles:
+  """Open the images of a folder, of a list (its column 'path'), or a single file; without labels.
+
+  Raises:
+    ValueError: there is no such folder or file, or a list that cannot be read.
+  """
+  path = os.path.expanduser(path)
+  if os.path.isdir(path):
+    return UnlabelledFolder(path)
+  if is_list(path):
+    names = _read_columns(path, required=('path',))['path'].to_pylist()
+    return ImageFiles([Path(os.path.dirname(path), _clean_path(name)) for name in names])
+  return ImageFiles([Path(path)])
+
+
 def is_list(path: str) -> bool:
   """Return whether a path names a list of images, not a folder."""
   return path.lower().endswith(LIST_SUFFIXES) and not os.path.isdir(os.path.expanduser(path))
@@ -462,7 +478,7 @@ def _check_files(names: Sequence[str], path: str) -> None:
   raise ValueError(f'{path}: {place} is not there{count}; {remedy}')
 
 
-def _read_columns(path: str) -> pa.Table:
+def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.Table:
   """Read the columns of a list as strings.
 
   Raises:
@@ -483,7 +499,7 @@ def _read_columns(path: str) -> pa.Table:
       )
     names = [name.strip() for name in table.column_names]
     table = table.rename_columns(names)
-    for column in columns[:2]:
+    for column in required:
       if column not in names:
         hint = '; columns are separated by commas, in a .tsv by tabs' if len(names) == 1 else ''
         raise ValueError(f'it has no column {column}, but {", ".join(names)}{hint}')
@@ -497,7 +513,9 @@ def _read_columns(path: str) -> pa.Table:
     return pa.table(rows)
   except (ValueError, OSError, pa.ArrowException) as error:
     message = str(error).splitlines()[0]
-    raise ValueError(f'{path} cannot be read as a list of path and label: {message}') from error
+    raise ValueError(
+      f'{path} cannot be read as a list of {" and ".join(required)}: {message}'
+    ) from error
 
 
 def _check_rows(rows: pa.Table, path: str) -> None:
