@@ -2,11 +2,12 @@
 
   python -m sjft_jax.predict --run=runs/mine/arms/rounds --images=DIR --output=predictions.csv
 
-The images are a folder, which is read at any depth, a list (.csv, .tsv or .parquet with a column path),
-or a single file. The output has a row for each: image (its path), class (the likeliest) and probability (of that class). The network is the one of
-the run's newest checkpoint; with --fused, the probabilities of the networks of all rounds are
-averaged. Images are prepared as the run prepared its test images. Neither the run's images nor its
-configuration file are needed, only its work directory.
+The images are a folder, which is read at any depth, a list (.csv, .tsv or .parquet with a column
+path), or a single file. The output has a row for each: image (its path), class (the likeliest) and
+probability (of that class). The network is the one of the run's newest checkpoint; with --fused,
+the probabilities of the networks of all rounds are averaged. Images are prepared as the run
+prepared its test images. Neither the run's images nor its configuration file are needed, only its
+work directory.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A trained run applied to a folder of images, from the command line."""
+"""A trained run applied to images, from the command line."""
 
 import json
 import shutil
@@ -138,3 +138,26 @@ def test_a_run_of_an_older_version_is_refused(run, data, tmp_path):
   message = commands.refusal(start(workdir / 'arms' / 'rounds', data / 'target', output))
   assert f'{workdir} was made by another version of sjft_jax' in message
   assert not output.exists()
+
+
+@pytest.mark.slow
+def test_one_file_and_a_list_are_predicted_as_in_their_folder(run, data, tmp_path):
+  arm, folder = run / 'arms' / 'rounds', data / 'target' / 'test'
+  names = ['é, "x"/0.png', 'stripes 1/2.png']
+  (folder / 'LIST.TSV').write_text('\n'.join(['path', *(f'./{name}' for name in names)]) + '\n')
+  jobs = {
+    'folder.csv': start(arm, folder, tmp_path / 'folder.csv'),
+    'file.CSV': start(arm, folder / names[0], tmp_path / 'file.CSV'),
+    'list.tsv': start(arm, folder / 'LIST.TSV', tmp_path / 'list.tsv'),
+  }
+  tables = {}
+  for name, process in jobs.items():
+    finish(process)
+    delimiter = '\t' if name.endswith('tsv') else ','
+    options = pyarrow.csv.ParseOptions(delimiter=delimiter)
+    tables[name] = pyarrow.csv.read_csv(tmp_path / name, parse_options=options).to_pydict()
+  whole = dict(zip(tables['folder.csv']['image'], tables['folder.csv']['probability'], strict=True))
+  assert tables['file.CSV']['probability'] == pytest.approx([whole[names[0]]], rel=1e-5)
+  assert tables['list.tsv']['image'] == [str(folder / name) for name in names]
+  expected = [whole[name] for name in names]
+  assert tables['list.tsv']['probability'] == pytest.approx(expected, rel=1e-5)
