@@ -35,7 +35,9 @@ class Dataset(Protocol):
   name: str
   classes: tuple[str, ...]
   labels: Labels
-  fingerprint: str
+
+  @property
+  def fingerprint(self) -> str: ...
 
   def __len__(self) -> int: ...
 

@@ -159,7 +159,7 @@ class _FileDataset(EncodedDataset):
     super().__init__(name, tuple(classes), labels)
 
   @functools.cached_property
-  def digests(self) -> UInt8[np.ndarray, 'image byte']:
+  def digests(self) -> UInt8[np.ndarray, 'image byte']:  # type: ignore[override]
     """The digest of the content of each file; zeros where a file cannot be read."""
     return digests.digest_files(self._root, self._paths, self._kind, self.name)
 
@@ -231,10 +231,11 @@ class ClassFolder(_FileDataset):
     root = os.path.join(path, split) if split else path
     if not path or not os.path.isdir(root):
       given = f'path={path!r}, split={split!r}: {root} is not a folder'
-      folders = [e.name for e in scan_visible(path) if e.is_dir()] if os.path.isdir(path) else []
-      present = f'{path} holds {_shorten(folders)}; ' if folders else ''
+      inner = [e.name for e in scan_visible(path) if e.is_dir()] if os.path.isdir(path) else []
+      present = f'{path} holds {_shorten(inner)}; ' if inner else ''
       raise ValueError(f'{given}; {present}{_LAYOUT}')
-    listing, folders = _Listing(root), {}
+    listing = _Listing(root)
+    folders: dict[str, str] = {}
     for entry in scan_visible(root):
       if not entry.is_dir():
         listing.passed_over['beside the class folders'].append(entry.name)
