@@ -33,6 +33,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import ConfigDict
 
 from configs import demo
@@ -40,9 +41,10 @@ from experiments.folds import FOLDS, fold_domains
 from sjft_jax import pipeline
 from sjft_jax.config import arm_config
 from sjft_jax.data import registry
-from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset
+from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.demo import DemoDiverse
 from sjft_jax.descriptors import bank
+from sjft_jax.ranking import DescriptorOptions, rank_sources
 from sjft_jax.runtime import artifacts
 from sjft_jax.selection.growth import SelectionOptions
 
@@ -86,17 +88,14 @@ def get_config(variant: str) -> ConfigDict:
 
 
 def rank(
-  config: ConfigDict, target: Dataset, source: Dataset, depth: int, workdir: Path
+  config: ConfigDict, target: Dataset, source: Dataset, depth: int, scratch: Path
 ) -> np.ndarray:
   """Return the indices [target, depth] of the ranking that the pipeline makes."""
-  config.overrides.constant = {
-    'selection': {'rounds': 1, 'num_neighbors': depth},
-    'training': {'steps': 1},  # The training is of no use here, but it has to have a step.
-  }
-  config.evaluation.views = ('center',)
-  pipeline.run_on_datasets(Domains(target, target, source), config, workdir)
-  with np.load(workdir / 'ranking.npz') as arrays:
-    return arrays['indices']
+  filters = bank.load(**config.bank)
+  options = DescriptorOptions(**config.descriptors)
+  partial = epath.Path(scratch) / 'ranking.partial.npz'
+  result = rank_sources(partial, 'unfinished', target, source, filters, depth, options)
+  return result.ranking.indices
 
 
 def measure_relevance(variant: str, scratch: Path) -> dict[str, Any]:
@@ -108,9 +107,7 @@ def measure_relevance(variant: str, scratch: Path) -> dict[str, Any]:
   train, _ = registry.open_target(**config.target)
   indices = rank(config, train, source, depth, scratch / 'source')
   per_class = int(np.bincount(train.labels).max())
-  # As a source, a data set has to be another object than the target.
-  copy = SubsetDataset(train, np.arange(len(train)))
-  others = rank(get_config(variant), train, copy, per_class, scratch / 'itself')
+  others = rank(config, train, train, per_class, scratch / 'itself')
   is_other = others != np.arange(len(train))[:, None]
   is_same_class = train.labels[others] == train.labels[:, None]
   selected, deepest = np.unique(indices[:, :k0]), np.unique(indices)
