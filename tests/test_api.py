@@ -153,7 +153,7 @@ def test_train_returns_what_results_json_holds(trained_run):
 def test_train_passes_its_arguments_on(monkeypatch):
   calls = []
   monkeypatch.setattr(pipeline, 'run', lambda *args, **options: calls.append((args, options)))
-  config = ml_collections.ConfigDict()
+  config = ml_collections.ConfigDict({'repeats': 1})
   sjft_jax.train(config, 'runs/a', resume_with_changes=True)
   assert calls == [((config, 'runs/a'), {'resume_with_changes': True})]
 

@@ -116,9 +116,9 @@ def test_the_newest_checkpoint_that_is_needed_is_damaged(tmp_path):
     (folder / 'array').write_bytes(bytes(100))
   assert 'arms/none/checkpoints/16/array' in fault_injection.damage_file(run, rng)
   assert (folder.with_name('14') / 'array').read_bytes() == bytes(100)
-  (run.workdir / 'arms' / 'none' / 'rounds' / '1').mkdir(parents=True)
+  (run.workdir / 'arms' / 'none' / 'rounds' / '2').mkdir(parents=True)
   assert 'pretrain/checkpoints/5/array' not in fault_injection.damage_file(run, rng)
-  (run.workdir / 'arms' / 'none' / 'rounds' / '1' / 'round.npz').touch()
+  (run.workdir / 'arms' / 'none' / 'rounds' / '2' / 'round.npz').touch()
   assert 'pretrain/checkpoints/5/array' in fault_injection.damage_file(run, rng)
   assert (shared / 'step').read_bytes() == b'code'
 

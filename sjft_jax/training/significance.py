@@ -77,8 +77,8 @@ def _permutation_p_value(terms: Float[np.ndarray, ' image'], seed: int) -> float
   """Return the share of sign flips whose sum is at least as far from 0 as that of `terms`."""
   if not len(terms):
     return 1.0
-  # A sum in another order rounds otherwise; a tie counts as at least as far.
-  observed = abs(terms.sum()) * (1 - 1e-12)
+  # A sum in another order rounds otherwise; a tie counts as at least as far. Terms are 1 at most.
+  observed = abs(terms.sum()) - 1e-12
   rng = np.random.Generator(np.random.Philox(seed))
   extreme, remaining = 0, NUM_PERMUTATIONS
   while remaining:

@@ -130,7 +130,7 @@ def test_command_writes_the_picture(folder, tmp_path):
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    (['--config=nowhere.py'], 'error: --config=nowhere.py: no such file; see configs/'),
+    (['--config=nowhere.py'], 'error: --config=nowhere.py: no such file; '),
     (['--config=configs/folder.py', '--config.images.corp=3'], "error: unknown option 'corp'"),
     (['--config=configs/demo.py', '--kind=mixup'], 'error: flag --kind=mixup: '),
     (['--config=configs/folder.py', '--data=source'], "error: path='', split='train': "),

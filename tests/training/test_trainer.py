@@ -97,8 +97,8 @@ def assert_equal(a, b):
       {'solver.schedule': 'cosine', 'training.steps': 3},
       {
         'solver.schedule': 'cosine',
-        'training.steps': 9,
-        'training.restart_schedule': True,
+        'training.steps': 1,
+        'training.restart_schedule': False,
         'selection.rounds': 3,
       },
       True,
@@ -116,9 +116,9 @@ def test_trainers_with_equal_solver_and_loss_share_a_step(factory, options, othe
 
 @pytest.mark.parametrize(
   ('steps', 'rounds', 'restart', 'expected'),
-  [(10, 3, False, 10), (10, 1, True, 10), (10, 3, True, 4), (9, 3, True, 3)],
+  [(10, 3, False, 30), (10, 1, True, 10), (10, 3, True, 10), (10, 1, False, 10)],
 )
-def test_schedule_is_as_long_as_the_longest_round_where_each_restarts_it(
+def test_schedule_is_as_long_as_a_round_where_each_restarts_it_else_as_all(
   steps, rounds, restart, expected
 ):
   options = make_config(**{'training.steps': steps, 'training.restart_schedule': restart}).training
