@@ -1,0 +1,107 @@
+"""What people reported of other tools that train on image folders, through the command line.
+
+Each case names the report.
+"""
+
+import os
+import sys
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from commands import refusal, start
+from small_run import command, write_data
+
+ROWS = 'path,label\na.png,x\nb.png,x\nc.png,y\nd.png,y\n'
+
+
+@pytest.fixture
+def images(tmp_path):
+  """Return a folder with four images of noise and an image too thin for its length."""
+  for name in 'abcd':
+    pixels = np.random.default_rng(ord(name)).integers(0, 256, (40, 40, 3), np.uint8)
+    (tmp_path / f'{name}.png').write_bytes(cv2.imencode('.png', pixels)[1].tobytes())
+  return tmp_path
+
+
+def preview(*arguments):
+  """Start the command that opens a data set and draws a few of its images."""
+  options = '--config=configs/folder.py', '--images=1', '--draws=0', *arguments
+  return start([sys.executable, '-m', 'sjft_jax.data.preview', *options])
+
+
+def finish(process):
+  """Return what a command prints that ends well."""
+  output, errors = process.communicate(timeout=300)
+  assert (process.returncode, errors) == (0, '')
+  return output
+
+
+LISTS = {
+  # google/ml_collections and pandas 6563, "addressing data frame columns gives KeyError".
+  'columns in capitals': (ROWS.replace('path,label', 'Path,LABEL'), None),
+  # huggingface/datasets 4814, "Support CSV as metadata file format": its column is file_name.
+  'metadata.csv': (
+    ROWS.replace('path', 'file_name'),
+    'it has no column path, but file_name, label; rename the column that holds it',
+  ),
+  # pandas and others, text that a spreadsheet saved.
+  'UTF-16': (ROWS.encode('utf-16'), 'its text is UTF-16; save it as UTF-8'),
+  # tensorflow/datasets 2068, rows that belong to no split.
+  'empty split': (
+    'path,label,split\na.png,x,train\nb.png,x,test\nc.png,y,\nd.png,y,test\n',
+    'row 3: split is empty; fill it in or remove the row',
+  ),
+}
+
+
+@pytest.mark.parametrize('case', LISTS)
+def test_list_is_read_or_refused_with_a_remedy(images, case):
+  content, message = LISTS[case]
+  path = images / 'list.csv'
+  path.write_bytes(content if isinstance(content, bytes) else content.encode())
+  process = preview(f'--config.target.path={path}', f'--output={images}/preview.png')
+  if message is None:
+    assert 'target, list' in finish(process)
+  else:
+    error = refusal(process)
+    assert message in error
+    assert str(path) in error
+
+
+@pytest.mark.parametrize('name', ['metadata.jsonl', 'list.xlsx', 'train.txt'])
+def test_file_of_another_kind_is_not_called_a_missing_folder(images, name):
+  """huggingface/datasets 5278, "load_dataset does not read jsonl metadata file properly"."""
+  (images / name).write_text('{"file_name": "a.png", "label": "x"}\n')
+  error = refusal(preview(f'--config.target.path={images}/{name}', f'--output={images}/p.png'))
+  assert f"{name}' is a file; give a folder, or a list whose name ends in one of .csv," in error
+
+
+@pytest.mark.parametrize(
+  ('output', 'message'),
+  [
+    ('preview.txt', 'the name must end in one of .png, .jpg,'),
+    ('nowhere/preview.png', 'there is no folder'),
+  ],
+)
+def test_impossible_picture_is_refused_before_the_work(images, output, message):
+  """fastai and matplotlib, "unknown file extension" at the end of the work."""
+  error = refusal(preview('--config.target.path=/nowhere', f'--output={images}/{output}'))
+  assert message in error
+  assert f'--output={images}/{output}' in error
+
+
+def test_flagfile_may_hold_the_configuration_and_its_options(images):
+  """google/ml_collections 20, "cannot read config updates from --flagfile"."""
+  (images / 'list.csv').write_text(ROWS)
+  (images / 'options.txt').write_text(
+    f'--config=configs/folder.py\n--config.target.path={images}/list.csv\n'
+    '--config.arms=none,rounds\n--config.overrides.none.training.steps=7\n'
+  )
+  module = sys.executable, '-m', 'sjft_jax.data.preview'
+  arguments = f'--flagfile={images}/options.txt', f'--output={images}/preview.png'
+  assert 'target, list' in finish(start([*module, *arguments]))
+  error = refusal(start([*module, '--flagfile=/nowhere/options.txt']))
+  assert '/nowhere/options.txt' in error
