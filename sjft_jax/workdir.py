@@ -32,7 +32,7 @@ def resolve(name: str | os.PathLike[str]) -> epath.Path:
   """Return the work directory of a name: a path, or gs://bucket/path.
 
   Raises:
-    ValueError: a store that cannot hold a work directory, or that needs another package.
+    ValueError: a file, a store that cannot hold a work directory, or one that needs another package.
   """
   scheme, remote, _ = os.fspath(name).partition('://')
   if remote and scheme != 'gs':
@@ -42,6 +42,8 @@ def resolve(name: str | os.PathLike[str]) -> epath.Path:
     )
   if remote and not util.find_spec('gcsfs'):
     raise ValueError(f"{name} needs the package gcsfs: pip install 'sjft_jax[gcs]'")
+  if not remote and os.path.exists(name) and not os.path.isdir(name):
+    raise ValueError(f'{os.fspath(name)} is a file; give another work directory')
   return epath.Path(name)
 
 

@@ -3,7 +3,7 @@
 Each case names the report.
 """
 
-import os
+import shutil
 import sys
 
 import cv2
@@ -19,7 +19,7 @@ ROWS = 'path,label\na.png,x\nb.png,x\nc.png,y\nd.png,y\n'
 
 @pytest.fixture
 def images(tmp_path):
-  """Return a folder with four images of noise and an image too thin for its length."""
+  """Return a folder with four images of noise."""
   for name in 'abcd':
     pixels = np.random.default_rng(ord(name)).integers(0, 256, (40, 40, 3), np.uint8)
     (tmp_path / f'{name}.png').write_bytes(cv2.imencode('.png', pixels)[1].tobytes())
@@ -105,3 +105,68 @@ def test_flagfile_may_hold_the_configuration_and_its_options(images):
   assert 'target, list' in finish(start([*module, *arguments]))
   error = refusal(start([*module, '--flagfile=/nowhere/options.txt']))
   assert '/nowhere/options.txt' in error
+
+
+def test_rows_of_a_flagfile_reach_the_arms(images, tmp_path):
+  (tmp_path / 'options.txt').write_text('--config.arms=none,wrong\n--config.pretrain.steps=0\n')
+  data = write_data(tmp_path / 'data')
+  error = refusal(start(command(data, tmp_path / 'run', f'--flagfile={tmp_path}/options.txt')))
+  assert "arms='wrong' is unknown" in error
+
+
+def predict(run, images, output):
+  arguments = f'--run={run}', f'--images={images}', f'--output={output}'
+  return start([sys.executable, '-m', 'sjft_jax.predict', *arguments])
+
+
+@pytest.mark.parametrize(
+  ('paths', 'message'),
+  [
+    (['a.png', None], 'row 2: path is empty; fill it in or remove the row'),
+    ([' '], 'row 1: path is empty; fill it in or remove the row'),
+    ([], 'has no rows'),
+  ],
+)
+def test_list_without_paths_is_not_predicted(images, paths, message):
+  """huggingface/datasets 4311, "Error messages when metadata and images aren't linked"."""
+  file = images / 'list.parquet'
+  pa.parquet.write_table(pa.table({'path': pa.array(paths, pa.string())}), file)
+  assert f'{file}' in (error := refusal(predict('/nowhere', file, images / 'p.csv')))
+  assert message in error
+
+
+def test_output_does_not_replace_the_list_of_images(images):
+  """drivendataorg/cyfi 72, "Update CLI options": overwriting."""
+  file = images / 'list.csv'
+  file.write_text(ROWS)
+  error = refusal(predict('/nowhere', file, images / '.' / 'list.csv'))
+  assert 'is the list of images itself; give another name' in error
+  assert file.read_text() == ROWS
+
+
+def test_impossible_runs_end_before_the_work(tmp_path):
+  data = write_data(tmp_path / 'data')
+  (tmp_path / 'run').write_text('a file')
+  error = refusal(start(command(data, tmp_path / 'run')))
+  assert f'{tmp_path}/run is a file; give another work directory' in error
+  # googlecodelabs/tensorflow-for-poets-2 98, "multiple classes are needed for classification".
+  for split in ('train', 'test'):
+    for number in (1, 2):
+      shutil.rmtree(data / 'target' / split / f'stripes {number}')
+  error = refusal(start(command(data, tmp_path / 'other')))
+  assert "the target has one class, 'stripes 0'" in error
+  assert not (tmp_path / 'other').exists()
+
+
+@pytest.mark.slow
+def test_run_in_a_folder_with_brackets_is_moved_and_predicts(tmp_path):
+  """elisemercury/Duplicate-Image-Finder 94, "Filepaths with square brackets are ignored"."""
+  data = write_data(tmp_path / '[2024] x, y*')
+  options = [
+    *('--config.arms=none', '--config.training.steps=2', '--config.selection.rounds=1'),
+    *('--config.pretrain.steps=0', '--config.logging.tensorboard=False'),
+  ]
+  finish(start(command(data, data / 'run [1]', *options)))
+  shutil.move(data / 'run [1]', tmp_path / 'moved [1]')
+  output = tmp_path / 'p.csv'
+  assert '9 images' in finish(predict(tmp_path / 'moved [1]', data / 'target/test', output))
