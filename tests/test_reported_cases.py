@@ -158,15 +158,28 @@ def test_impossible_runs_end_before_the_work(tmp_path):
   assert not (tmp_path / 'other').exists()
 
 
+def test_work_directory_among_the_classes_or_with_patterns_is_refused(tmp_path):
+  data = write_data(tmp_path / 'data')
+  # keras and others: a folder of logs or checkpoints in the folder of images becomes a class.
+  for folder in (data / 'source/train/runs/1', data / 'target/test'):
+    error = refusal(start(command(data, folder)))
+    assert f'the work directory {folder} lies in {data}' in error
+    assert 'would be taken for a class; give another one' in error
+  # elisemercury/Duplicate-Image-Finder 94, "Filepaths with square brackets are ignored". Orbax
+  # left checkpoints empty there, and the run ended well.
+  error = refusal(start(command(data, tmp_path / 'run [1]')))
+  assert 'has one of * ? [ in its path, where checkpoints cannot be written' in error
+
+
 @pytest.mark.slow
-def test_run_in_a_folder_with_brackets_is_moved_and_predicts(tmp_path):
-  """elisemercury/Duplicate-Image-Finder 94, "Filepaths with square brackets are ignored"."""
+def test_run_predicts_from_a_folder_with_brackets(tmp_path):
+  """elisemercury/Duplicate-Image-Finder 94; azavea/raster-vision 756, moved checkpoints."""
   data = write_data(tmp_path / '[2024] x, y*')
   options = [
     *('--config.arms=none', '--config.training.steps=2', '--config.selection.rounds=1'),
     *('--config.pretrain.steps=0', '--config.logging.tensorboard=False'),
   ]
-  finish(start(command(data, data / 'run [1]', *options)))
-  shutil.move(data / 'run [1]', tmp_path / 'moved [1]')
+  finish(start(command(data, tmp_path / 'run', *options)))
+  shutil.move(tmp_path / 'run', tmp_path / 'moved [1]')
   output = tmp_path / 'p.csv'
   assert '9 images' in finish(predict(tmp_path / 'moved [1]', data / 'target/test', output))

@@ -374,8 +374,8 @@ class ListedImages(_FileDataset):
   """The images of a list, a .csv, .tsv or .parquet file, in its order.
 
   Its columns, in any case, are 'path', absolute or from the list's own folder, 'label', and, where
-  there are splits, 'split'; others are passed over. Labels become classes in sorted order, by value if all
-  are numbers. Blanks around labels and their Unicode form do not matter.
+  there are splits, 'split'; others are passed over. Labels become classes in sorted order, by value
+  if all are numbers. Blanks around labels and their Unicode form do not matter.
 
   Args:
     path: the list; '~' is the user's home, here and in the list.
