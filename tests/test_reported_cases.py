@@ -1,6 +1,6 @@
 """What people reported of other tools that train on image folders, through the command line.
 
-Each case names the report.
+Cases name the report, where there is one.
 """
 
 import shutil
@@ -40,16 +40,16 @@ def finish(process):
 
 
 LISTS = {
-  # google/ml_collections and pandas 6563, "addressing data frame columns gives KeyError".
+  # pandas-dev/pandas 6563, "addressing data frame columns gives KeyError".
   'columns in capitals': (ROWS.replace('path,label', 'Path,LABEL'), None),
   # huggingface/datasets 4814, "Support CSV as metadata file format": its column is file_name.
   'metadata.csv': (
     ROWS.replace('path', 'file_name'),
     'it has no column path, but file_name, label; rename the column that holds it',
   ),
-  # pandas and others, text that a spreadsheet saved.
+  # open-cogsci/OpenSesame 448, "Improve error message when reading non-utf8 csv files".
   'UTF-16': (ROWS.encode('utf-16'), 'its text is UTF-16; save it as UTF-8'),
-  # tensorflow/datasets 2068, rows that belong to no split.
+  # Rows that belong to no split, which were silently left out.
   'empty split': (
     'path,label,split\na.png,x,train\nb.png,x,test\nc.png,y,\nd.png,y,test\n',
     'row 3: split is empty; fill it in or remove the row',
@@ -87,7 +87,6 @@ def test_file_of_another_kind_is_not_called_a_missing_folder(images, name):
   ],
 )
 def test_impossible_picture_is_refused_before_the_work(images, output, message):
-  """fastai and matplotlib, "unknown file extension" at the end of the work."""
   error = refusal(preview('--config.target.path=/nowhere', f'--output={images}/{output}'))
   assert message in error
   assert f'--output={images}/{output}' in error
@@ -160,7 +159,7 @@ def test_impossible_runs_end_before_the_work(tmp_path):
 
 def test_work_directory_among_the_classes_or_with_patterns_is_refused(tmp_path):
   data = write_data(tmp_path / 'data')
-  # keras and others: a folder of logs or checkpoints in the folder of images becomes a class.
+  # pytorch/vision 2831: folders that a program makes among those of the images become classes.
   for folder in (data / 'source/train/runs/1', data / 'target/test'):
     error = refusal(start(command(data, folder)))
     assert f'the work directory {folder} lies in {data}' in error
@@ -183,3 +182,21 @@ def test_run_predicts_from_a_folder_with_brackets(tmp_path):
   shutil.move(tmp_path / 'run', tmp_path / 'moved [1]')
   output = tmp_path / 'p.csv'
   assert '9 images' in finish(predict(tmp_path / 'moved [1]', data / 'target/test', output))
+
+
+@pytest.mark.slow
+def test_image_of_two_classes_is_reported(tmp_path):
+  """BMEII-AI/RadImageNet 17, "Duplicates in RadImageNet dataset": in different folders."""
+  data = write_data(tmp_path / 'data')
+  train = data / 'target/train'
+  shutil.copy(train / 'stripes 0/1.png', train / 'stripes 2/copy.png')
+  shutil.copy(train / 'stripes 1/1.png', train / 'stripes 1/copy.png')
+  options = [
+    *('--config.arms=none', '--config.training.steps=2', '--config.selection.rounds=1'),
+    *('--config.pretrain.steps=0', '--config.logging.tensorboard=False'),
+  ]
+  text = finish(start(command(data, tmp_path / 'run', *options))).replace('\n', '')
+  assert '1 of 14 training images are in another class as well and stay in: stripes 2/copy' in text
+  assert (tmp_path / 'run/contradictions.csv').read_text().splitlines()[1:] == [
+    '"stripes 2/copy.png","stripes 2","stripes 0/1.png","stripes 0"'
+  ]
