@@ -399,6 +399,11 @@ def check_sizes(config: ConfigDict, domains: Domains) -> None:
   """
   if not len(domains.target):
     raise ValueError('the target training set is empty')
+  if len(domains.target.classes) < 2:
+    raise ValueError(
+      f'the target has one class, {domains.target.classes[0]!r}, which every image would be '
+      'assigned to; give it two or more'
+    )
   t = config.training
   if t.accumulation:
     with option_section('training'):

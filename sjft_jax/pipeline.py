@@ -78,6 +78,13 @@ def run(
     target, test = registry.open_target(**config.target)
   with configs.option_section('config.source'):
     source = registry.load(**config.source)
+  t = config.target
+  for place in (
+    {'dataset': t.dataset, 'path': t.path, 'split': t.train_split},
+    {'dataset': t.dataset, 'path': t.path, 'split': t.test_split or t.train_split},
+    config.source,
+  ):
+    registry.check_outside_classes(os.fspath(directory), **place)
   domains = Domains(target, test, source)
   return run_on_datasets(
     domains,

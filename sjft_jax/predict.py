@@ -75,6 +75,9 @@ def predict() -> None:
   options = flags.FLAGS
   output = Path(options.output)
   tables.check_output(output)
+  given = Path(options.images).expanduser()
+  if output.exists() and given.exists() and output.samefile(given):
+    raise ValueError(f'--output={output} is the list of images itself; give another name')
   # After the flags: --help and a misspelt option should not wait for JAX.
   import sjft_jax
   from sjft_jax.data.folder import open_images

@@ -32,9 +32,11 @@ def resolve(name: str | os.PathLike[str]) -> epath.Path:
   """Return the work directory of a name: a path, or gs://bucket/path.
 
   Raises:
-    ValueError: a store that cannot hold a work directory, or that needs another package.
+    ValueError: a file, a path with one of * ? [, a store that cannot hold a work directory, or one
+      that needs another package.
   """
-  scheme, remote, _ = os.fspath(name).partition('://')
+  name = os.fspath(name)
+  scheme, remote, _ = name.partition('://')
   if remote and scheme != 'gs':
     raise ValueError(
       f'{name}: checkpoints can be on a disk or in Google Cloud Storage (gs://bucket/path) only; '
@@ -42,6 +44,15 @@ def resolve(name: str | os.PathLike[str]) -> epath.Path:
     )
   if remote and not util.find_spec('gcsfs'):
     raise ValueError(f"{name} needs the package gcsfs: pip install 'sjft_jax[gcs]'")
+  # Orbax takes the path for a pattern when it merges what processes have written: it finds nothing,
+  # and the checkpoint is complete by its marks and empty.
+  if set('*?[') & set(name if remote else os.path.abspath(name)):
+    raise ValueError(
+      f'{name} has one of * ? [ in its path, where checkpoints cannot be written; give '
+      'another work directory'
+    )
+  if not remote and os.path.exists(name) and not os.path.isdir(name):
+    raise ValueError(f'{name} is a file; give another work directory')
   return epath.Path(name)
 
 

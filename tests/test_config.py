@@ -8,6 +8,8 @@ from sjft_jax.data.dataset import Domains
 class Images:
   """A data set as far as checks look at one: labels of ten classes in turn."""
 
+  classes = tuple('abcdefghij')
+
   def __init__(self, size):
     self.labels = np.arange(size, dtype=np.int32) % 10
 

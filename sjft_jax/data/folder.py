@@ -1,5 +1,6 @@
 """Image files: in folders, one a class; in a list of paths and labels; or all below a path."""
 
+import codecs
 import functools
 import hashlib
 import os
@@ -228,6 +229,11 @@ class ClassFolder(_FileDataset):
 
   def __init__(self, path: str, split: str):
     path = os.path.expanduser(path)
+    if os.path.isfile(path):
+      raise ValueError(
+        f'path={path!r} is a file; give a folder, or a list whose name ends in one of '
+        f'{", ".join(LIST_SUFFIXES)}'
+      )
     root = os.path.join(path, split) if split else path
     if not path or not os.path.isdir(root):
       given = f'path={path!r}, split={split!r}: {root} is not a folder'
@@ -367,9 +373,9 @@ class ImageFiles(_FileDataset):
 class ListedImages(_FileDataset):
   """The images of a list, a .csv, .tsv or .parquet file, in its order.
 
-  Its columns are 'path', absolute or from the list's own folder, 'label', and, where there are
-  splits, 'split'; others are passed over. Labels become classes in sorted order, by value if all
-  are numbers. Blanks around labels and their Unicode form do not matter.
+  Its columns, in any case, are 'path', absolute or from the list's own folder, 'label', and, where
+  there are splits, 'split'; others are passed over. Labels become classes in sorted order, by value
+  if all are numbers. Blanks around labels and their Unicode form do not matter.
 
   Args:
     path: the list; '~' is the user's home, here and in the list.
@@ -418,7 +424,9 @@ def open_images(path: str) -> UnlabelledFolder | ImageFiles:
   if os.path.isdir(path):
     return UnlabelledFolder(path)
   if is_list(path):
-    names = _read_columns(path, required=('path',))['path'].to_pylist()
+    rows = _read_columns(path, required=('path',))
+    _check_rows(rows, path, ('path',))
+    names = rows['path'].to_pylist()
     return ImageFiles([Path(os.path.dirname(path), _clean_path(name)) for name in names])
   return ImageFiles([Path(path)])
 
@@ -486,6 +494,8 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
   """
   columns = ('path', 'label', 'split')
   try:
+    if _is_utf16(path):
+      raise ValueError('its text is UTF-16; save it as UTF-8')
     if path.lower().endswith('.parquet'):
       table = pa.parquet.read_table(path)
     else:
@@ -498,10 +508,13 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
         convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
       )
     names = [name.strip() for name in table.column_names]
+    names = [name.lower() if name.lower() in columns else name for name in names]
     table = table.rename_columns(names)
     for column in required:
       if column not in names:
-        hint = '; columns are separated by commas, in a .tsv by tabs' if len(names) == 1 else ''
+        hint = '; rename the column that holds it'
+        if len(names) == 1:
+          hint = '; columns are separated by commas, in a .tsv by tabs'
         raise ValueError(f'it has no column {column}, but {", ".join(names)}{hint}')
     present = [column for column in columns if column in names]
     for column in present:
@@ -518,15 +531,21 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
     ) from error
 
 
-def _check_rows(rows: pa.Table, path: str) -> None:
-  """Check that there are rows, and that each has a path and a label.
+def _is_utf16(path: str) -> bool:
+  """Return whether a file begins as spreadsheets begin text in UTF-16."""
+  with open(path, 'rb') as file:
+    return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def _check_rows(rows: pa.Table, path: str, columns: Sequence[str] = ('path', 'label')) -> None:
+  """Check that there are rows, and that each has a value in some columns.
 
   Raises:
     ValueError: there are no rows, or the first row that is wrong.
   """
   if not rows.num_rows:
     raise ValueError(f'{path} has no rows')
-  for column in ('path', 'label'):
+  for column in columns:
     is_empty = pc.equal(pc.utf8_trim_whitespace(pc.fill_null(rows[column], '')), '')
     if pc.any(is_empty).as_py():
       row = is_empty.index(True).as_py() + 1
@@ -537,9 +556,10 @@ def _select_split(rows: pa.Table, path: str, split: str) -> pa.Table:
   """Return the rows of a split.
 
   Raises:
-    ValueError: there is no column 'split', or no such value in it.
+    ValueError: there is no column 'split', no such value in it, or a row without a value.
   """
   if 'split' not in rows.column_names:
     raise ValueError(f'{path} has no column split; add one, or leave split={split!r} empty')
+  _check_rows(rows, path, ('split',))
   choose(f'{path}: split', split, rows['split'].unique().drop_null().to_pylist())
   return rows.filter(pc.equal(rows['split'], split))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from sjft_jax.runtime import cli, console
+from sjft_jax.runtime import artifacts, cli, console
 from sjft_jax.runtime.options import choose
 
 
@@ -70,7 +70,7 @@ def prepare(dataset: str, data_dir: str, archives: str | None = None) -> None:
     raise ValueError(f'archives={archives} is not a folder; create it')
   builder = builder_cls(data_dir=data_dir or None, config=config or None)
   folder = builder.data_path
-  for leftover in folder.parent.glob(f'incomplete.*_{folder.name}'):
+  for leftover in artifacts.glob(folder.parent, f'incomplete.*_{folder.name}'):
     console.say(f'  unless another run is at work, {leftover} is left of a killed one: remove it')
   if builder.info.initialized:
     console.say('  prepared already')

@@ -8,6 +8,7 @@ with its class and key; classes are spread over the rows. The same command draws
 
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -17,12 +18,13 @@ from ml_collections import ConfigDict
 from sjft_jax.data import registry, transforms
 from sjft_jax.data.dataset import Dataset, class_names
 from sjft_jax.data.transforms import ImageSize
-from sjft_jax.report import image_grid
+from sjft_jax.report import image_grid, tables
 from sjft_jax.runtime import cli, config_file, console
 from sjft_jax.runtime.options import choose
 
 DOMAINS = ('target', 'source')
 
+_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp', '.gif', '.pdf')
 _CAPTION = 20  # Characters of a key that fit below a picture.
 
 
@@ -145,8 +147,10 @@ def define_flags() -> None:
 def main() -> None:
   """Draw what the command line asks for."""
   options = flags.FLAGS
-  cli.run_command(
-    lambda: save_preview(
+
+  def draw() -> None:
+    tables.check_output(Path(options.output), _SUFFIXES)
+    save_preview(
       options.config,
       options.output,
       domain=options.data,
@@ -154,9 +158,9 @@ def main() -> None:
       draws=options.draws,
       kind=options.kind,
       ten_crop=options.ten_crop,
-    ),
-    'Stopped; nothing was written.',
-  )
+    )
+
+  cli.run_command(draw, 'Stopped; nothing was written.')
 
 
 if __name__ == '__main__':

@@ -128,9 +128,10 @@ def _newest_version(dataset: str, data_dir: str) -> epath.Path:
   """
   root = resolve_data_dir(data_dir) / dataset
   # A preparation that was killed leaves 'incomplete.…'.
-  versions = [path.parent for path in root.glob('[0-9]*/dataset_info.json')]
+  versions = [path.parent for path in artifacts.glob(root, '[0-9]*/dataset_info.json')]
   if not versions:
-    configs = sorted({path.parent.parent.name for path in root.glob('*/[0-9]*/dataset_info.json')})
+    infos = artifacts.glob(root, '*/[0-9]*/dataset_info.json')
+    configs = sorted({path.parent.parent.name for path in infos})
     if configs:
       raise ValueError(
         f'{root} has the configurations {", ".join(configs)}; name one, such as '

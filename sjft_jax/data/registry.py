@@ -1,6 +1,7 @@
 """Open data sets by name, and split a target into training and test images."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -71,6 +72,32 @@ def _load_single(dataset: str, path: str, split: str) -> Dataset:
     except ValueError as error:
       raise ValueError(f'{error}, or a data set that TFDS has prepared below path') from None
   return Records(dataset, path, split)
+
+
+def check_outside_classes(directory: str, *, dataset: str, path: str, split: str) -> None:
+  """Check that a directory, which will be written, does not lie among class folders.
+
+  Args:
+    directory: a path, there or not.
+    dataset, path, split: as for `load`.
+
+  Raises:
+    ValueError: it does, and would be taken for a class.
+  """
+  names = dataset.split('+')
+  paths = _values_per_dataset('path', path, len(names)) if len(names) > 1 else [path]
+  splits = _values_per_dataset('split', split, len(names)) if len(names) > 1 else [split]
+  for each_name, each_path, each_split in zip(names, paths, splits, strict=True):
+    if each_name != 'folder' or is_list(each_path):
+      continue
+    folder = os.path.expanduser(each_path)
+    if not _is_unsplit(each_path, each_split):
+      folder = os.path.join(folder, _match_split(each_path, each_split))
+    if Path(os.path.realpath(directory)).is_relative_to(os.path.realpath(folder)):
+      raise ValueError(
+        f'the work directory {directory} lies in {folder}, where it would be taken for a class; '
+        'give another one'
+      )
 
 
 def open_target(

@@ -34,14 +34,14 @@ NEIGHBOR_COLUMNS = {
 }
 
 
-def check_output(path: Path) -> None:
-  """Check that a table can be written to `path`, the value of a command's --output.
+def check_output(path: Path, suffixes: Iterable[str] = tuple(_WRITERS)) -> None:
+  """Check that a file, a table by default, can be written to `path`, a command's --output.
 
   Raises:
     ValueError: another suffix, no such folder, or a place that cannot be written to.
   """
-  if path.suffix.lower() not in _WRITERS:
-    raise ValueError(f'--output={path}: the name must end in one of {", ".join(_WRITERS)}')
+  if path.suffix.lower() not in suffixes:
+    raise ValueError(f'--output={path}: the name must end in one of {", ".join(suffixes)}')
   if not path.parent.is_dir():
     raise ValueError(f'--output={path}: there is no folder {path.parent}; create it')
   if path.is_dir() or not os.access(path.parent, os.W_OK):

@@ -6,6 +6,7 @@ A path may be on a disk or, as `gs://bucket/name`, in an object store.
 import contextlib
 import errno
 import functools
+import glob as glob_patterns
 import hashlib
 import io
 import json
@@ -71,6 +72,14 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 def absolute_path(path: str | os.PathLike[str]) -> epath.Path:
   """Return the path from the root; an object's path is returned as it is (epath would spoil it)."""
   return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
+
+
+def glob(directory: epath.Path, pattern: str) -> Iterator[epath.Path]:
+  """Yield the paths below a directory that match a pattern.
+
+  In the directory's own name *, ? and [ stand for themselves, which they do not for `epath`.
+  """
+  return epath.Path(glob_patterns.escape(os.fspath(directory))).glob(pattern)
 
 
 def temporary_path(path: str | os.PathLike[str]) -> str:

@@ -33,11 +33,15 @@ def define_flag(argv: list[str]) -> None:
   """Load the file that --config names and define a flag for each of its options.
 
   Args:
-    argv: the command line; --config itself is taken out, values of tuples and new overrides are
-      rewritten in place.
+    argv: the command line; the flags of a --flagfile are put into it, --config itself is taken
+      out, values of tuples and new overrides are rewritten in place.
 
   A file that cannot be loaded ends the program with one line.
   """
+  try:
+    argv[1:] = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
+  except flags.Error as error:
+    sys.exit(f'error: {error}')
   value = _take_config(argv)
   if value is None:
     flags.DEFINE_string('config', None, _HELP)

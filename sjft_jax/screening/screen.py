@@ -18,7 +18,7 @@ from sjft_jax.runtime import console
 from sjft_jax.runtime.options import choose
 from sjft_jax.screening.duplicates import DuplicatePairs, find_duplicates
 from sjft_jax.screening.scan import scan
-from sjft_jax.screening.split_leak import exclude_test_files
+from sjft_jax.screening.split_leak import exclude_test_files, list_contradictions
 
 # The target images whose duplicates can be kept out of the source.
 DUPLICATES_OF = ('test', 'test_and_train', 'none')
@@ -58,7 +58,8 @@ def screen(
   """Leave out unreadable images, and source images that duplicate target images.
 
   Training images whose files are test images as well are left out and listed in
-  train_test_copies.csv, too; with `exclude_duplicates_of='none'` they are listed only.
+  train_test_copies.csv, too; with `exclude_duplicates_of='none'` they are listed only. Training
+  images whose files are in another class as well stay in and are listed in contradictions.csv.
 
   Writes bad_images.csv (data_set, image, reason) and duplicates.csv (source, target, target_set,
   hamming in bits of 144, divergence in nats), both without rows if there are none.
@@ -87,6 +88,7 @@ def screen(
   target = exclude_test_files(
     target, test, workdir / 'train_test_copies.csv', keep=exclude_duplicates_of == 'none'
   )
+  list_contradictions(target, workdir / 'contradictions.csv')
   protected = {'test': test}
   if exclude_duplicates_of == 'test_and_train':
     protected['train'] = target

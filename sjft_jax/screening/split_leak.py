@@ -1,4 +1,4 @@
-"""Find training images of the target whose files are test images as well."""
+"""Find target images whose files occur twice: in both splits, or in two classes."""
 
 import os
 
@@ -58,3 +58,41 @@ def exclude_test_files(
       f'{listing}; remove them from one of the splits, or add images'
     )
   return rest
+
+
+def list_contradictions(train: Dataset, listing: os.PathLike[str]) -> None:
+  """List training images whose stored bytes are those of an image of another class.
+
+  They stay in the training: which of the classes is right is not known here. Data sets whose stored
+  bytes are not known are passed over.
+
+  Args:
+    train: the target's training images.
+    listing: the table to write if there are any, with the columns image, class, other_image and
+      other_class.
+  """
+  digests = image_digests(train)
+  if digests is None:
+    return
+  first: dict[bytes, int] = {}
+  pairs = []
+  for i, row in enumerate(digests):
+    other = first.setdefault(row.tobytes(), i)
+    if row.any() and train.labels[i] != train.labels[other]:
+      pairs.append((i, other))
+  if not pairs:
+    return
+  columns = ('image', 'class', 'other_image', 'other_class')
+  tables.write_rows(
+    listing,
+    dict.fromkeys(columns, pa.string()),
+    (
+      [text for k in pair for text in (train.key(k), train.classes[train.labels[k]])]
+      for pair in pairs
+    ),
+  )
+  examples = ', '.join(f'{train.key(i)} = {train.key(j)}' for i, j in pairs[:3])
+  console.say(
+    f'  {len(pairs):,} of {len(train):,} training images are in another class as well and stay in: '
+    f'{examples}{" …" if len(pairs) > 3 else ""}; see {listing}'
+  )

@@ -120,7 +120,7 @@ def _find_training(path: str) -> _Training:
     {
       step.parent.parent
       for depth in ('', '*/', '*/*/')
-      for step in root.glob(f'{depth}checkpoints/[0-9]*')
+      for step in artifacts.glob(root, f'{depth}checkpoints/[0-9]*')
     }
   )
   if len(directories) != 1:
