@@ -6,7 +6,7 @@ The file is a protocol buffer. It is walked here without the library of that nam
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -106,8 +106,8 @@ def _read_dims(content: memoryview, budget: Budget) -> Iterator[int]:
         yield dim
 
 
-def _fields(content: memoryview, budget: Budget) -> Iterator[tuple[int, int, int | memoryview]]:
-  """Yield the number, kind and value of each field of a message.
+def _fields(content: memoryview, budget: Budget) -> Iterator[tuple[int, int, Any]]:
+  """Yield the number, kind and value of each field of a message: a number, or its bytes.
 
   Raises:
     ValueError: a field ends outside the message, or is of none of the kinds in use.

