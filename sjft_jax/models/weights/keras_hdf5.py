@@ -3,14 +3,17 @@
 import collections
 import io
 import json
+import math
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from sjft_jax.models.weights.budget import PART_BYTES, Budget
 from sjft_jax.models.weights.safe_pickle import read_member
 
 # The names of weights, which Keras 3 only numbers, by the kind of their layer.
@@ -30,27 +33,41 @@ _KERAS_1 = {
 }
 _WEIGHT_NAMES = '|'.join((*_KERAS_1, *_WEIGHTS['batch_normalization'], *_WEIGHTS['conv2d']))
 
+# The configuration of a ResNet-152 has 0.3 MB.
+_MAX_CONFIG_BYTES = 4 * 2**20
+_MAX_PATH_LENGTH = 1000
 
-def read(path: Path) -> dict[str, np.ndarray]:
+# The filters that a dataset may have, in the order of writing: none, or gzip.
+_FILTERS: tuple[list[int], ...] = (
+  [],
+  [h5py.h5z.FILTER_SHUFFLE],
+  [h5py.h5z.FILTER_DEFLATE],
+  [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE],
+)
+
+
+def read(path: Path, budget: Budget) -> dict[str, np.ndarray]:
   """Return weights by '<layer>/<weight>', the layer being the innermost one of nested models.
 
   Raises:
-    ValueError: two layers have the same name, layers have none, or weights are not in the file. The
-      parser raises errors of its own.
+    ValueError: two layers have the same name, layers have none, weights are not in the file, or
+      they take more than the budget. The parser raises errors of its own.
   """
   with h5py.File(path) as file:
-    return _read(file, {})
+    return _read(file, {}, budget)
 
 
-def read_archive(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+def read_archive(archive: zipfile.ZipFile, budget: Budget) -> dict[str, np.ndarray]:
   """Return the same from a .keras file. Raises as `read` does."""
+  if archive.getinfo('config.json').file_size > _MAX_CONFIG_BYTES:
+    raise ValueError('its config.json is larger than 4 MiB')
   names = _layer_names(json.loads(read_member(archive, 'config.json')))
   with h5py.File(io.BytesIO(read_member(archive, 'model.weights.h5'))) as file:
-    return _read(file, names)
+    return _read(file, names, budget)
 
 
-def _read(file: h5py.File, layer_names: dict[str, str]) -> dict[str, np.ndarray]:
-  datasets = _read_datasets(file)
+def _read(file: h5py.File, layer_names: dict[str, str], budget: Budget) -> dict[str, np.ndarray]:
+  datasets = _read_datasets(file, budget)
   # The file of a whole model holds its optimizer's state, too.
   prefix = 'model_weights/'
   model = {path.removeprefix(prefix): path for path in datasets if path.startswith(prefix)}
@@ -67,20 +84,58 @@ def _read(file: h5py.File, layer_names: dict[str, str]) -> dict[str, np.ndarray]
   return tensors
 
 
-def _read_datasets(file: h5py.File) -> dict[str, np.ndarray]:
+def _read_datasets(file: h5py.File, budget: Budget) -> dict[str, np.ndarray]:
   """Return the numeric datasets by their paths; links are not followed."""
   datasets: dict[str, np.ndarray] = {}
 
   def visit(name: str, item: Any) -> None:
+    # The library takes about ten times as long for an object as pickle for an opcode.
+    budget.take(10 * PART_BYTES)
+    if len(name) > _MAX_PATH_LENGTH:
+      raise ValueError(f'{name[:100]}… is no name of a weight')
     if not isinstance(item, h5py.Dataset) or item.dtype.kind not in 'fiub':
       return
-    # Values that are not stored would be filled in, at any size; deflate packs 1,032 to one.
-    if item.external or item.is_virtual or item.nbytes > 1100 * item.id.get_storage_size():
+    # Values that are not stored would be filled in, at any size.
+    if item.external or item.is_virtual or _stored_bytes(name, item, budget) < item.nbytes:
       raise ValueError(f'{name} is not stored in it')
+    budget.take(item.nbytes)
     datasets[name] = item[()]
 
   file.visititems(visit)
   return datasets
+
+
+def _stored_bytes(name: str, dataset: h5py.Dataset, budget: Budget) -> int:
+  """Return how many bytes of a dataset the file holds, unpacked.
+
+  Raises:
+    ValueError: they are packed by something else than gzip, or to more than the dataset declares.
+  """
+  if dataset.chunks is None:
+    return dataset.id.get_storage_size()
+  chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+  budget.take(chunk_bytes)
+  properties = dataset.id.get_create_plist()
+  filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+  if filters not in _FILTERS:
+    raise ValueError(f'{name} is packed by another filter than gzip')
+  chunks: list[h5py.h5d.StoreInfo] = []
+
+  def add(chunk: h5py.h5d.StoreInfo) -> None:
+    budget.take(PART_BYTES)
+    chunks.append(chunk)
+
+  dataset.id.chunk_iter(add)
+  for chunk in chunks:
+    # gzip makes what it cannot pack larger by less than a thousandth.
+    if chunk.filter_mask or chunk.size > 1.01 * chunk_bytes + 64:
+      raise ValueError(f'{name} has a damaged chunk')
+    if h5py.h5z.FILTER_DEFLATE in filters:
+      _, content = dataset.id.read_direct_chunk(chunk.chunk_offset)
+      # The library unpacks all that is there, at up to 1,032 to one, before it looks at the size.
+      if len(zlib.decompressobj().decompress(content, chunk_bytes + 1)) != chunk_bytes:
+        raise ValueError(f'{name} has a damaged chunk')
+  return len(chunks) * chunk_bytes
 
 
 def _older_name(path: str) -> str:
@@ -131,6 +186,8 @@ def _layer_names(model: dict[str, Any], parent: str = '') -> dict[str, str]:
   for layer in model['config'].get('layers', []):
     kind = re.sub(r'(.)([A-Z][a-z]+)', r'\1_\2', re.sub(r'\W', '', layer['class_name']))
     kind = re.sub(r'([a-z])([A-Z])', r'\1_\2', kind).lower()
+    if len(parent) + len(kind) > _MAX_PATH_LENGTH:
+      raise ValueError('its config.json nests layers too deeply')
     path = f'{parent}layers/{kind}' + (f'_{counts[kind]}' if counts[kind] else '')
     counts[kind] += 1
     names[path] = layer['config']['name']

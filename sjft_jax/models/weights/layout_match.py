@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import flax.traverse_util
@@ -166,6 +167,12 @@ def _trunk_shapes(spec: TrunkSpec) -> tuple[dict[Path, Shape], int]:
     flax.traverse_util.flatten_dict(variables).items(), key=lambda item: -item[1].ndim
   )
   return {path: leaf.shape for path, leaf in leaves}, features.shape[-1]
+
+
+def trunk_bytes(spec: TrunkSpec) -> int:
+  """Return the size of a trunk's variables, in float32."""
+  shapes, _ = _trunk_shapes(spec)
+  return 4 * sum(map(math.prod, shapes.values()))
 
 
 def _extract_network(tensors: dict[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:

@@ -2,17 +2,24 @@
 
 Nothing that a pickle names is imported. A short list of names stands for functions of this file,
 which only record what a tensor is made of; any other name is refused.
+
+What a pickle of few bytes could blow up is counted against a `Budget` first: opcodes, and arguments
+of calls, since calls may copy them and a pickle may use one argument any number of times.
 """
 
 import dataclasses
 import io
 import math
 import pickle
+import struct
 import zipfile
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
+
+from sjft_jax.models.weights.budget import PART_BYTES, Budget
 
 # The pickled number at the start of files before torch 1.6.
 LEGACY_MAGIC = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
@@ -29,6 +36,9 @@ _STORAGE_DTYPES = {
   'ByteStorage': 'u1',
   'BoolStorage': '?',
 }
+
+_MAX_DIMS = 32
+_MAX_ARGUMENTS = 16  # torch's functions have nine at most.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +69,6 @@ class _Tensor:
       ValueError: the elements lie outside the storage, or are more than it holds.
     """
     start, size = self.storage.start, self.storage.size
-    if any(
-      type(n) is not int or n < 0 for n in (start, size, self.offset, *self.shape, *self.strides)
-    ):
-      raise ValueError(f'a tensor {self} is not measured in natural numbers')
     buffer = buffers[self.storage.key][start : start + size][self.offset :]
     reach = 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
     count = math.prod(self.shape)
@@ -70,6 +76,34 @@ class _Tensor:
       raise ValueError(f'a tensor {self.shape} reaches outside its storage')
     strides = [stride * buffer.itemsize if count else 0 for stride in self.strides]
     return np.lib.stride_tricks.as_strided(buffer, self.shape, strides, writeable=False)
+
+
+def _check_sizes(*sizes: Any) -> None:
+  """Check what a pickle gives as sizes.
+
+  An error must not show them: a tuple that holds one tuple twice, and so on for 24 levels, is 16
+  million long in a message.
+
+  Raises:
+    ValueError: they are not natural numbers of 63 bits.
+  """
+  if not all(type(n) is int and 0 <= n < 2**63 for n in sizes):
+    raise ValueError('a tensor is not measured in natural numbers')
+
+
+def _check_shape(shape: Any) -> None:
+  if type(shape) is not tuple or len(shape) > _MAX_DIMS:
+    raise ValueError('a tensor has no shape')
+  _check_sizes(*shape)
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+  if not isinstance(storage, _Storage):
+    raise ValueError('a tensor has no storage')
+  _check_sizes(offset)
+  _check_shape(shape)
+  _check_shape(strides)
+  return _Tensor(storage, offset, shape, strides)
 
 
 class _Array:
@@ -84,6 +118,7 @@ class _Array:
   def fill(self, state: tuple) -> None:
     """Set the value from numpy's pickled state."""
     _, shape, dtype, is_fortran, content = state
+    _check_shape(shape)
     if isinstance(content, str):  # Python 2 wrote bytes as text.
       content = content.encode('latin1')
     flat = np.frombuffer(content, dtype.value)
@@ -98,9 +133,10 @@ class _Dtype:
   """
 
   def __init__(self, name: str, *_: Any):
+    # Only short names: a list of many types would be one dtype, too.
+    if not isinstance(name, str) or len(name) > 8 or np.dtype(name).kind not in 'fiub':
+      raise pickle.UnpicklingError('a dtype is not numeric')
     self.value = np.dtype(name)
-    if self.value.kind not in 'fiub':
-      raise pickle.UnpicklingError(f'dtype {name} is not numeric')
 
   def fill(self, state: tuple) -> None:
     """Set the byte order from numpy's pickled state."""
@@ -121,24 +157,81 @@ def _frombuffer(content: bytes, dtype: _Dtype, shape: tuple[int, ...], order: st
   return array
 
 
+def _make_dict(pairs: Iterable[Any] = ()) -> dict[Any, Any]:
+  result: dict[Any, Any] = {}
+  for key, value in pairs:
+    _set_item(result, key, value)
+  return result
+
+
+def _set_item(target: Any, key: Any, value: Any) -> None:
+  """Set an item of a dict.
+
+  Raises:
+    pickle.UnpicklingError: the key is one whose hash may take any time or be that of many others.
+  """
+  parts = key if type(key) is tuple and len(key) <= _MAX_ARGUMENTS else (key,)
+  for part in parts:
+    is_small = type(part) is int and abs(part) < 2**63
+    if not is_small and not isinstance(part, str | bytes | float | bool | None):
+      raise pickle.UnpicklingError('a key of a dict is neither text nor a number')
+  if type(target) is not dict:
+    raise pickle.UnpicklingError('it sets items of what is no dict')
+  target[key] = value
+
+
+def _size(shape: Any = ()) -> tuple:
+  _check_shape(shape)
+  return shape
+
+
 _ALLOWED: dict[str, Any] = {
   '_codecs.encode': lambda text, _: text.encode('latin1'),  # How protocol 2 writes bytes.
   'argparse.Namespace': _Ignored,
-  'collections.OrderedDict': dict,
+  'collections.OrderedDict': _make_dict,
   'numpy.dtype': _Dtype,
   'numpy.ndarray': _Ignored,
   'numpy._core.multiarray._reconstruct': lambda *_: _Array(),
   'numpy._core.multiarray.scalar': _Ignored,
   'numpy._core.numeric._frombuffer': _frombuffer,
-  'torch.Size': tuple,
+  'torch.Size': _size,
   'torch._utils._rebuild_parameter': lambda tensor, *_: tensor,
   'torch._utils._rebuild_parameter_with_state': lambda tensor, *_: tensor,
-  'torch._utils._rebuild_tensor': _Tensor,
-  'torch._utils._rebuild_tensor_v2': lambda storage, offset, shape, strides, *_: _Tensor(
-    storage, offset, shape, strides
-  ),
+  'torch._utils._rebuild_tensor': _rebuild_tensor,
+  'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
   'torch.device': _Ignored,
 } | {f'torch.{name}': np.dtype(dtype) for name, dtype in _STORAGE_DTYPES.items()}
+
+
+class _Opcodes(io.BytesIO):
+  """The content of a file with pickles, read within a budget and within the file."""
+
+  def __init__(self, content: bytes, budget: Budget):
+    super().__init__(content)
+    self.budget = budget
+
+  def read(self, size: int | None = -1, /) -> bytes:
+    """Return exactly `size` bytes. An opcode is one byte, and what it makes is small."""
+    if size == 1:
+      self.budget.take(PART_BYTES)
+    content = super().read(size)
+    if size is not None and len(content) < size:
+      raise pickle.UnpicklingError('it ends within a pickle')
+    return content
+
+
+# Opcodes that neither torch nor numpy writes.
+_REFUSED_OPCODES = (
+  pickle.EXT1,
+  pickle.EXT2,
+  pickle.EXT4,
+  pickle.INST,
+  pickle.NEWOBJ_EX,
+  pickle.NEXT_BUFFER,
+  pickle.OBJ,
+  pickle.PERSID,
+  pickle.READONLY_BUFFER,
+)
 
 
 # The unpickler in Python: the one in C would leave BUILD to the objects themselves, and reserves as
@@ -152,9 +245,13 @@ class _Unpickler(pickle._Unpickler):
 
   dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
   stack: list[Any]
+  append: Callable[[Any], None]
+  pop_mark: Callable[[], list[Any]]
+  read: Callable[[int], bytes]
 
-  def __init__(self, file: io.BytesIO):
+  def __init__(self, file: _Opcodes):
     super().__init__(file, encoding='latin1')
+    self.budget = file.budget
     self.dtypes: dict[str, np.dtype] = {}
 
   def find_class(self, module: str, name: str) -> Any:
@@ -171,44 +268,115 @@ class _Unpickler(pickle._Unpickler):
     """Fill arrays; drop the attributes of anything else, such as a state_dict's _metadata."""
     state = self.stack.pop()
     if isinstance(self.stack[-1], _Array | _Dtype):
+      if type(state) is not tuple or len(state) > _MAX_ARGUMENTS:
+        raise pickle.UnpicklingError('the state of an array is no tuple')
+      self._take_copies(state)
       self.stack[-1].fill(state)
 
-  dispatch[pickle.BUILD[0]] = load_build
+  def load_reduce(self) -> None:
+    """Call a stand-in, within the budget."""
+    arguments, function = self.stack.pop(), self.stack.pop()
+    if type(arguments) is not tuple or len(arguments) > _MAX_ARGUMENTS:
+      raise pickle.UnpicklingError('the arguments of a call are no short tuple')
+    self._take_copies(arguments)
+    self.append(function(*arguments))
+
+  def load_bytearray8(self) -> None:
+    """Read bytes; pickle's own method reserves what their length says before it reads them."""
+    (size,) = struct.unpack('<Q', self.read(8))
+    self.append(self.read(size))
+
+  def load_frame(self) -> None:
+    """Skip the length of a frame, which only helps to read in larger pieces."""
+    self.read(8)
+
+  def load_setitem(self) -> None:
+    """Set one item of a dict."""
+    value, key = self.stack.pop(), self.stack.pop()
+    _set_item(self.stack[-1], key, value)
+
+  def load_setitems(self) -> None:
+    """Set several items of a dict."""
+    items = self.pop_mark()
+    for key, value in zip(items[::2], items[1::2], strict=True):
+      _set_item(self.stack[-1], key, value)
+
+  def load_dict(self) -> None:
+    """Make a dict of items."""
+    items = self.pop_mark()
+    self.append(_make_dict(zip(items[::2], items[1::2], strict=True)))
+
+  def refuse_opcode(self) -> None:
+    """Refuse what no weight file needs."""
+    raise pickle.UnpicklingError('it has an opcode that no pickle of tensors needs')
+
+  dispatch |= {
+    pickle.BUILD[0]: load_build,
+    pickle.BYTEARRAY8[0]: load_bytearray8,
+    pickle.DICT[0]: load_dict,
+    pickle.FRAME[0]: load_frame,
+    pickle.NEWOBJ[0]: load_reduce,
+    pickle.REDUCE[0]: load_reduce,
+    pickle.SETITEM[0]: load_setitem,
+    pickle.SETITEMS[0]: load_setitems,
+    # Sets are not needed, and their items may have no quick hash.
+    pickle.EMPTY_SET[0]: pickle._Unpickler.dispatch[pickle.EMPTY_LIST[0]],
+    pickle.ADDITEMS[0]: pickle._Unpickler.dispatch[pickle.APPENDS[0]],
+    pickle.FROZENSET[0]: pickle._Unpickler.dispatch[pickle.LIST[0]],
+  }
+  dispatch |= dict.fromkeys([opcode[0] for opcode in _REFUSED_OPCODES], refuse_opcode)
+
+  def _take_copies(self, arguments: tuple) -> None:
+    """Count copies of texts and containers."""
+    for argument in arguments:
+      if isinstance(argument, str | bytes):
+        self.budget.take(len(argument))
+      elif isinstance(argument, list | tuple | dict):
+        self.budget.take(len(argument) * PART_BYTES)
 
   def persistent_load(self, pid: tuple) -> _Storage:
     """Return the storage that torch's pickles refer to by `pid`."""
+    if type(pid) is not tuple or len(pid) > _MAX_ARGUMENTS:
+      raise pickle.UnpicklingError('it refers to what is no storage')
     kind, dtype, key, _, size, *view = pid
-    if kind != 'storage' or self.dtypes.setdefault(key, dtype) is not dtype:
-      raise pickle.UnpicklingError(f'it refers to {kind} {key}, which is no storage of one type')
+    is_storage = kind == 'storage' and isinstance(key, str) and isinstance(dtype, np.dtype)
+    if not is_storage or self.dtypes.setdefault(key, dtype) is not dtype:
+      raise pickle.UnpicklingError('it refers to what is no storage of one type')
     start = 0
-    if view and view[0] is not None:
+    if view and type(view[0]) is tuple:
       _, start, size = view[0]
+    _check_sizes(start, size)
     return _Storage(key, start, size)
 
 
-def read_arrays(content: bytes) -> dict[str, np.ndarray]:
+def read_arrays(content: bytes, budget: Budget) -> dict[str, np.ndarray]:
   """Read a pickle of nested dicts of numpy arrays as one dict, with names joined by '/'.
 
   Raises:
-    ValueError: the pickle holds something else. The unpickler raises errors of its own, in the
-      other functions too.
+    ValueError: the pickle holds something else, or takes more than the budget, as in the other
+      functions. The unpickler raises errors of its own, in these too.
   """
-  return _flatten(_Unpickler(io.BytesIO(content)).load(), depth=8)
+  return _flatten(_Unpickler(_Opcodes(content, budget)).load(), 8, budget)
 
 
-def _flatten(tree: Any, depth: int) -> dict[str, np.ndarray]:
+def _flatten(tree: Any, depth: int, budget: Budget) -> dict[str, np.ndarray]:
   if not isinstance(tree, dict) or not depth:
     raise ValueError('the pickle is not nested dicts of numpy arrays')
   tensors = {}
   for name, value in tree.items():
+    name = str(name)
+    # The same dict may be in many places.
+    budget.take(PART_BYTES + len(name))
     if isinstance(value, _Array):
-      tensors[str(name)] = value.value
+      tensors[name] = value.value
     else:
-      tensors |= {f'{name}/{below}': array for below, array in _flatten(value, depth - 1).items()}
+      for below, array in _flatten(value, depth - 1, budget).items():
+        budget.take(PART_BYTES + len(name) + len(below))
+        tensors[f'{name}/{below}'] = array
   return tensors
 
 
-def read_torch_zip(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+def read_torch_zip(archive: zipfile.ZipFile, budget: Budget) -> dict[str, np.ndarray]:
   """Read the tensors that torch.save has written since 1.6.
 
   Raises:
@@ -219,7 +387,7 @@ def read_torch_zip(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
   folder = next(name for name in names if name.endswith('/data.pkl')).removesuffix('data.pkl')
   if f'{folder}byteorder' in names and read_member(archive, f'{folder}byteorder') != b'little':
     raise ValueError('it was saved on a big-endian machine')
-  unpickler = _Unpickler(io.BytesIO(read_member(archive, f'{folder}data.pkl')))
+  unpickler = _Unpickler(_Opcodes(read_member(archive, f'{folder}data.pkl'), budget))
   tensors = _find_state_dict(unpickler.load())
   buffers = {
     key: np.frombuffer(read_member(archive, f'{folder}data/{key}'), unpickler.dtypes[key])
@@ -234,18 +402,19 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
   Raises:
     ValueError: it is compressed, as theirs never are: a small one could unpack to terabytes.
   """
-  if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+  member = archive.getinfo(name)
+  if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
     raise ValueError(f'its {name} is compressed')
   return archive.read(name)
 
 
-def read_torch_legacy(content: bytes) -> dict[str, np.ndarray]:
+def read_torch_legacy(content: bytes, budget: Budget) -> dict[str, np.ndarray]:
   """Read the tensors that torch.save wrote before 1.6, or writes in its old format.
 
   Raises:
     ValueError: the file holds no state_dict, or tensors outside their storages.
   """
-  file = io.BytesIO(content)
+  file = _Opcodes(content, budget)
   # These are the magic number, the format's version, and the machine, which does not matter:
   # storages are little-endian on any.
   for _ in range(3):
@@ -253,7 +422,10 @@ def read_torch_legacy(content: bytes) -> dict[str, np.ndarray]:
   unpickler = _Unpickler(file)
   tensors = _find_state_dict(unpickler.load())
   buffers = {}
-  for key in _Unpickler(file).load():
+  keys = _Unpickler(file).load()
+  if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+    raise ValueError('it has no list of storages')
+  for key in keys:
     dtype = unpickler.dtypes[key]
     size = int.from_bytes(file.read(8), 'little')
     buffers[key] = np.frombuffer(content, dtype, size, file.tell())
@@ -265,12 +437,12 @@ def _find_state_dict(tree: Any) -> dict[str, _Tensor]:
   """Return the tensors by name, of the averaged network if there is one."""
   if not isinstance(tree, dict):
     raise ValueError('it is no state_dict')
-  parts = {name: _named_tensors(part) for name, part in tree.items() if isinstance(part, dict)}
   for name in ('state_dict_ema', 'model_ema', 'state_dict', 'model'):
-    if parts.get(name):
-      return parts[name]
-  # Some scripts have names of their own for the state_dict.
-  return max([_named_tensors(tree), *parts.values()], key=len)
+    if isinstance(tree.get(name), dict) and (tensors := _named_tensors(tree[name])):
+      return tensors
+  # Some scripts have names of their own for the state_dict. One dict may have many names.
+  parts = {id(part): part for part in tree.values() if isinstance(part, dict)}
+  return max(map(_named_tensors, [tree, *parts.values()]), key=len)
 
 
 def _named_tensors(part: dict[Any, Any]) -> dict[str, _Tensor]:
