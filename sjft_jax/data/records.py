@@ -19,6 +19,9 @@ from sjft_jax.runtime import artifacts, console
 # The features that TFDS and our builders keep the name of an image in, the best one first.
 _NAME_FEATURES = ('file_name', 'image/filename', 'filename', 'image/id')
 
+# A description of a few bytes may declare any number; ImageNet has 21,841 classes in all.
+_MAX_CLASSES = 1_000_000
+
 # The types of features that are read. TFDS imports the module of any other name that a file gives.
 _FEATURE_TYPES = frozenset(
   f'tensorflow_datasets.core.features.{name}'
@@ -69,6 +72,8 @@ class Records(EncodedDataset):
         f'{dataset} has the features {", ".join(features)}; an image with a label, or with objects '
         'that have one, is needed'
       )
+    if (label.num_classes or 0) > _MAX_CLASSES:
+      raise ValueError(f'{folder} declares {label.num_classes} classes, over {_MAX_CLASSES}')
     try:
       files = builder.info.splits[split].file_instructions
       # Images stay encoded, because `decode_image` decodes those of all data sets alike.

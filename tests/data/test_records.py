@@ -244,3 +244,14 @@ def test_a_data_set_whose_module_name_is_not_importable_is_read(data_dir, tmp_pa
   changed = info | {'moduleName': 'data.evil.payload'}
   (folder / 'dataset_info.json').write_text(json.dumps(changed))
   assert len(Records('thing', str(tmp_path), 'train')) == COUNT
+
+
+def test_a_data_set_that_declares_too_many_classes_is_refused(tmp_path):
+  folder = prepare(tmp_path, *SINGLE_LABEL)
+  text = (folder / 'features.json').read_text()
+  (folder / 'features.json').write_text(
+    text.replace('"numClasses": "2"', f'"numClasses": "{10**8}"')
+  )
+  (folder / 'label.labels.txt').unlink()
+  with pytest.raises(ValueError, match='declares 100000000 classes, over 1000000'):
+    Records('thing', str(tmp_path), 'train')

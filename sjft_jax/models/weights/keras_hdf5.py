@@ -37,6 +37,8 @@ _WEIGHT_NAMES = '|'.join((*_KERAS_1, *_WEIGHTS['batch_normalization'], *_WEIGHTS
 _MAX_CONFIG_BYTES = 4 * 2**20
 _MAX_PATH_LENGTH = 1000
 
+_MAX_PACKING = 1032  # gzip packs as many bytes into one at most.
+
 # The filters that a dataset may have, in the order of writing: none, or gzip.
 _FILTERS: tuple[list[int], ...] = (
   [],
@@ -96,29 +98,51 @@ def _read_datasets(file: h5py.File, budget: Budget) -> dict[str, np.ndarray]:
     if not isinstance(item, h5py.Dataset) or item.dtype.kind not in 'fiub':
       return
     # Values that are not stored would be filled in, at any size.
-    if item.external or item.is_virtual or _stored_bytes(name, item, budget) < item.nbytes:
+    if item.external or item.is_virtual:
       raise ValueError(f'{name} is not stored in it')
-    budget.take(item.nbytes)
+    _check_stored(name, item, budget)
     datasets[name] = item[()]
 
   file.visititems(visit)
   return datasets
 
 
-def _stored_bytes(name: str, dataset: h5py.Dataset, budget: Budget) -> int:
-  """Return how many bytes of a dataset the file holds, unpacked.
+def _check_stored(name: str, dataset: h5py.Dataset, budget: Budget) -> None:
+  """Check that the file holds all values of a dataset, and count their memory.
 
   Raises:
-    ValueError: they are packed by something else than gzip, or to more than the dataset declares.
+    ValueError: it does not, or they are packed by something else than gzip, or to more than the
+      dataset declares.
   """
   if dataset.chunks is None:
-    return dataset.id.get_storage_size()
-  chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
-  budget.take(chunk_bytes)
+    chunks, stored_bytes = [], dataset.id.get_storage_size()
+  else:
+    chunks = _list_chunks(dataset, budget)
+    chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    stored_bytes = len(chunks) * chunk_bytes
+  if stored_bytes < dataset.nbytes:
+    raise ValueError(f'{name} is not stored in it')
+  budget.take(dataset.nbytes)
+  if not chunks:
+    return
+  budget.take(chunk_bytes)  # A chunk may be larger than the dataset.
   properties = dataset.id.get_create_plist()
   filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
   if filters not in _FILTERS:
     raise ValueError(f'{name} is packed by another filter than gzip')
+  for chunk in chunks:
+    # gzip makes what it cannot pack larger by less than a thousandth.
+    if chunk.filter_mask or chunk.size > 1.01 * chunk_bytes + 64:
+      raise ValueError(f'{name} has a damaged chunk')
+    # The library unpacks all that is there before it looks at the size.
+    if h5py.h5z.FILTER_DEFLATE in filters and _MAX_PACKING * chunk.size > 2 * chunk_bytes:
+      _, content = dataset.id.read_direct_chunk(chunk.chunk_offset)
+      if len(zlib.decompressobj().decompress(content, chunk_bytes + 1)) != chunk_bytes:
+        raise ValueError(f'{name} has a damaged chunk')
+
+
+def _list_chunks(dataset: h5py.Dataset, budget: Budget) -> list[h5py.h5d.StoreInfo]:
+  """Return where the chunks of a dataset are in the file."""
   chunks: list[h5py.h5d.StoreInfo] = []
 
   def add(chunk: h5py.h5d.StoreInfo) -> None:
@@ -126,16 +150,7 @@ def _stored_bytes(name: str, dataset: h5py.Dataset, budget: Budget) -> int:
     chunks.append(chunk)
 
   dataset.id.chunk_iter(add)
-  for chunk in chunks:
-    # gzip makes what it cannot pack larger by less than a thousandth.
-    if chunk.filter_mask or chunk.size > 1.01 * chunk_bytes + 64:
-      raise ValueError(f'{name} has a damaged chunk')
-    if h5py.h5z.FILTER_DEFLATE in filters:
-      _, content = dataset.id.read_direct_chunk(chunk.chunk_offset)
-      # The library unpacks all that is there, at up to 1,032 to one, before it looks at the size.
-      if len(zlib.decompressobj().decompress(content, chunk_bytes + 1)) != chunk_bytes:
-        raise ValueError(f'{name} has a damaged chunk')
-  return len(chunks) * chunk_bytes
+  return chunks
 
 
 def _older_name(path: str) -> str:

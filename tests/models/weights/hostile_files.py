@@ -143,8 +143,8 @@ def empty_blobs(path):
 
 
 def many_dims(path):
-  """Write a Caffe network of a blob with 8 million dimensions."""
-  shape = field(7, field(1, b'\x01' * 8_000_000))
+  """Write a Caffe network of a blob with 16 million dimensions."""
+  shape = field(7, field(1, b'\x01' * 16_000_000))
   path.write_bytes(field(100, field(1, b'conv') + field(7, field(5, bytes(4)) + shape)))
 
 

@@ -114,6 +114,21 @@ def test_keras_archives_are_read(tmp_path, has_names):
   assert_same(checkpoint.tensors, KERAS | more)
 
 
+@pytest.mark.parametrize('shuffle', [False, True])
+@pytest.mark.parametrize('compression', ['gzip', None])
+def test_chunks_and_gzip_are_read(tmp_path, compression, shuffle):
+  tensors = {'conv/kernel': normal(5, 7, 30, 10), 'conv/bias': np.zeros(9000, np.float32)}
+  with h5py.File(tmp_path / 'net.h5', 'w') as file:
+    for name, tensor in tensors.items():
+      options = {'compression': compression, 'shuffle': shuffle}
+      file.create_dataset(name, data=tensor, chunks=(4,) * tensor.ndim, **options)
+  assert_same(formats.read(tmp_path / 'net.h5').tensors, tensors)
+  with h5py.File(tmp_path / 'net.h5', 'w') as file:
+    file.create_dataset('conv/kernel', data=normal(9), compression='lzf')
+  with pytest.raises(ValueError, match='conv/kernel is packed by another filter than gzip'):
+    formats.read(tmp_path / 'net.h5')
+
+
 def test_datasets_outside_the_file_are_refused(tmp_path):
   with h5py.File(tmp_path / 'other.h5', 'w') as file:
     file['conv/kernel'] = normal(3)
