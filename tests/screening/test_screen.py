@@ -86,7 +86,7 @@ def test_error_of_the_disk_is_no_bad_image(tmp_path):
     exclude_unreadable((data,), tmp_path / 'bad.csv', max_bad_share=1)
 
 
-def test_second_screening_decodes_nothing(tmp_path):
+def test_second_screening_decodes_only_what_could_not_be_read(tmp_path):
   def make_data():
     return [
       Pictures('target', [blobs(i) for i in range(3)]),
@@ -99,7 +99,7 @@ def test_second_screening_decodes_nothing(tmp_path):
   second, second_left_out = screen(tmp_path / '2', *data, **options)
   assert left_out == second_left_out
   assert left_out == {'unreadable': {'target': 0, 'test': 1, 'source': 0}, 'duplicates': 2}
-  assert [dataset.read for dataset in data] == [[], [], []]
+  assert [dataset.read for dataset in data] == [[], [2], []]  # The unreadable one once more.
   assert [d.fingerprint for d in first] == [d.fingerprint for d in second]
   assert first[2].indices.tolist() == [2, 3, 4, 5]  # 3 and 4 are copies, 2 cannot be read.
   for name in ('bad_images.csv', 'duplicates.csv'):
