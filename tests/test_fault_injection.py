@@ -29,7 +29,7 @@ def write_workdir(
   seconds=1.0,
   selection=b'a,b\n',
 ):
-  """A work directory with an artifact of each kind."""
+  """Write a work directory with an artifact of each kind."""
   params = {'kernel': np.full((2, 3), weight, np.float32)}
   opt_state = [{'trace': np.full(4, momentum, np.float32)}]
   arm = workdir / 'arms' / 'none'
