@@ -1,7 +1,7 @@
 """Read Caffe's .caffemodel: the blobs of each layer of a NetParameter message.
 
 The file is a protocol buffer. It is walked here without the library of that name, which would take
-300 bytes for each of the empty messages that a file may hold at two bytes apiece.
+600 bytes for each of the empty messages that a file may hold at two bytes apiece.
 """
 
 import math

@@ -17,8 +17,8 @@ from sjft_jax.models.weights.budget import Budget
 # Comparing 10,000 names of 200 letters with all layouts takes 8 s.
 _MAX_TENSORS = 5000
 _MAX_NAME_LENGTH = 256
-# The lists of what is in a file, which libraries read at once into ten times their size.
-_MAX_DIRECTORY_BYTES = 4 * 2**20
+# safetensors makes the list of its tensors thirty times as large.
+_MAX_HEADER_BYTES = 4 * 2**20
 
 Origin = Literal['torch', 'keras', 'caffe', 'lpips']
 
@@ -143,7 +143,7 @@ _SAFETENSORS_DTYPES = {
 
 
 def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
-  if int.from_bytes(content[:8], 'little') > _MAX_DIRECTORY_BYTES:
+  if int.from_bytes(content[:8], 'little') > _MAX_HEADER_BYTES:
     raise ValueError('its header is larger than 4 MiB')
   # They come in another order every time, and errors name the first ones.
   views = sorted(safetensors.deserialize(content), key=lambda item: item[0])
