@@ -71,7 +71,8 @@ class Classifier:
       options = arm_config(options, arm)
     self.classes = tuple(trained.description['classes'])
     self.views = tuple(options.evaluation.views)
-    self.step, self.num_steps = trained.step, options.training.steps
+    self.step = trained.step
+    self.num_steps = options.training.steps * options.selection.rounds
     self._num_rounds: int = options.selection.rounds
     self._trained = trained
     self._evaluator = Evaluator(

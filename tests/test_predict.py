@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used_once_it_is_del
   [
     ('arms/nobody', '', 'give the folder of one training; with checkpoints there: none'),
     ('pretrain', '', 'knows no class of the target; give a folder below '),
-    ('arms/rounds', '--images=/nowhere', "'/nowhere' is not a folder"),
+    ('arms/rounds', '--images=/nowhere', '/nowhere is neither a folder nor a file'),
     ('arms/rounds', '--output=p.txt', 'the name must end in one of .csv, .tsv, .parquet'),
   ],
 )

@@ -428,6 +428,8 @@ def open_images(path: str) -> UnlabelledFolder | ImageFiles:
     _check_rows(rows, path, ('path',))
     names = rows['path'].to_pylist()
     return ImageFiles([Path(os.path.dirname(path), _clean_path(name)) for name in names])
+  if not os.path.exists(path):
+    raise ValueError(f'{path} is neither a folder nor a file')
   return ImageFiles([Path(path)])
 
 
