@@ -38,7 +38,12 @@ SMALL = {
   'arms': ('rounds',),
 }
 # For every training, whatever its command says: weights would be downloaded, steps take hours.
-ALWAYS = {'model.pretrained': '', 'training.steps': 2}
+ALWAYS = {
+  'bank.name': 'alexnet',
+  'bank.pretrained': 'auto',
+  'model.pretrained': '',
+  'training.steps': 2,
+}
 # For the trainings of one configuration: drawing the demo's 13,451 source images takes too long,
 # and the miniature of Caltech 256 has three images of each class.
 OF_CONFIG = {
