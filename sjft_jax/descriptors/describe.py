@@ -74,7 +74,12 @@ def responses(bank: FilterBank, images: UInt8[Array, 'batch height width 3']) ->
 
 
 @functools.partial(compilation.jit, static_argnums=(0, 3))
-def _describe(bank, edges, images, smoothing):
+def _describe(
+  bank: FilterBank,
+  edges: Float[Array, 'filter edge'],
+  images: UInt8[Array, 'batch height width 3'],
+  smoothing: float,
+) -> Float[Array, 'batch filter bin']:
   layers = jnp.split(edges, np.cumsum(bank.num_filters)[:-1])
   counts = map(histogram.counts, layers, bank.respond(images))
   # Layers differ in their number of pixels, so each is normalised by itself.

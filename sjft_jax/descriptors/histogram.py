@@ -210,7 +210,9 @@ def _count_above_blockwise(
   pixels is written out as a sum, which runs in registers while the block is in the L1 cache.
   """
 
-  def count_block(block):
+  def count_block(
+    block: Float[Array, 'batch pixel filter'],
+  ) -> Int[Array, 'batch edge filter']:
     terms = [(block[:, i, None] >= edges).astype(jnp.int32) for i in range(block.shape[1])]
     return functools.reduce(jnp.add, terms)
 

@@ -14,7 +14,7 @@ small that this would blur it, `refine_near_duplicates` sums the terms of Eq. 1 
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +104,12 @@ def divergences(targets: Factors, sources: Factors) -> Float[Array | np.ndarray,
   return _divergences_by_xla(targets, sources)
 
 
-def _factors(images, center, out, is_target):
+def _factors(
+  images: Float[Array | np.ndarray, 'image filter bin'],
+  center: Center,
+  out: Any,
+  is_target: bool,
+) -> Factors:
   if isinstance(images, np.ndarray):
     return _factors_by_numpy(images, center, out, is_target)
   if out is None:
@@ -113,7 +118,12 @@ def _factors(images, center, out, is_target):
   return Factors(_self_terms_by_xla(factors, images.shape[2]), factors)
 
 
-def _factors_by_numpy(images, center, out, is_target):
+def _factors_by_numpy(
+  images: Float[np.ndarray, 'image filter bin'],
+  center: Center,
+  out: Float[np.ndarray, 'image 2 term'] | None,
+  is_target: bool,
+) -> Factors:
   images = images.reshape(len(images), -1)
   mean, log_mean = center.mean.ravel(), center.log_mean.ravel()
   weights = np.repeat(center.weights, center.mean.shape[1])
@@ -134,7 +144,7 @@ def _factors_by_numpy(images, center, out, is_target):
   return Factors(self_terms, factors)
 
 
-def _divergences_by_numpy(targets, sources):
+def _divergences_by_numpy(targets: Factors, sources: Factors) -> Float[np.ndarray, 'target source']:
   p, q = (side.factors.reshape(len(side.factors), -1) for side in (targets, sources))
   products = np.matmul(p, q.T)
   with np.errstate(invalid='ignore'):
@@ -149,22 +159,29 @@ def _divergences_by_numpy(targets, sources):
 
 # `out` is donated: XLA writes the result into its memory, and it has no other use.
 @functools.partial(jax.jit, donate_argnums=2, static_argnums=3, keep_unused=True)
-def _factors_by_xla(images, center, out, is_target):
+def _factors_by_xla(
+  images: Float[Array, 'image filter bin'],
+  center: Center,
+  out: Float[Array, 'image 2 term'],
+  is_target: bool,
+) -> Float[Array, 'image 2 term']:
   del out
+  difference = images - center.mean[None]
   weighted = center.weights[None, :, None] * (jnp.log(images) - center.log_mean[None])
-  both = images - center.mean[None], weighted
-  both = both[::-1] if is_target else both
-  return jnp.stack([part.reshape(len(images), -1) for part in both], axis=1)
+  parts = (weighted, difference) if is_target else (difference, weighted)
+  return jnp.stack([part.reshape(len(images), -1) for part in parts], axis=1)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _self_terms_by_xla(factors, num_bins):
+def _self_terms_by_xla(
+  factors: Float[Array, 'image 2 term'], num_bins: int
+) -> Float[Array, ' image']:
   # No product, whose factors a GPU may round to ten bits; shorter sums round less.
   return (factors[:, 0] * factors[:, 1]).reshape(len(factors), -1, num_bins).sum(axis=2).sum(axis=1)
 
 
 @jax.jit
-def _divergences_by_xla(targets, sources):
+def _divergences_by_xla(targets: Factors, sources: Factors) -> Float[Array, 'target source']:
   p, q = (side.factors.reshape(len(side.factors), -1) for side in (targets, sources))
   parts = (slice(i, i + _TERMS) for i in range(0, p.shape[1], _TERMS))
   products = sum(jnp.matmul(p[:, part], q[:, part].T, precision='highest') for part in parts)

@@ -61,11 +61,11 @@ def jit(function: Callable[..., Any], **arguments: Any) -> Callable[..., Any]:
   """
 
   @functools.cache
-  def jitted():  # Not before the first call, because the backend may not be chosen yet.
+  def jitted() -> Any:  # Not before the first call, because the backend may not be chosen yet.
     return jax.jit(function, compiler_options=_options(), **arguments)
 
   @functools.wraps(function)
-  def call(*arguments):
+  def call(*arguments: Any) -> Any:
     return jitted()(*arguments)
 
   return call

@@ -70,7 +70,7 @@ def _min_bits(
 ) -> UInt32[Array, ' source']:
   """Return the bits that differ between each source and its nearest target."""
 
-  def min_bits(source):
+  def min_bits(source: UInt32[Array, ' word']) -> UInt32[Array, '']:
     differing = (a ^ b for a, b in zip(source, target_words, strict=True))
     return functools.reduce(jnp.add, map(jax.lax.population_count, differing)).min()
 

@@ -39,7 +39,9 @@ def test_fewer_threads_where_memory_is_short(monkeypatch):
 
 def test_blas_has_one_thread_during_a_search_on_cores_and_no_longer():
   def blas_threads():
-    return {x['num_threads'] for x in threadpoolctl.threadpool_info() if x['user_api'] == 'blas'}
+    libraries = (x for x in threadpoolctl.threadpool_info() if x['user_api'] == 'blas')
+    # OpenCV's wheels before 4.13 bring one that has no threads.
+    return {x['num_threads'] for x in libraries if x['threading_layer'] != 'disabled'}
 
   rng = np.random.default_rng(6)
   with threadpoolctl.threadpool_limits(2):

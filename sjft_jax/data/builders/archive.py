@@ -180,7 +180,7 @@ def members(file: Path | io.BufferedIOBase, name: str = '') -> Iterator[tuple[st
           yield posixpath.normpath(header.name), content.read()
         # Otherwise `tarfile` would keep the headers of millions of files.
         tar.members.clear()  # type: ignore[attr-defined]
-      while tar.fileobj.read(2**20):  # type: ignore[union-attr]
+      while tar.fileobj.read(2**20):
         pass  # A compressed archive is checked at its very end.
   except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
     raise ValueError(f'{name} is truncated or no tar archive ({error}); get it again') from error
