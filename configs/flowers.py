@@ -27,7 +27,7 @@ from sjft_jax import config
 
 def get_config(table: str = '') -> ConfigDict:
   if table not in ('', 'table1'):
-    raise ValueError(f'configs/flowers.py:{table}: use :table1, or nothing')
+    raise ValueError(f':{table} is unknown; use :table1, or nothing')
   c = config.default()
   c.target.dataset = 'oxford_flowers102'
   c.source.dataset = 'imagenet2012'

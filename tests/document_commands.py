@@ -42,6 +42,7 @@ ALWAYS = {
   'bank.name': 'alexnet',
   'bank.pretrained': 'auto',
   'model.pretrained': '',
+  'model.width': 1.0,
   'training.steps': 2,
 }
 # For the trainings of one configuration: drawing the demo's 13,451 source images takes too long,

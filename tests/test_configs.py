@@ -24,6 +24,8 @@ from sjft_jax.data.prepare import prepare
 
 VALIDATION = dict([*imagenet2012.validation_labels().items()][:2])
 FEW = SMALL | {
+  'bank.name': 'alexnet',
+  'bank.pretrained': 'auto',
   'model.pretrained': '',
   'pretrain.steps': 0,
   'selection.rounds': 1,
@@ -236,9 +238,9 @@ def test_each_configuration_is_found_from_the_command_line(file, tmp_path):
 @pytest.mark.parametrize(
   ('file', 'message'),
   [
-    ('indoor.py:coco', 'indoor.py:coco: use one of :imagenet :places :hybrid'),
-    ('caltech256.py:20', 'caltech256.py:20: use one of :15 :30 :45 :60'),
-    ('nothing.py', 'nothing.py: no such file; see configs/'),
+    ('indoor.py:coco', ':coco is unknown; use one of :imagenet :places :hybrid'),
+    ('caltech256.py:20', ':20 is unknown; use one of :15 :30 :45 :60'),
+    ('nothing.py', 'nothing.py: no such file; the package has configs/'),
   ],
 )
 def test_a_configuration_that_is_not_known_ends_in_one_line(file, message, tmp_path):

@@ -87,6 +87,7 @@ def test_a_killed_run_leaves_no_data_set_and_its_folder_is_named(tmp_path, folde
   )
   assert run('-c', script).returncode == -9
   (leftover,) = (tmp_path / 'caltech256').iterdir()
+  builders.register()
   assert not tfds.builder('caltech256', data_dir=tmp_path).info.initialized
   prepare('caltech256', str(tmp_path), str(folder))
   assert f'{leftover} is left of a killed one' in capsys.readouterr().out
