@@ -113,7 +113,7 @@ RGB = np.zeros((40, 44, 3), np.uint8)
     ([RGB, FLOAT], {}, r'image 1 is float32 \[40, 44, 3\]; give uint8 RGB'),
     (RGB, {}, r'image 0 is uint8 \[44, 3\]; give uint8 RGB'),
     (['nowhere.png'], {}, 'nowhere.png is not a file'),
-    ('nowhere', {}, 'nowhere is not a file'),
+    ('nowhere', {}, 'nowhere is neither a folder nor a file'),
     ([RGB, 'nowhere.png'], {}, 'paths and arrays together; give either'),
   ],
 )

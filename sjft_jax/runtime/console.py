@@ -15,6 +15,10 @@ from rich.table import Table
 Batch = TypeVar('Batch', bound=Sized)
 
 
+# Columns there are for a table in a file or a pipe; it takes as many as its figures need.
+_FILE_WIDTH = 1000
+
+
 class _Console(Console):
   def on_broken_pipe(self) -> None:
     """Go on without output, where rich would end the program.
@@ -39,7 +43,11 @@ def stage(name: str) -> None:
 
 
 def print_table(table: Table) -> None:
-  """Print a table, as wide as it needs or the terminal is."""
+  """Print a table; what a narrow terminal has no room for goes on in the next line of its cell."""
+  for column in table.columns:
+    column.overflow = 'fold'
+  if not _console.is_terminal:
+    _console.width = _FILE_WIDTH
   _console.print(table)
 
 
