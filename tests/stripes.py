@@ -1,4 +1,4 @@
-"""A folder of striped images, for tests of searches in folders."""
+"""Folders of striped images, for tests of searches in folders."""
 
 import cv2
 import numpy as np
@@ -15,3 +15,10 @@ def write_images(folder, count, seed):
     file = folder / f'{number % 3}' / f'{number % 7}' / f'{number}.png'
     file.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(file), np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def write_target_and_source(path):
+  """Write a folder `target` of 5 images and a folder `source` of 150, and return `path`."""
+  write_images(path / 'target', 5, seed=0)
+  write_images(path / 'source', 150, seed=1)
+  return path

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from etils import epath
-from stripes import write_images
+from stripes import write_images, write_target_and_source
 
 from sjft_jax import folder_ranking, ranking
 from sjft_jax.data.folder import UnlabelledFolder
@@ -30,10 +30,7 @@ DESCRIPTORS = DescriptorOptions(
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  path = tmp_path_factory.mktemp('data')
-  write_images(path / 'target', 5, seed=0)
-  write_images(path / 'source', 150, seed=1)
-  return path
+  return write_target_and_source(tmp_path_factory.mktemp('data'))
 
 
 def rank(data, source='source', k=K, **options):

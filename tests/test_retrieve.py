@@ -16,7 +16,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from etils import epath
-from stripes import write_images
+from stripes import write_images, write_target_and_source
 
 from sjft_jax import ranking, retrieve
 from sjft_jax.data.folder import UnlabelledFolder
@@ -31,10 +31,7 @@ K = 12
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  path = tmp_path_factory.mktemp('data')
-  write_images(path / 'target', 5, seed=0)
-  write_images(path / 'source', 150, seed=1)
-  return path
+  return write_target_and_source(tmp_path_factory.mktemp('data'))
 
 
 @pytest.fixture(scope='module')
