@@ -44,7 +44,7 @@ from sjft_jax.data import registry
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.demo import DemoDiverse
 from sjft_jax.descriptors import bank
-from sjft_jax.ranking import DescriptorOptions, rank_sources
+from sjft_jax.ranking import DescriptorOptions, RankingInputs, rank_sources
 from sjft_jax.runtime import artifacts
 from sjft_jax.selection.growth import SelectionOptions
 
@@ -94,7 +94,7 @@ def rank(
   filters = bank.load(**config.bank)
   options = DescriptorOptions(**config.descriptors)
   partial = epath.Path(scratch) / 'ranking.partial.npz'
-  result = rank_sources(partial, 'unfinished', target, source, filters, depth, options)
+  result = rank_sources(partial, RankingInputs(target, source, filters, depth, options))
   return result.ranking.indices
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
   from sjft_jax.folder_ranking import FolderRanking
 
 __version__ = metadata.version('sjft_jax')
-__all__ = ['__version__', 'load', 'rank', 'train']
+__all__ = ['__version__', 'load', 'rank', 'train', 'tune']
 
 # Each function imports what it needs: `import sjft_jax` should not wait for JAX.
 
@@ -81,14 +81,41 @@ def rank(
   )
 
 
+def tune(
+  config: ConfigDict, workdir: str | os.PathLike[str], *, minutes: float = 0.0
+) -> dict[str, Any]:
+  """Choose the settings of every arm on held-out training images; called again, go on.
+
+  Args:
+    config: starts from `sjft_jax.config.default()`; the section `tuning` has the grid.
+    workdir: a folder where everything is kept.
+    minutes: start no training after so many minutes, and choose among what was tried; 0: no limit.
+
+  Returns:
+    What tuned.json in the work directory holds: 'arm', the one to use, 'arms' with the chosen
+    setting and the held-out scores of each, and 'tried'.
+
+  Raises:
+    ValueError: an impossible option or input, before any work where that can be known.
+  """
+  from sjft_jax import tuning
+
+  return tuning.tune(config, workdir, minutes=minutes)
+
+
 def train(
-  config: ConfigDict, workdir: str | os.PathLike[str], *, resume_with_changes: bool = False
+  config: ConfigDict,
+  workdir: str | os.PathLike[str],
+  *,
+  tuned: str | os.PathLike[str] | None = None,
+  resume_with_changes: bool = False,
 ) -> dict[str, Any]:
   """Train all arms of a configuration; called again, go on from where it was stopped.
 
   Args:
     config: starts from `sjft_jax.config.default()`.
     workdir: where everything is kept, a path or gs://bucket/path.
+    tuned: a tuned.json, whose settings replace those of every arm.
     resume_with_changes: accept other values of options that change no result than those that the
       work directory was made with.
 
@@ -98,8 +125,10 @@ def train(
   Raises:
     ValueError: an impossible option or input, before any work where that can be known.
   """
-  from sjft_jax import repeats
+  from sjft_jax import repeats, tuning
 
+  if tuned is not None:
+    config = tuning.apply_tuned(config, tuned)
   return repeats.run(config, workdir, resume_with_changes=resume_with_changes)
 
 

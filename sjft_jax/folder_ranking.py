@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int32
 from sjft_jax.config import option_section
 from sjft_jax.data.folder import UnlabelledFolder
 from sjft_jax.descriptors import bank as banks
-from sjft_jax.ranking import DescriptorOptions, load_or_rank, ranking_fingerprint
+from sjft_jax.ranking import DescriptorOptions, RankingInputs, load_or_rank
 from sjft_jax.report import tables
 from sjft_jax.runtime import console
 from sjft_jax.screening.screen import exclude_unreadable
@@ -104,10 +104,10 @@ def rank_folders(
   if bad_images is not None and (targets, sources) == folders:
     epath.Path(bad_images).unlink(missing_ok=True)  # It has no rows.
   console.say(f'Target: {len(targets):,} images. Source: {len(sources):,} images.')
-  fingerprint = ranking_fingerprint(targets, sources, filter_bank, k, descriptors)
+  inputs = RankingInputs(targets, sources, filter_bank, k, descriptors)
   with tempfile.TemporaryDirectory() as scratch:
     path = path or epath.Path(scratch) / 'ranking.npz'
-    result = load_or_rank(path, fingerprint, targets, sources, filter_bank, k, descriptors)
+    result = load_or_rank(path, inputs)
   return FolderRanking(
     [targets.key(i) for i in range(len(targets))],
     [sources.key(i) for i in range(len(sources))],

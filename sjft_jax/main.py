@@ -27,6 +27,9 @@ def define_flags() -> None:
     'Resume although options have changed that change no result, such as '
     '--config.training.workers.',
   )
+  flags.DEFINE_string(
+    'tuned', None, 'The tuned.json of sjft_jax.tune: train every arm with what was chosen for it.'
+  )
   launch.define_flags()
   for module in (cli, config_file, launch):
     flags.adopt_module_key_flags(module)
@@ -37,14 +40,19 @@ def main() -> None:
   options = flags.FLAGS
   workdir = options.workdir or f'runs/{config_file.path().stem}'
   # After the flags: --help and a misspelt option should not wait for JAX.
-  from sjft_jax import repeats
+  import sjft_jax
   from sjft_jax.runtime import compilation
 
   compilation.enable_cache()
 
   def run() -> None:
     launch.initialize_distributed()
-    repeats.run(options.config, workdir, resume_with_changes=options.resume_with_changes)
+    sjft_jax.train(
+      options.config,
+      workdir,
+      tuned=options.tuned,
+      resume_with_changes=options.resume_with_changes,
+    )
 
   cli.run_command(
     run,

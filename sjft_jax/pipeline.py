@@ -30,6 +30,7 @@ from sjft_jax.screening.screen import ScreeningResult, screen
 from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training import evaluation, losses, metric_writer, optimizer
 from sjft_jax.training.pretrain import PretrainOptions, pretrain_trunk
+from sjft_jax.training.search import TuningOptions
 from sjft_jax.training.trainer import TrainerFactory, TrainingOptions
 
 # The callable that receives the options of each section as keyword arguments.
@@ -48,6 +49,7 @@ CONSUMERS: dict[str, Callable[..., Any]] = {
   'solver': optimizer.SolverOptions,
   'evaluation': evaluation.EvaluationOptions,
   'logging': metric_writer.LoggingOptions,
+  'tuning': TuningOptions,
 }
 
 
@@ -196,11 +198,9 @@ def rank(
     return Ranking(empty.astype(np.int32), empty.astype(np.float32))
   console.stage('Ranking the source by its filter responses')
   options, path = rankings.DescriptorOptions(**config.descriptors), workdir / 'ranking.npz'
-  fingerprint = rankings.ranking_fingerprint(target, source, bank, depth, options)
+  inputs = rankings.RankingInputs(target, source, bank, depth, options)
   if distributed.is_primary_process():
-    rankings.copy_ranking([run / 'ranking.npz' for run in earlier_runs], path, fingerprint)
-  ranking, _, seconds['rank'] = rankings.load_or_rank(
-    path, fingerprint, target, source, bank, depth, options
-  )
+    rankings.copy_ranking([run / 'ranking.npz' for run in earlier_runs], path, inputs)
+  ranking, _, seconds['rank'] = rankings.load_or_rank(path, inputs)
   result_files.save_neighbor_figure(workdir / 'neighbors.png', domains, ranking)
   return ranking

@@ -68,6 +68,34 @@ class DescriptorOptions:
     return [self.num_bins, self.smoothing, self.resize, self.crop, self.batch_size]
 
 
+class RankingInputs(NamedTuple):
+  """What decides a ranking.
+
+  Attributes:
+    target: the images to find neighbours of; they also decide the bins.
+    source: the images to find neighbours among.
+    bank: the filters that describe them.
+    depth: neighbours of each target image.
+    options: of the descriptors.
+  """
+
+  target: Dataset
+  source: Dataset
+  bank: FilterBank
+  depth: int
+  options: DescriptorOptions
+
+  @property
+  def fingerprint(self) -> str:
+    """Return the fingerprint of everything but the depth: a deeper ranking begins with this one."""
+    return artifacts.fingerprint(
+      self.target.fingerprint,
+      self.source.fingerprint,
+      self.bank.fingerprint,
+      self.options.result_options,
+    )
+
+
 class RankingResult(NamedTuple):
   """A ranking, the bin edges of its descriptors, and the seconds that it took."""
 
@@ -76,40 +104,14 @@ class RankingResult(NamedTuple):
   seconds: float
 
 
-def ranking_fingerprint(
-  target: Dataset, source: Dataset, bank: FilterBank, depth: int, options: DescriptorOptions
-) -> str:
-  """Return the fingerprint of everything that decides a ranking.
-
-  Args:
-    target, source, bank, depth, options: as for `load_or_rank`.
-  """
-  return artifacts.fingerprint(
-    target.fingerprint, source.fingerprint, bank.fingerprint, options.result_options, depth
-  )
-
-
-def load_or_rank(
-  path: epath.Path,
-  fingerprint: str,
-  target: Dataset,
-  source: Dataset,
-  bank: FilterBank,
-  depth: int,
-  options: DescriptorOptions,
-) -> RankingResult:
+def load_or_rank(path: epath.Path, inputs: RankingInputs) -> RankingResult:
   """Load the ranking at `path`, or rank the source and save it there.
 
   Under `jax.distributed` the first process reads and writes, and all return the same.
 
   Args:
     path: an .npz file; beside it a search that is stopped leaves `<name>.partial.npz`.
-    fingerprint: of everything that decides the ranking (see `ranking_fingerprint`).
-    target: the images to find neighbours of; they also decide the bins.
-    source: the images to find neighbours among.
-    bank: the filters that describe them.
-    depth: neighbours of each target image.
-    options: of the descriptors.
+    inputs: what to rank; the file may hold a deeper ranking of the same.
 
   Raises:
     ValueError: the source has fewer than `depth` images, an image cannot be read, or a file is
@@ -118,14 +120,13 @@ def load_or_rank(
   partial = path.with_name(f'{path.stem}.partial.npz')
   if distributed.broadcast(np.array(path.exists(), np.int32)):
     console.say(f'  done before: {path}')
-    edges_shape = sum(bank.num_filters), options.num_bins - 1
-    result = _load_ranking(path, fingerprint, (len(target), depth), edges_shape)
+    result = _load_ranking(path, inputs)
   else:
-    result = rank_sources(partial, fingerprint, target, source, bank, depth, options)
+    result = rank_sources(partial, inputs)
     if distributed.is_primary_process():
       artifacts.save(
         path,
-        fingerprint,
+        inputs.fingerprint,
         **result.ranking._asdict(),
         edges=result.edges,
         seconds=result.seconds,
@@ -135,44 +136,42 @@ def load_or_rank(
   return result
 
 
-def _load_ranking(
-  path: epath.Path, fingerprint: str, shape: tuple[int, int], edges_shape: tuple[int, int]
-) -> RankingResult:
+def _load_ranking(path: epath.Path, inputs: RankingInputs) -> RankingResult:
   """Load a ranking in the first process and send it to all."""
+  shape = len(inputs.target), inputs.depth
   # In the other processes `broadcast` needs arrays of the same shapes and types, of any contents.
   indices, divergences = np.empty(shape, np.int32), np.empty(shape, np.float32)
+  edges_shape = sum(inputs.bank.num_filters), inputs.options.num_bins - 1
   edges, seconds = np.empty(edges_shape, np.float32), np.empty((), np.float32)
   if distributed.is_primary_process():
-    arrays = _load_arrays(path, fingerprint)
+    arrays = _load_arrays(path, inputs.fingerprint)
     assert arrays is not None
-    indices, divergences, edges = arrays['indices'], arrays['divergences'], arrays['edges']
-    seconds = arrays['seconds'].astype(np.float32)
+    saved_depth = arrays['indices'].shape[1]
+    if saved_depth < inputs.depth:
+      raise ValueError(
+        f'{path} has {saved_depth:,} neighbours of each image, {inputs.depth:,} are asked for; '
+        'delete it to rank anew'
+      )
+    indices, divergences = (arrays[name][:, : inputs.depth] for name in ('indices', 'divergences'))
+    edges, seconds = arrays['edges'], arrays['seconds'].astype(np.float32)
   indices, divergences, edges, seconds = map(
     distributed.broadcast, (indices, divergences, edges, seconds)
   )
   return RankingResult(Ranking(indices, divergences), edges, float(seconds))
 
 
-def copy_ranking(candidates: Sequence[epath.Path], path: epath.Path, fingerprint: str) -> None:
-  """Copy a ranking that was made for another run to `path`, if one has the same fingerprint."""
+def copy_ranking(candidates: Sequence[epath.Path], path: epath.Path, inputs: RankingInputs) -> None:
+  """Copy a ranking that was made for another run to `path`, if one is the same or deeper."""
   for candidate in candidates:
     if path.exists():
       return
     with contextlib.suppress(ValueError):  # Of other images or options, or damaged.
-      arrays = artifacts.load(candidate, fingerprint)
-      if arrays is not None:
-        artifacts.save(path, fingerprint, **arrays)
+      arrays = artifacts.load(candidate, inputs.fingerprint)
+      if arrays is not None and arrays['indices'].shape[1] >= inputs.depth:
+        artifacts.save(path, inputs.fingerprint, **arrays)
 
 
-def rank_sources(
-  partial: epath.Path,
-  fingerprint: str,
-  target: Dataset,
-  source: Dataset,
-  bank: FilterBank,
-  depth: int,
-  options: DescriptorOptions,
-) -> RankingResult:
+def rank_sources(partial: epath.Path, inputs: RankingInputs) -> RankingResult:
   """Find the `depth` source images nearest to every target image.
 
   Under `jax.distributed` every process ranks its share of the source, on all of its devices, and
@@ -181,11 +180,12 @@ def rank_sources(
   Args:
     partial: where a search that is stopped saves its state, to be resumed; each process adds its
       number to the name.
-    fingerprint, target, source, bank, depth, options: as for `load_or_rank`.
+    inputs: what to rank.
 
   Raises:
     ValueError: as for `load_or_rank`.
   """
+  target, source, bank, depth, options = inputs
   if depth > len(source):
     raise ValueError(
       f'{depth} neighbours of each target image exceed the {len(source):,} source images; lower '
@@ -193,6 +193,7 @@ def rank_sources(
     )
   start_time = time.monotonic()
   partial = _per_process(partial)
+  fingerprint = artifacts.fingerprint(inputs.fingerprint, depth)
   describer = _Describer(bank, options)
   # In whole tiles, so that the products are the same ones as in a single process.
   shard = distributed.shard_bounds(len(source), unit=knn.TILE)

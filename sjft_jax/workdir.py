@@ -18,6 +18,7 @@ FORMAT = 2
 # Options that change no bit of any result, whatever their values.
 NON_RESULT_OPTIONS = (
   'logging.*',
+  'tuning.*',
   'screening.max_bad_share',
   'descriptors.workers',
   'descriptors.checkpoint_minutes',

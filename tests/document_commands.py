@@ -44,11 +44,14 @@ ALWAYS = {
   'model.pretrained': '',
   'model.width': 1.0,
   'training.steps': 2,
+  'tuning.folds': 2,
+  'tuning.settings': 2,
 }
 # For the trainings of one configuration: drawing the demo's 13,451 source images takes too long,
 # and the miniature of Caltech 256 has three images of each class.
 OF_CONFIG = {
   'configs/demo.py': {'source.dataset': 'demo_textures'},
+  'experiments/pairs.py': {'source.dataset': 'demo_textures'},
   'configs/caltech256.py': {'target.train_per_class': 2},
 }
 # What '...' in a docstring stands for: the flags of the command above.
@@ -103,7 +106,7 @@ def run_python(*arguments: str) -> None:
   if '--distributed' in flags or any(flag.startswith('--coordinator') for flag in flags):
     parse_only()
     flags = [flag for shown in flags for flag in (ELLIPSIS if shown == '...' else (shown,))]
-  elif module == 'sjft_jax.main':
+  elif module in ('sjft_jax.main', 'sjft_jax.tune'):
     flags += small_options(flags)
   elif module == 'sjft_jax.data.prepare':
     expect_miniatures(flags)
@@ -134,17 +137,18 @@ def has_option(flags: list[str], name: str) -> bool:
 
 def run_file(path: str) -> None:
   """Run a Python block; its trainings are small, too."""
-  from sjft_jax import pipeline
+  import sjft_jax
 
-  run = pipeline.run
+  def small(call):
+    def call_small(config, workdir, **options):
+      for name, value in (SMALL | ALWAYS).items():
+        section, _, option = name.rpartition('.')
+        (config[section] if section else config)[option] = value
+      return call(config, workdir, **options)
 
-  def small_run(config, workdir, **options):
-    for name, value in (SMALL | ALWAYS).items():
-      section, _, option = name.rpartition('.')
-      (config[section] if section else config)[option] = value
-    return run(config, workdir, **options)
+    return call_small
 
-  pipeline.run = small_run
+  sjft_jax.train, sjft_jax.tune = small(sjft_jax.train), small(sjft_jax.tune)
   runpy.run_path(path, run_name='__main__')
 
 

@@ -13,7 +13,7 @@ from sjft_jax import folder_ranking, ranking
 from sjft_jax.data.folder import UnlabelledFolder
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.folder_ranking import FolderRanking, rank_folders
-from sjft_jax.ranking import DescriptorOptions, rank_sources
+from sjft_jax.ranking import DescriptorOptions, RankingInputs, rank_sources
 
 K = 12
 BANK = {'name': 'gabor', 'layers': (), 'tap': 'linear', 'pretrained': ''}
@@ -40,10 +40,8 @@ def rank(data, source='source', k=K, **options):
 
 def test_ranking_is_that_of_the_folders_images(data, tmp_path):
   target, source = (UnlabelledFolder(str(data / name)) for name in ('target', 'source'))
-  expected = rank_sources(
-    *(epath.Path(tmp_path / 'partial.npz'), 'x', target, source, banks.load(**BANK), K),
-    DESCRIPTORS,
-  )
+  inputs = RankingInputs(target, source, banks.load(**BANK), K, DESCRIPTORS)
+  expected = rank_sources(epath.Path(tmp_path / 'partial.npz'), inputs)
   result = rank(data)
   assert result.targets == [target.key(i) for i in range(5)]
   assert result.sources == [source.key(i) for i in range(150)]
@@ -62,11 +60,11 @@ def test_saved_ranking_is_loaded_unless_an_option_differs(data, tmp_path, monkey
   harmless = dataclasses.replace(DESCRIPTORS, workers=1, checkpoint_minutes=0.0)
   rank(data, path=path, descriptors=harmless)
   for changes in (
-    {'k': K - 1},
+    {'k': K + 1},
     {'descriptors': dataclasses.replace(DESCRIPTORS, smoothing=1.0)},
     {'bank': BANK | {'layer_weights': (2.0,)}},
   ):
-    with pytest.raises(ValueError, match=r'ranking\.npz .*other images or options; delete it'):
+    with pytest.raises(ValueError, match=r'ranking\.npz .*; delete it'):
       rank(data, path=path, **changes)
 
 

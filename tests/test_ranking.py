@@ -18,7 +18,13 @@ from etils import epath
 from sjft_jax.data import transforms
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.descriptors import describe
-from sjft_jax.ranking import DescriptorOptions, load_or_rank, rank_sources
+from sjft_jax.ranking import (
+  DescriptorOptions,
+  RankingInputs,
+  copy_ranking,
+  load_or_rank,
+  rank_sources,
+)
 from sjft_jax.retrieval import divergence, knn
 
 BANK = {'name': 'gabor', 'layers': (), 'tap': 'linear', 'pretrained': ''}
@@ -79,14 +85,14 @@ def bank():
   return banks.load(**BANK)
 
 
-def rank(partial, source, bank, depth=DEPTH, fingerprint='x', options=OPTIONS):
-  return rank_sources(partial, fingerprint, Images('target', 6), source, bank, depth, options)
+def rank(partial, source, bank, options=OPTIONS, target='target'):
+  return rank_sources(partial, RankingInputs(Images(target, 6), source, bank, DEPTH, options))
 
 
-def load_or_rank_to(path, source, bank, depth=DEPTH, fingerprint='x'):
+def load_or_rank_to(path, source, bank, depth=DEPTH, target='target'):
   """Load the ranking at `path`, or rank with a checkpoint after every batch."""
-  target = Images('target', 6)
-  return load_or_rank(epath.Path(path), fingerprint, target, source, bank, depth, CHECKPOINTED)
+  inputs = RankingInputs(Images(target, 6), source, bank, depth, CHECKPOINTED)
+  return load_or_rank(epath.Path(path), inputs)
 
 
 def assert_same(result, expected):
@@ -161,7 +167,7 @@ def test_partial_file_of_another_search_or_a_damaged_one_is_an_error(bank, tmp_p
   with pytest.raises(KeyboardInterrupt):
     rank(partial, Images('sources', 120, stop_at=110), bank, options=CHECKPOINTED)
   with pytest.raises(ValueError, match=r'partial\.npz .*other images or options; delete it'):
-    rank(partial, Images('sources', 120), bank, fingerprint='y')
+    rank(partial, Images('sources', 120), bank, target='others')
   partial.write_bytes(partial.read_bytes()[:1000])
   with pytest.raises(ValueError, match=r'partial\.npz is damaged.*delete it'):
     rank(partial, Images('sources', 120), bank)
@@ -195,7 +201,25 @@ def test_ranking_is_saved_and_loaded(whole, bank, tmp_path, capsys):
   assert not source.read
   assert f'done before: {path}' in capsys.readouterr().out
   with pytest.raises(ValueError, match=r'ranking\.npz .*other images or options; delete it'):
-    load_or_rank_to(path, source, bank, fingerprint='y')
+    load_or_rank_to(path, source, bank, target='others')
+
+
+def test_deeper_ranking_begins_with_the_one_asked_for(whole, bank, tmp_path):
+  path, source = tmp_path / 'ranking.npz', Images('sources', 120)
+  deeper = load_or_rank_to(path, source, bank, depth=2 * DEPTH)
+  assert deeper.ranking.indices.shape == (6, 2 * DEPTH)
+  assert_same(load_or_rank_to(path, source, bank), whole)
+  copy = epath.Path(tmp_path / 'copy.npz')
+  inputs = RankingInputs(Images('target', 6), source, bank, DEPTH, CHECKPOINTED)
+  copy_ranking([epath.Path(path)], copy, inputs)
+  source.read = []
+  assert_same(load_or_rank(copy, inputs), whole)
+  assert not source.read
+  with pytest.raises(ValueError, match='has 20 neighbours of each image, 21 are asked for; delete'):
+    load_or_rank_to(path, source, bank, depth=2 * DEPTH + 1)
+  missing = epath.Path(tmp_path / 'missing.npz')
+  copy_ranking([epath.Path(path)], missing, inputs._replace(depth=2 * DEPTH + 1))
+  assert not missing.exists()
 
 
 @pytest.mark.parametrize(

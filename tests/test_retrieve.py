@@ -42,9 +42,10 @@ def expected(data, tmp_path_factory):
     **{'num_bins': 8, 'smoothing': 0.5, 'resize': 16, 'crop': 16},
     **{'batch_size': 64, 'workers': 0, 'checkpoint_minutes': 3.0},
   )
+  bank = banks.load(name='gabor', layers=(), tap='linear', pretrained='')
   indices, divergences = ranking.rank_sources(
-    *(epath.Path(tmp_path_factory.mktemp('expected') / 'partial.npz'), 'x', target, source),
-    *(banks.load(name='gabor', layers=(), tap='linear', pretrained=''), K, options),
+    epath.Path(tmp_path_factory.mktemp('expected') / 'partial.npz'),
+    ranking.RankingInputs(target, source, bank, K, options),
   ).ranking
   return [
     (target.key(t), source.key(int(indices[t, r])), r + 1, divergences[t, r])

@@ -48,6 +48,37 @@ def verdict(row: dict[str, Any]) -> str:
   return f'{row["name"]}: {gain:+.1f} points, {meaning}.'
 
 
+def print_tuning(record: dict[str, Any]) -> None:
+  """Print the chosen setting of every arm with its held-out scores, and the chosen arm.
+
+  Args:
+    record: what tuned.json holds.
+  """
+  table = Table(title=f'{record["held_out_images"]:,} held-out training images, center')
+  for heading in ('arm', 'class accuracy', 'cross-entropy', 'gain', 'setting'):
+    is_text = heading in ('arm', 'setting')
+    table.add_column(heading, justify='left' if is_text else 'right', no_wrap=heading != 'setting')
+  for name, arm in record['arms'].items():
+    gain = arm.get('gain')
+    table.add_row(
+      name,
+      f'{arm["accuracy"]:.1%}',
+      f'{arm["cross_entropy"]:.3f}',
+      f'{100 * gain["gain"]:+.1f} ± {100 * gain["standard_error"]:.1f}' if gain else '',
+      ', '.join(f'{key} {value:g}' for key, value in arm['setting'].items()),
+    )
+  console.print_table(table)
+  if not record['complete']:
+    console.say(
+      f'Not everything was tried: the choice is by {max(record["folds"], 1)} of '
+      f'{record["num_folds"]} folds.'
+    )
+  console.say(
+    f'Use the arm {record["arm"]}: the cheapest within one standard error of the most accurate. '
+    'These scores are of the best of many settings, so another image set gives less.'
+  )
+
+
 def print_repeats(results: dict[str, Any]) -> None:
   """Print the mean and the standard deviation of every score over the repeats of a run.
 

@@ -1,0 +1,375 @@
+"""Choose the settings of every arm, and the arm, on held-out training images of the target."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse
+from etils import epath
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
+
+from sjft_jax import config as configs
+from sjft_jax import pipeline
+from sjft_jax import results as result_files
+from sjft_jax import workdir as workdirs
+from sjft_jax.data import registry
+from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset
+from sjft_jax.data.folds import assign_folds
+from sjft_jax.report import summary
+from sjft_jax.runtime import artifacts, console
+from sjft_jax.runtime.lock import lock
+from sjft_jax.screening.duplicates import find_duplicates
+from sjft_jax.screening.screen import exclude_unreadable
+from sjft_jax.selection.growth import SelectionOptions
+from sjft_jax.training import metrics, search, significance
+from sjft_jax.training.search import Setting, TuningOptions
+
+# What the settings were chosen for: a run of other images or another network needs others.
+_SECTIONS = ('target', 'source', 'screening', 'bank', 'descriptors', 'model', 'pretrain', 'images')
+# From cheap to expensive; of arms that are as good as each other, the first is chosen.
+_COSTS = ('none', 'random', 'all', 'constant', 'rounds')
+
+
+class Trial(NamedTuple):
+  """What an arm with one setting predicts for the images of a fold, after training on the others.
+
+  Attributes:
+    probabilities: of each class, of every held-out image.
+    labels: their classes.
+    seconds: that the training took.
+  """
+
+  probabilities: Float[np.ndarray, 'image category']
+  labels: Int[np.ndarray, ' image']
+  seconds: float
+
+
+@dataclass
+class ArmSearch:
+  """The settings of one arm and what is known of them.
+
+  Attributes:
+    config: the options of the arm.
+    settings: the settings to try.
+    trials: by the number of the setting, that of every fold up to the last one tried.
+  """
+
+  config: ConfigDict
+  settings: list[Setting]
+  trials: dict[int, list[Trial]] = field(default_factory=dict)
+
+  def survivors(self, fold: int) -> list[int]:
+    """Return the numbers of the settings that are tried on a fold: of each, the better half."""
+    numbers = list(range(len(self.settings)))
+    for earlier in range(fold):
+      numbers = search.survivors({n: self.score(n, earlier + 1)[0] for n in numbers})
+    return numbers
+
+  def score(self, number: int, folds: int) -> tuple[float, float]:
+    """Return cross-entropy at the best temperature (nats) and accuracy over the first folds."""
+    p, labels = self.predictions(number, folds)
+    accuracy = metrics.mean_class_accuracy(p, labels, p.shape[1])
+    return metrics.calibrated_cross_entropy(p, labels), accuracy
+
+  def predictions(self, number: int, folds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities and labels of the images of the first folds."""
+    trials = self.trials[number][:folds]
+    return tuple(np.concatenate([t[part] for t in trials]) for part in (0, 1))  # type: ignore[return-value]
+
+  def folds_tried(self) -> int:
+    """Return on how many folds everything that was to be tried was."""
+    folds = 0
+    while all(len(self.trials.get(n, ())) > folds for n in self.survivors(folds)):
+      folds += 1
+    return folds
+
+
+def tune(
+  config: ConfigDict, workdir: str | os.PathLike[str], *, minutes: float = 0.0
+) -> dict[str, Any]:
+  """Choose the settings of every arm on held-out training images; called again, go on.
+
+  The target's training images are dealt to `tuning.folds` folds, copies of one image to one fold.
+  Every arm is trained without the first fold with each of its settings (see
+  `search.draw_settings`) and predicts it; the better half goes on to the next fold, and so on. The
+  score is the cross-entropy at the best temperature, of all held-out images so far. Of the arms
+  with their best settings, the one with the highest accuracy is chosen, or the cheapest of those
+  within one standard error of it. The test images are never read.
+
+  Args:
+    config: starts from `config.default`; its arms are tuned.
+    workdir: where everything is kept.
+    minutes: start no training after so many minutes, and choose among what was tried; 0: no limit.
+
+  Returns:
+    What tuned.json in the work directory holds: 'arm', the chosen one; 'arms', for each its
+    'setting', 'accuracy', 'cross_entropy', and 'gain' over plain fine-tuning; 'tried'; 'folds'.
+
+  Raises:
+    ValueError: an impossible option or input, before any work where that can be known.
+  """
+  directory = workdirs.resolve(workdir)
+  if artifacts.is_remote(directory):
+    raise ValueError(f'{directory} is no path; tune works in a folder on a disk')
+  with configs.option_section('tuning'):
+    options = TuningOptions(**config.tuning)
+  configs.check_consumers(config, pipeline.CONSUMERS)
+  workdirs.check_unchanged(config, directory, resume_with_changes=True)
+  with configs.option_section('config.target'):
+    target, _ = registry.open_target(**config.target)
+  with configs.option_section('config.source'):
+    source = registry.load(**config.source)
+  arms = {
+    name: ArmSearch(arm_config, search.draw_settings(arm_config, options, config.seed))
+    for name, arm_config in configs.arm_configs(config).items()
+  }
+  with lock(directory):
+    console.stage('Looking at every training image')
+    (target,) = exclude_unreadable(
+      (target,), directory / 'bad_images.csv', max_bad_share=config.screening.max_bad_share
+    )
+    folds = assign_folds(target.labels, _find_copies(target), options.folds, config.seed)
+    workdirs.save_config(config, directory)
+    is_complete = _try_settings(directory, config, arms, target, source, folds, minutes)
+    record = _choose(arms) | {
+      'complete': is_complete,
+      'num_folds': options.folds,
+      'options': workdirs.result_options(config, *_SECTIONS),
+    }
+    artifacts.write_json(directory / 'tuned.json', record)
+  summary.print_tuning(record)
+  console.say(f'Train with what was chosen: --tuned={directory / "tuned.json"}')
+  return record
+
+
+def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
+  """Return the options with those that `tune` has chosen for every arm.
+
+  Args:
+    config: is left as it is.
+    path: a tuned.json.
+
+  Raises:
+    ValueError: there is no such file, or it was made for other images or another network.
+  """
+  try:
+    record = json.loads(epath.Path(path).read_text())
+    chosen, options = record['arms'], record['options']
+  except FileNotFoundError:
+    raise ValueError(f'tuned={path}: there is no such file; make it with sjft_jax.tune') from None
+  except (ValueError, LookupError, TypeError) as error:
+    raise ValueError(f'tuned={path} is damaged ({error}); run sjft_jax.tune again') from error
+  now = workdirs.result_options(config, *_SECTIONS)
+  for name in sorted({*now, *options}):
+    value = json.loads(json.dumps(now.get(name)))
+    if value != options.get(name):
+      raise ValueError(
+        f'tuned={path} was made with {name}={options.get(name, "its default")}, not '
+        f'{now.get(name, "its default")}; tune again with this value'
+      )
+  if config.repeats > 1 and not config.target.test_split:
+    raise ValueError(
+      f'tuned={path} has seen the training images of one split, some of which the other '
+      f'{config.repeats - 1} repeats test on; tune and train each target.split_seed by itself'
+    )
+  result = config.copy_and_resolve_references()
+  for arm in config.arms:
+    if arm not in chosen:
+      raise ValueError(f'tuned={path} has no arm {arm}, but {", ".join(chosen)}; tune it too')
+    result.overrides[arm] = _merge(config.overrides[arm].to_dict(), chosen[arm]['setting'])
+  return result
+
+
+def _find_copies(target: Dataset) -> Int[np.ndarray, ' image']:
+  """Return a number for each image, the same for copies of one picture."""
+  pairs = find_duplicates(target, target)
+  shape = len(target), len(target)
+  links = scipy.sparse.coo_array((np.ones(len(pairs.source)), (pairs.source, pairs.target)), shape)
+  return scipy.sparse.csgraph.connected_components(links, directed=False)[1]
+
+
+def _try_settings(
+  directory: epath.Path,
+  config: ConfigDict,
+  arms: Mapping[str, ArmSearch],
+  target: Dataset,
+  source: Dataset,
+  folds: Int[np.ndarray, ' image'],
+  minutes: float,
+) -> bool:
+  """Train what has to be tried and is not yet; return whether time was enough for all."""
+  start_time = time.monotonic()
+  # The arm with the deepest ranking first: those of the others are its beginning.
+  names = sorted(
+    arms, key=lambda name: -SelectionOptions(**arms[name].config.selection).ranking_depth
+  )
+  counts = [len(arm.settings) for arm in arms.values()]
+  total, finished, trained = 0, 0, 0
+  for _ in range(config.tuning.folds):
+    total += sum(counts)
+    counts = [(count + 1) // 2 for count in counts]
+  for fold in range(config.tuning.folds):
+    fold_directory = directory / f'fold{fold + 1}'
+    domains = Domains(
+      SubsetDataset(target, np.flatnonzero(folds != fold)),
+      SubsetDataset(target, np.flatnonzero(folds == fold)),
+      source,
+    )
+    for name, number in _order({name: arms[name].survivors(fold) for name in names}):
+      arm = arms[name]
+      setting = arm.settings[number]
+      path = fold_directory / f'{name}-{artifacts.fingerprint(setting)}.npz'
+      seconds = time.monotonic() - start_time
+      if not path.exists() and minutes and seconds > 60 * minutes:
+        console.say(f'{minutes:g} minutes are over; {finished:,} of {total:,} trainings are done')
+        return False
+      remaining = (
+        f', about {_duration(seconds / trained * (total - finished))} to go' if trained else ''
+      )
+      finished += 1
+      if not path.exists():
+        values = ', '.join(f'{n.partition(".")[2]} {v:g}' for n, v in setting.items())
+        console.say(f'{finished:,} of {total:,}, fold {fold + 1}: {name}, {values}{remaining}')
+        trained += 1
+      trial = _load_or_train(path, domains, _trial_config(config, name, setting))
+      arm.trials.setdefault(number, []).append(trial)
+  return True
+
+
+def _order(numbers: Mapping[str, list[int]]) -> list[tuple[str, int]]:
+  """Return arms and settings in turn, so that a stop leaves every arm about as far."""
+  longest = max(map(len, numbers.values()))
+  return [
+    (name, chosen[position])
+    for position in range(longest)
+    for name, chosen in numbers.items()
+    if position < len(chosen)
+  ]
+
+
+def _trial_config(config: ConfigDict, arm: str, setting: Setting) -> ConfigDict:
+  """Return the options of a training of one arm that keeps and reports nothing but its scores."""
+  result = config.copy_and_resolve_references()
+  result.arms, result.repeats = (arm,), 1
+  result.evaluation.views = ('center',)
+  result.training.keep_rounds = False
+  result.logging.update(tensorboard=False, wandb='')
+  result.overrides[arm] = _merge(config.overrides[arm].to_dict(), setting)
+  return result
+
+
+def _merge(overrides: dict[str, Any], setting: Setting) -> ConfigDict:
+  for section, options in search.nested(setting).items():
+    overrides[section] = overrides.get(section, {}) | options
+  return ConfigDict(overrides)
+
+
+def _load_or_train(path: epath.Path, domains: Domains, config: ConfigDict) -> Trial:
+  """Load a trial, or train and save it; the rest of the training's files are deleted."""
+  fingerprint = artifacts.fingerprint(
+    workdirs.result_options(config), *(data.fingerprint for data in domains)
+  )
+  arrays = artifacts.load(path, fingerprint)
+  if arrays is None:
+    (arm,) = config.arms
+    workdir, ranking = path.with_suffix(''), path.parent / 'ranking.npz'
+    # What the first training of a fold ranks takes long enough to be shown.
+    console.set_quiet(ranking.exists() or not _ranking_depth(configs.arm_config(config, arm)))
+    try:
+      results = pipeline.run_on_datasets(
+        domains, config, workdir, resume_with_changes=True, earlier_runs=[path.parent]
+      )
+    finally:
+      console.set_quiet(False)
+    predictions = result_files.load_predictions(os.fspath(workdir / 'arms' / arm))
+    arrays = {
+      'probabilities': predictions.probabilities,
+      'labels': predictions.labels,
+      'seconds': np.array(results['seconds'][f'train {arm}']),
+    }
+    artifacts.save(path, fingerprint, **arrays)
+    if (workdir / 'ranking.npz').exists() and not ranking.exists():
+      os.replace(workdir / 'ranking.npz', ranking)
+  shutil.rmtree(path.with_suffix(''), ignore_errors=True)
+  return Trial(arrays['probabilities'], arrays['labels'], float(arrays['seconds']))
+
+
+def _ranking_depth(config: ConfigDict) -> int:
+  return SelectionOptions(**config.selection).ranking_depth
+
+
+def _choose(arms: Mapping[str, ArmSearch]) -> dict[str, Any]:
+  """Choose a setting for every arm, and the arm, from what was tried.
+
+  Arms are compared on as many folds as all of them have completed, or on the settings of the first
+  fold that were tried where none has.
+  """
+  folds = min(arm.folds_tried() for arm in arms.values())
+  tried = min(len(arm.trials) for arm in arms.values())
+  if not tried:
+    raise ValueError('the time was too short for one training of every arm; give more')
+  chosen: dict[str, dict[str, Any]] = {}
+  correct: dict[str, np.ndarray] = {}
+  labels = np.zeros(0, np.int32)
+  for name, arm in arms.items():
+    numbers = arm.survivors(folds - 1) if folds else list(arm.trials)[:tried]
+    used = max(folds, 1)
+    scores = {number: arm.score(number, used) for number in numbers}
+    best = min(scores, key=lambda number: (scores[number][0], number))
+    p, labels = arm.predictions(best, used)
+    correct[name] = p.argmax(axis=1) == labels
+    chosen[name] = {
+      'setting': arm.settings[best],
+      'cross_entropy': scores[best][0],
+      'accuracy': scores[best][1],
+      'seconds': float(np.mean([trial.seconds for trial in arm.trials[best]])),
+    }
+  if 'none' in arms:
+    for name in chosen.keys() - {'none'}:
+      gain = significance.paired_gain(correct[name], correct['none'], labels)
+      chosen[name]['gain'] = gain._asdict()
+  return {
+    'arm': _choose_arm(chosen, correct, labels),
+    'held_out_images': len(labels),
+    'folds': folds,
+    'arms': chosen,
+    'tried': [
+      {'arm': name, **arm.settings[number], 'fold': fold + 1}
+      | dict(zip(('cross_entropy', 'accuracy'), _score_one(trial), strict=True))
+      | {'seconds': trial.seconds}
+      for name, arm in arms.items()
+      for number, trials in arm.trials.items()
+      for fold, trial in enumerate(trials)
+    ],
+  }
+
+
+def _choose_arm(
+  chosen: Mapping[str, Mapping[str, Any]], correct: Mapping[str, np.ndarray], labels: np.ndarray
+) -> str:
+  """Return the most accurate arm, or the cheapest that is within one standard error of it."""
+  by_cost = sorted(chosen, key=_COSTS.index)
+  best = max(by_cost, key=lambda name: chosen[name]['accuracy'])
+  for name in by_cost:
+    gain = significance.paired_gain(correct[best], correct[name], labels)
+    if gain.gain <= gain.standard_error:
+      return name
+  return best
+
+
+def _score_one(trial: Trial) -> tuple[float, float]:
+  p, labels = trial.probabilities, trial.labels
+  return (
+    metrics.calibrated_cross_entropy(p, labels),
+    metrics.mean_class_accuracy(p, labels, p.shape[1]),
+  )
+
+
+def _duration(seconds: float) -> str:
+  return f'{seconds / 60:.0f} min' if seconds > 90 else f'{seconds:.0f} s'

@@ -1,0 +1,146 @@
+"""Tuning by folds of the training images: through the command line, stopped, and applied."""
+
+import json
+import re
+import subprocess
+import sys
+
+import commands
+import numpy as np
+import pytest
+import small_run
+
+from sjft_jax import tuning
+from sjft_jax.tuning import ArmSearch, Trial, _choose_arm
+
+OPTIONS = {
+  'arms': ('none', 'constant', 'rounds'),
+  'pretrain.steps': 0,
+  'selection.rounds': 2,
+  'tuning.folds': 2,
+  'tuning.settings': 2,
+}
+
+
+def run(data, workdir, *more, status=0):
+  """Run the command; return its output."""
+  options = small_run.overrides(data) | OPTIONS
+  arguments = [f'--config.{name}={value}' for name, value in options.items()]
+  process = commands.start(
+    [
+      *(sys.executable, '-m', 'sjft_jax.tune', '--config=configs/folder.py'),
+      *(f'--workdir={workdir}', *arguments, *more),
+    ],
+    subprocess.STDOUT,
+  )
+  output, _ = process.communicate(timeout=600)
+  assert process.returncode == status, output
+  return output
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  path = small_run.write_data(tmp_path_factory.mktemp('data'))
+  # The test images are never read.
+  for image in (path / 'target' / 'test').rglob('*.png'):
+    image.write_bytes(b'no image')
+  return path
+
+
+@pytest.fixture(scope='module')
+def tuned(data, tmp_path_factory):
+  """Return the folder of a tuning, started first with too little time, and the outputs of both."""
+  workdir = tmp_path_factory.mktemp('tuned')
+  first = run(data, workdir, '--minutes=0.0001', status=1)
+  assert 'the time was too short for one training of every arm' in first
+  return workdir, first, run(data, workdir)
+
+
+@pytest.mark.slow
+def test_everything_is_tried_and_the_best_chosen(tuned):
+  workdir, first, output = tuned
+  record = json.loads((workdir / 'tuned.json').read_text())
+  assert record['complete']
+  assert record['folds'] == record['num_folds'] == 2
+  assert record['held_out_images'] == 12
+  assert 'Test images' not in output
+  for arm in OPTIONS['arms']:
+    tried = [trial for trial in record['tried'] if trial['arm'] == arm]
+    assert [trial['fold'] for trial in tried].count(1) == 2  # Both settings.
+    assert [trial['fold'] for trial in tried].count(2) == 1  # The better half.
+    in_first = [trial for trial in tried if trial['fold'] == 1]
+    best = min(in_first, key=lambda trial: trial['cross_entropy'])
+    setting = record['arms'][arm]['setting']
+    assert setting.items() <= best.items()
+    assert f'Use the arm {record["arm"]}' in output
+  assert 'gain' not in record['arms']['none']
+  assert 'histograms of' in output or 'histograms of' in first  # Shown, and made once a fold.
+  assert len(list(workdir.glob('fold*/ranking.npz'))) == 2
+  # Networks and logs of the trainings are gone.
+  assert {path.suffix for path in workdir.rglob('fold*/*')} == {'.npz'}
+
+
+@pytest.mark.slow
+def test_nothing_is_trained_again(tuned, data):
+  workdir, _, _ = tuned
+  before = (workdir / 'tuned.json').read_text()
+  output = run(data, workdir)
+  assert 'fold 1: ' not in output
+  assert (workdir / 'tuned.json').read_text() == before
+
+
+@pytest.mark.slow
+def test_main_trains_with_what_was_chosen(tuned, small_data, data, tmp_path):
+  path = tuned[0] / 'tuned.json'
+  changes = OPTIONS | {'target.path': str(data / 'target'), 'source.path': str(data / 'source')}
+  config = small_run.make_config(data, **changes)
+  applied = tuning.apply_tuned(config, path)
+  record = json.loads(path.read_text())
+  for arm, chosen in record['arms'].items():
+    overrides = applied.overrides[arm]
+    assert overrides.solver.learning_rate == chosen['setting']['solver.learning_rate']
+  assert applied.overrides.constant.selection.sigma0 == 0  # Other overrides stay.
+  options = small_run.overrides(data) | OPTIONS
+  command = small_run.command(data, tmp_path / 'run', f'--tuned={path}', '--config.bank.tap=relu')
+  command += [f'--config.{name}={value}' for name, value in options.items()]
+  error = commands.refusal(commands.start(command))
+  assert re.search(r"tuned\.json was made with bank\.tap=its default, not 'relu'|bank\.tap", error)
+
+
+def make_search(scores):
+  """Return a search with trials of given probabilities of the right class, [setting][fold]."""
+  trials = {}
+  for number, folds in enumerate(scores):
+    trials[number] = [
+      Trial(np.array([[p, 1 - p], [1 - p, p]], np.float32), np.array([0, 1]), 1.0) for p in folds
+    ]
+  return ArmSearch(None, [{'a': float(n)} for n in range(len(scores))], trials)
+
+
+def test_half_of_the_settings_go_on_by_the_score_of_all_folds_so_far():
+  arm = make_search([[0.9, 0.4], [0.4], [0.8, 0.9, 0.9], [0.2]])
+  assert arm.survivors(0) == [0, 1, 2, 3]
+  assert arm.survivors(1) == [0, 2]
+  assert arm.survivors(2) == [2]
+  assert arm.folds_tried() == 3
+
+
+def test_partly_tried_fold_does_not_count():
+  arm = make_search([[0.9, 0.4], [0.4], [0.8], [0.2]])
+  assert arm.folds_tried() == 1
+
+
+def test_cheapest_arm_within_a_standard_error_is_chosen():
+  labels = np.repeat([0, 1], 50)
+  right = np.arange(100) % 10 < 7
+  correct = {'none': right, 'constant': right.copy(), 'rounds': right.copy()}
+
+  def choose():
+    chosen = {name: {'accuracy': float(value.mean())} for name, value in correct.items()}
+    return _choose_arm(chosen, correct, labels)
+
+  assert choose() == 'none'
+  correct['rounds'][7] = True
+  assert choose() == 'none'
+  correct['constant'][[7, 8, 17, 18, 27, 57, 67]] = True
+  assert choose() == 'constant'
