@@ -1,7 +1,7 @@
 """Tuning by folds of the training images: through the command line, stopped, and applied."""
 
 import json
-import re
+import shutil
 import subprocess
 import sys
 
@@ -91,20 +91,31 @@ def test_nothing_is_trained_again(tuned, data):
 
 @pytest.mark.slow
 def test_main_trains_with_what_was_chosen(tuned, small_data, data, tmp_path):
-  path = tuned[0] / 'tuned.json'
-  changes = OPTIONS | {'target.path': str(data / 'target'), 'source.path': str(data / 'source')}
-  config = small_run.make_config(data, **changes)
-  applied = tuning.apply_tuned(config, path)
-  record = json.loads(path.read_text())
-  for arm, chosen in record['arms'].items():
-    overrides = applied.overrides[arm]
-    assert overrides.solver.learning_rate == chosen['setting']['solver.learning_rate']
-  assert applied.overrides.constant.selection.sigma0 == 0  # Other overrides stay.
-  options = small_run.overrides(data) | OPTIONS
-  command = small_run.command(data, tmp_path / 'run', f'--tuned={path}', '--config.bank.tap=relu')
-  command += [f'--config.{name}={value}' for name, value in options.items()]
-  error = commands.refusal(commands.start(command))
-  assert re.search(r"tuned\.json was made with bank\.tap=its default, not 'relu'|bank\.tap", error)
+  path, workdir = tuned[0] / 'tuned.json', tmp_path / 'run'
+  shutil.copytree(small_data / 'target' / 'test', data / 'target' / 'test', dirs_exist_ok=True)
+  options = [f'--config.{name}={value}' for name, value in OPTIONS.items()]
+  command = small_run.command(data, workdir, f'--tuned={path}', *options)
+  process = commands.start(command, subprocess.STDOUT)
+  output, _ = process.communicate(timeout=600)
+  assert process.returncode == 0, output
+  saved = json.loads((workdir / 'config.json').read_text())['options']['overrides']
+  for arm, chosen in json.loads(path.read_text())['arms'].items():
+    for name, value in chosen['setting'].items():
+      section, _, option = name.partition('.')
+      assert saved[arm][section][option] == value
+  assert saved['constant']['selection']['sigma0'] == 0  # Other overrides stay.
+  error = commands.refusal(commands.start([*command, '--config.bank.tap=relu']))
+  assert 'tuned.json was made with bank.tap=its default, not relu; tune again' in error
+
+
+def test_file_that_is_no_record_is_named(small_data, tmp_path):
+  config = small_run.make_config(small_data)
+  with pytest.raises(ValueError, match=r'no\.json: there is no such file; make it with'):
+    tuning.apply_tuned(config, tmp_path / 'no.json')
+  for content in ('', '[]', '{"arms": 3}', '{'):
+    (tmp_path / 'bad.json').write_text(content)
+    with pytest.raises(ValueError, match=r'bad\.json is damaged .*; run sjft_jax\.tune again'):
+      tuning.apply_tuned(config, tmp_path / 'bad.json')
 
 
 def make_search(scores):
