@@ -1,0 +1,79 @@
+"""The paper's tables: every run can be configured, and one table is run on striped images."""
+
+import json
+
+import jax
+import pytest
+import small_run
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import pairs, tables
+from sjft_jax import config as configs
+from sjft_jax import pipeline
+from sjft_jax.ranking import DescriptorOptions
+from sjft_jax.selection.growth import SelectionOptions
+
+TABLES = [(number, 'paper') for number in '12345'] + [(number, 'small') for number in '1234']
+
+
+@pytest.mark.parametrize(('number', 'scale'), TABLES)
+def test_every_run_has_possible_options_and_every_row_a_run(number, scale):
+  table = tables.get_table(number, scale)
+  for run in table.runs.values():
+    config = tables.make_config(run, seed=3)
+    configs.check_consumers(config, pipeline.CONSUMERS)
+    for options in configs.arm_configs(config).values():
+      configs.check_ranges(options)
+      DescriptorOptions(**options.descriptors)
+      SelectionOptions(**options.selection)
+    assert config.seed == config.target.split_seed == 3
+  for row in table.rows:
+    assert all(row.arm in table.runs[name].arms for name in row.runs)
+  used = {(name, row.arm) for row in table.rows for name in row.runs}
+  assert used == {(name, arm) for name, run in table.runs.items() for arm in run.arms}
+
+
+def test_table_of_two_sources_has_no_small_version():
+  with pytest.raises(ValueError, match='table 5 compares two sources'):
+    tables.get_table('5', 'small')
+
+
+@pytest.mark.slow
+def test_rows_are_run_resumed_and_set_beside_the_papers(small_data, tmp_path, monkeypatch, capsys):
+  one_device = jax.local_devices()[:1]
+  monkeypatch.setattr(jax, 'local_devices', lambda: one_device)
+
+  def get_config():
+    options = {'evaluation.views': ('center',), 'training.steps': 2, 'selection.rounds': 2}
+    return small_run.make_config(small_data, **options)
+
+  monkeypatch.setattr(pairs, 'get_config', get_config)
+  runs = tables.get_table('2', 'small').runs
+  short = {
+    name: run._replace(changes={**run.changes, 'pretrain.steps': 1}) for name, run in runs.items()
+  }
+  # It fails; the other rows are run all the same.
+  short['gabor'] = short['gabor']._replace(changes={'selection.num_neighbors': 10_000})
+  table = tables.get_table('2', 'small')._replace(runs=short)
+  monkeypatch.setattr(tables, 'get_table', lambda *_: table)
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  with flagsaver.flagsaver(table='2', scale='small', seeds=2, workdir=str(tmp_path)):
+    tables.main([])
+    first = capsys.readouterr().out
+    tables.main([])
+  record = json.loads((tmp_path / 'small2' / 'table.json').read_text())
+  rows = {row['row']: row for row in record['rows']}
+  assert len(rows) == 9
+  assert rows['Selective joint FT with Gabor filter bank']['scores'] == [None, None]
+  assert len(record['errors']) == 2
+  assert 'gabor/seed0 failed: ValueError: selection.num_neighbors=10000' in first
+  results = json.loads((tmp_path / 'small2/fine-tuned/seed1/results.json').read_text())
+  arms = {row['arm']: row for row in results['table']}
+  growing = rows['Selective joint fine-tuning']
+  assert growing['paper'] == 90.2
+  assert growing['scores'][1] == pytest.approx(100 * arms['rounds']['mean_class_accuracy'])
+  assert rows['with model fusion']['scores'][1] == pytest.approx(100 * arms['rounds']['fused'])
+  again = capsys.readouterr().out
+  assert again.count('is finished, nothing is repeated') == 4
