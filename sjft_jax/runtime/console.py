@@ -169,7 +169,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., Non
       done, last_note = done + more, one_line(note)
       rate = (done - start) / max(time.monotonic() - start_time, 1e-9)
       speed = f'{rate:,.0f}/s' if rate > 10 else f'{rate:.1f}/s'
-      bar.update(task, completed=done, rate=speed, note=note)
+      bar.update(task, completed=done, rate=speed, note=last_note)
 
     yield advance
   seconds = time.monotonic() - start_time

@@ -47,7 +47,8 @@ def check_limits() -> None:
   Where it may not, libraries abort the program, or leave threads out without a word.
 
   Raises:
-    ValueError: it may not.
+    ValueError: it may not open enough files.
+    RuntimeError: it cannot start enough threads; see `errors.system_error`.
   """
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if soft < _MIN_FILES:
@@ -64,11 +65,6 @@ def check_limits() -> None:
     for thread in threads:
       thread.start()
       started += 1
-  except RuntimeError as error:
-    raise ValueError(
-      f'this process may start {started} threads, and a run starts up to {_MIN_THREADS}; raise the '
-      'limit of processes and threads: ulimit -u'
-    ) from error
   finally:
     enough.set()
     for thread in threads[:started]:
