@@ -136,7 +136,7 @@ def test_only_checkpoint_that_is_damaged_is_trained_anew(workdir, trained_run, s
   (older / 'state' / '_METADATA').write_bytes(b'{}')
   message = refusal(sjft_jax.load, arm)
   assert message.startswith(f'checkpoint {older} is damaged')
-  assert f'delete {arm}, and results.json of the work directory' in message
+  assert f'delete {arm} and {workdir / "results.json"} and run the command' in message
   shutil.rmtree(arm)
   (workdir / 'results.json').unlink()
   pipeline.run(make_config(small_data, **OPTIONS), workdir)

@@ -131,10 +131,14 @@ class Checkpoints:
     return None
 
 
-def load_newest(directory: epath.PathLike) -> tuple[int, Any]:
+def load_newest(directory: epath.PathLike, remedy: str = 'save it again') -> tuple[int, Any]:
   """Return the step and the state of the newest checkpoint in a directory; write nothing there.
 
   The state is a tree of dicts and lists.
+
+  Args:
+    directory: of the checkpoints.
+    remedy: what to do where the only checkpoint is damaged.
 
   Raises:
     ValueError: there is none, or it is damaged.
@@ -149,14 +153,10 @@ def load_newest(directory: epath.PathLike) -> tuple[int, Any]:
     try:
       return step, _restore_state(manager, step, _restore_metadata(manager, step))
     except Exception as error:  # Damage raises nearly anything.
-      if system_error(error):
+      if system_error(error) or isinstance(error, MemoryError):
         raise
-      remedy = 'delete it, and the one before is used'
-      if len(steps) == 1:
-        remedy = (
-          f'delete {directory.parent}, and results.json of the work directory, and run its command '
-          'again, which trains this network anew'
-        )
+      if len(steps) > 1:
+        remedy = 'delete it, and the one before is used'
       raise ValueError(f'{_describe_damage(directory, step, error)}; {remedy}') from error
 
 

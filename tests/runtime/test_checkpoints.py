@@ -1,3 +1,5 @@
+import errno
+import json
 import shutil
 from pathlib import Path
 
@@ -5,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 
 from sjft_jax.runtime.checkpoints import Checkpoints, load_newest
 
@@ -102,6 +105,51 @@ def test_failed_read_leaves_no_other_pending(tmp_path):
   for _ in range(5):
     with pytest.raises(ValueError, match='is damaged'):
       load_newest(tmp_path)
+
+
+SIDE = 2**20
+
+
+@pytest.mark.parametrize(
+  'forged', [{'shape': [SIDE, SIDE]}, {'chunks': [SIDE, SIDE]}, {'shape': [2**60, SIDE]}]
+)
+def test_array_that_declares_terabytes_is_not_read(tmp_path, capsys, forged):
+  """TensorStore would allocate them, and abort the process."""
+  save(tmp_path, 3, 5)
+  base = f'file://{tmp_path / "5" / "state"}/'
+  store = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': base}).result()
+  content = json.loads(store.read('kernel/.zarray').result().value)
+  store.write('kernel/.zarray', json.dumps(content | forged).encode()).result()
+  with pytest.raises(ValueError, match='declare .* and 192 MiB may be read'):
+    load_newest(tmp_path)
+  with Checkpoints(tmp_path, 'a run') as checkpoints:
+    state, _ = checkpoints.load_newest(like=STATE)
+  np.testing.assert_array_equal(state['kernel'], 3 * STATE['kernel'])
+  assert 'declare' in capsys.readouterr().out
+
+
+def test_reading_writes_nothing(tmp_path):
+  save(tmp_path, 3)
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
+  step, state = load_newest(tmp_path)
+  assert step == 3
+  np.testing.assert_array_equal(state['kernel'], 3 * STATE['kernel'])
+  assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
+
+
+def test_what_the_system_refuses_is_no_damage(tmp_path, monkeypatch):
+  """The newest checkpoint would be deleted at the next save."""
+  save(tmp_path, 3, 5)
+  for error in (OSError(errno.EMFILE, 'Too many open files'), MemoryError()):
+
+    def restore(*_, error=error, **__):
+      raise error
+
+    with Checkpoints(tmp_path, 'a run') as checkpoints:
+      monkeypatch.setattr(checkpoints._manager, 'restore', restore)
+      with pytest.raises(type(error)):
+        checkpoints.load_newest(like=STATE)
+      assert checkpoints.steps() == [3, 5]
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def load_network(directory: epath.Path, trained: TrainedNetwork) -> TrainedNetwo
   Raises:
     ValueError: the checkpoint is damaged.
   """
-  step, network = checkpoints.load_newest(directory)
+  step, network = checkpoints.load_newest(directory, _remedy(trained.directory, trained.workdir))
   return dataclasses.replace(trained, step=step, **network)
 
 
@@ -142,7 +142,9 @@ def _find_training(path: str) -> _Training:
 
 
 def _load(training: _Training) -> TrainedNetwork:
-  step, state = checkpoints.load_newest(training.directory / 'checkpoints')
+  step, state = checkpoints.load_newest(
+    training.directory / 'checkpoints', _remedy(training.directory, training.workdir)
+  )
   return TrainedNetwork(
     training.directory,
     training.workdir,
@@ -151,6 +153,13 @@ def _load(training: _Training) -> TrainedNetwork:
     # The evaluated parameters are their moving average (`training.optimizer.EmaState`), if any.
     optax.tree_utils.tree_get(state['opt_state'], 'average', default=state['params']),
     state['batch_stats'],
+  )
+
+
+def _remedy(training: epath.Path, workdir: epath.Path) -> str:
+  return (
+    f'delete {training} and {workdir / "results.json"} and run the command of this work directory '
+    'again, which trains it anew'
   )
 
 
