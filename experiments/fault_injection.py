@@ -102,7 +102,7 @@ STATUS_BY_SIGNAL = {signal.SIGTERM: 143, signal.SIGINT: 130}
 # Folders of checkpoints: of a training, and of the network that a round ends with.
 _CHECKPOINT_FOLDERS = {'checkpoints', 'network'}
 _KILLS_PER_WORKDIR = 5
-_TIME_KEYS = re.compile('second|time|device')
+_TIME_KEYS = re.compile('second|time|device|checksum')
 
 
 class StageStart(NamedTuple):

@@ -9,6 +9,8 @@ probabilities = classifier.predict('new_images')
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
 
 __version__ = metadata.version('sjft_jax')
 __all__ = ['__version__', 'load', 'rank', 'train', 'tune']
+
+# While `python -m sjft_jax.main` looks for the module, argv is ['-m', …]. Until the command handles
+# signals itself there is nothing to save: Ctrl-C ends it with its status, and without a traceback.
+_IS_COMMAND = sys.argv[:1] == ['-m'] and any(w.startswith('sjft_jax.') for w in sys.orig_argv)
+if _IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # Each function imports what it needs: `import sjft_jax` should not wait for JAX.
 

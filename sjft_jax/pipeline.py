@@ -125,8 +125,9 @@ def run_on_datasets(
     workdirs.result_options(config), bank.fingerprint, *(data.fingerprint for data in domains)
   )
   workdirs.check_unchanged(config, workdir, resume_with_changes=resume_with_changes)
-  results = result_files.load_results(workdir / 'results.json', fingerprint)
-  if results is not None:
+  results = result_files.load_results(workdir, fingerprint)
+  # As process 0 sees it: it may make a missing file anew before another process looks.
+  if distributed.broadcast(np.array(results is not None, np.int32)) and results is not None:
     console.say(f'{workdir} is finished, nothing is repeated; a new --workdir starts a new run.')
     summary.print_table(results)
     return results
@@ -159,7 +160,7 @@ def run_on_datasets(
     results = {'fingerprint': fingerprint, 'seed': config.seed, 'device': result_files.device()}
     results |= {'left_out': left_out, 'seconds': seconds}
     results |= result_files.summarize(rounds, domains.test, config.evaluation.views)
-    artifacts.write_json(workdir / 'results.json', results)
+    artifacts.write_json(workdir / result_files.RESULTS, results)
   summary.print_table(results)
   console.say(f'Look at {workdir}: results.json, neighbors.png, arms/*/rounds/*/selection.*')
   return results

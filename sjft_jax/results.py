@@ -1,7 +1,6 @@
 """The files that a run leaves: rounds and their selections, the split, Figure 2, the results."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +13,15 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset, class_names
+from sjft_jax.models.weights import run_checkpoint
 from sjft_jax.report import tables
 from sjft_jax.report.image_grid import image_grid
 from sjft_jax.retrieval.knn import Ranking
-from sjft_jax.runtime import artifacts
+from sjft_jax.runtime import artifacts, console
 from sjft_jax.selection.subset import Subset
 from sjft_jax.training import metrics, significance
 from sjft_jax.training.trainer import Trainer
+from sjft_jax.workdir import CONFIG
 
 ARM_TITLES = {
   'none': 'no source',
@@ -31,6 +32,11 @@ ARM_TITLES = {
 }
 # In a work directory: which images the rows of predictions are of.
 TEST_IMAGES = 'test_images.npz'
+# In a work directory: every score; with it, a run is finished.
+RESULTS = 'results.json'
+_RESULT_TYPES = {'fingerprint': str, 'view': str, 'test_images': int, 'table': list, 'arms': dict}
+# In a round's directory: what it selected, and its predictions; with it, a round is finished.
+ROUND = 'round.npz'
 # In a round's directory: the checkpoint of the network that the round ends with.
 NETWORK = 'network'
 # Figure 2 shows target images of this many classes, and their neighbours of these ranks.
@@ -61,13 +67,17 @@ class Round:
 
 def round_dir(trainer: Trainer, number: int) -> epath.Path:
   """Return the directory of a round; `number` is from 0, directories count from 1."""
-  return trainer.directory / 'rounds' / str(number + 1)
+  return _round_dir(trainer.directory, number)
+
+
+def _round_dir(arm: epath.Path, number: int) -> epath.Path:
+  return arm / 'rounds' / str(number + 1)
 
 
 def save_round(trainer: Trainer, number: int, round_: Round) -> None:
   """Write round.npz, with which a round is finished."""
   artifacts.save(
-    round_dir(trainer, number) / 'round.npz',
+    round_dir(trainer, number) / ROUND,
     trainer.fingerprint,
     num_neighbors=round_.num_neighbors,
     source_images=round_.source_images,
@@ -84,7 +94,7 @@ def load_round(trainer: Trainer, number: int) -> Round | None:
   Raises:
     ValueError: the file is damaged, or was made from other data or options.
   """
-  arrays = artifacts.load(round_dir(trainer, number) / 'round.npz', trainer.fingerprint)
+  arrays = artifacts.load(round_dir(trainer, number) / ROUND, trainer.fingerprint)
   if arrays is None:
     return None
   return Round(
@@ -195,27 +205,44 @@ def load_predictions(run: str, view: str | None = None, fused: bool = False) -> 
   """
   directory = artifacts.absolute_path(run)
   workdir = directory.parent.parent
-  if not (workdir / 'results.json').exists() or not (directory / 'rounds').exists():
+  is_arm = directory.parent.name == 'arms'
+  if not is_arm or not (workdir / RESULTS).exists():
     raise ValueError(
       f'{run} is no arm of a finished run; give a path such as runs/mine/arms/rounds'
     )
-  saved = json.loads((workdir / 'results.json').read_text())
-  fingerprint = saved['fingerprint']
-  test = artifacts.load(workdir / TEST_IMAGES, fingerprint)
-  numbers = sorted(int(path.name) for path in (directory / 'rounds').iterdir())
-  files = [directory / 'rounds' / str(number) / 'round.npz' for number in numbers]
-  rounds = [artifacts.load(path, fingerprint) for path in (files if fused else files[-1:])]
-  name = f'test/{view or saved["view"]}'
-  probabilities = [arrays[name] for arrays in rounds if arrays is not None and name in arrays]
-  if test is None or len(probabilities) < len(rounds):
+  saved = artifacts.load_json(workdir / RESULTS, _RESULT_TYPES)
+  arm = saved['arms'].get(directory.name)
+  if not isinstance(arm, dict):
+    raise ValueError(f'{workdir} has no arm {directory.name}, but {", ".join(saved["arms"])}')
+  view = view or saved['view']
+  files = [_round_dir(directory, number) / ROUND for number in range(len(arm['rounds']))]
+  files = files if fused else files[-1:]
+  test = _load_finished(workdir / TEST_IMAGES, saved['fingerprint'])
+  rounds = [_load_finished(path, saved['fingerprint']) for path in files]
+  probabilities = [arrays[f'test/{view}'] for arrays in rounds if f'test/{view}' in arrays]
+  if len(probabilities) < len(rounds):
     raise ValueError(f'{run} has no predictions in view {view!r}; use one of its evaluation.views')
+  images, labels, classes = (test[name] for name in ('images', 'labels', 'classes'))
+  shape = len(images), len(classes)
+  if {p.shape for p in probabilities} != {shape} or labels.shape != shape[:1]:
+    raise ValueError(f'the files of {run} do not fit together; use another run')
   return Predictions(
-    str(run),
-    test['images'].tolist(),
-    test['labels'],
-    test['classes'].tolist(),
-    np.mean(probabilities, axis=0),
+    str(run), images.tolist(), labels, classes.tolist(), np.mean(probabilities, axis=0)
   )
+
+
+def _load_finished(path: epath.Path, fingerprint: str) -> dict[str, np.ndarray]:
+  """Load a file that a finished run has.
+
+  Raises:
+    ValueError: it is missing, damaged, or of another run.
+  """
+  arrays = artifacts.load(path, fingerprint)
+  if arrays is None:
+    raise ValueError(
+      f'{path} is missing; run the command of its work directory again, which writes it anew'
+    )
+  return arrays
 
 
 def fuse_predictions(runs: Sequence[Predictions]) -> Predictions:
@@ -333,17 +360,31 @@ def summarize(
   return {'test_images': len(test), 'view': view, 'table': table, 'arms': arms}
 
 
-def load_results(path: epath.Path, fingerprint: str) -> dict[str, Any] | None:
+def load_results(workdir: epath.Path, fingerprint: str) -> dict[str, Any] | None:
   """Load the results of a finished run, or return None if there are none.
 
+  A run is not finished where one of the files is missing that readers of a finished run need: what
+  is deleted, because it was damaged, is made anew.
+
   Raises:
-    ValueError: they were made from other data.
+    ValueError: they were made from other data, or the file is damaged.
   """
+  path = workdir / RESULTS
   if not path.exists():
     return None
-  results: dict[str, Any] = json.loads(path.read_text())
+  results = artifacts.load_json(path, _RESULT_TYPES)
   if results['fingerprint'] != fingerprint:
     raise ValueError(f'{path} was made from other data; use a new --workdir')
+  files = [workdir / name for name in (CONFIG, run_checkpoint.DESCRIPTION, TEST_IMAGES)]
+  files += [
+    _round_dir(workdir / 'arms' / arm, number) / ROUND
+    for arm, scores in results['arms'].items()
+    for number in range(len(scores['rounds']))
+  ]
+  missing = [file for file in files if not file.exists()]
+  if missing:
+    console.say(f'{missing[0]} is missing and made anew.')
+    return None
   return results
 
 

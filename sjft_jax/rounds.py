@@ -18,6 +18,7 @@ from sjft_jax.selection.growth import SelectionOptions, grow
 from sjft_jax.selection.hardness import entropy
 from sjft_jax.selection.subset import Subset, select
 from sjft_jax.training import step
+from sjft_jax.training.loop import Progress
 from sjft_jax.training.trainer import OpenRun, Trainer
 
 NumNeighbors = Int[np.ndarray, ' target']
@@ -160,17 +161,21 @@ class _Arm:
     if run is None:
       assert round_ is not None
       return round_
+    stop = self._first_step(number + 1)
+    # Not where a later checkpoint was restored, since the file of this round was lost.
+    is_newest = run.progress.step == stop
+    network_dir = results.round_dir(self.trainer, number) / results.NETWORK
     if round_ is None:
       run.checkpoints.wait()
-      round_ = _predict(run, len(subset or ()), num_neighbors)
-    # Not where a later checkpoint was restored: the network of this round is gone then.
-    if run.progress.step == self._first_step(number + 1):
+      progress = run.progress if is_newest else run.load_network(network_dir, stop)
+      round_ = _predict(run.trainer, progress, len(subset or ()), num_neighbors)
+    if is_newest:
       metrics = results.round_metrics(self.trainer.domains, round_, self.ranking)
-      run.writer.log(run.progress.step, metrics)
+      run.writer.log(stop, metrics)
       run.writer.flush()
     if self.saved_rounds[number] is None:
-      if self.trainer.options.keep_rounds:
-        run.save_network(results.round_dir(self.trainer, number) / results.NETWORK)
+      if is_newest and self.trainer.options.keep_rounds:
+        run.save_network(network_dir)
       # Last: once a round is saved, neither its network nor its log is looked at again.
       results.save_round(self.trainer, number, round_)
     return round_
@@ -191,9 +196,11 @@ def _open_arm(
     yield _Arm(trainer, ranking, options, saved_rounds, run)
 
 
-def _predict(run: OpenRun, source_images: int, num_neighbors: NumNeighbors) -> Round:
-  target, test = run.trainer.domains.target, run.trainer.domains.test
-  evaluator, state = run.trainer.evaluator, step.with_ema_params(run.progress.state)
+def _predict(
+  trainer: Trainer, progress: Progress, source_images: int, num_neighbors: NumNeighbors
+) -> Round:
+  target, test = trainer.domains.target, trainer.domains.test
+  evaluator, state = trainer.evaluator, step.with_ema_params(progress.state)
   p = evaluator(state, target, 'center')
   return Round(
     num_neighbors=num_neighbors,
@@ -201,5 +208,5 @@ def _predict(run: OpenRun, source_images: int, num_neighbors: NumNeighbors) -> R
     hardness=entropy(p),
     is_correct=p.argmax(axis=1) == target.labels,
     test={view: evaluator(state, test, view) for view in evaluator.options.views},
-    seconds=run.progress.seconds,
+    seconds=progress.seconds,
   )

@@ -13,7 +13,9 @@ from sjft_jax.config import default
 from sjft_jax.runtime import artifacts
 
 # The version of the files in a work directory. It goes up when their names or contents change.
-FORMAT = 2
+FORMAT = 3
+# In a work directory: the options that it was made with.
+CONFIG = 'config.json'
 
 # Options that change no bit of any result, whatever their values.
 NON_RESULT_OPTIONS = (
@@ -125,13 +127,13 @@ def load_config(directory: epath.Path) -> dict[str, Any] | None:
   """Load the options that a work directory was made with; return None if it is not in use.
 
   Raises:
-    ValueError: it was made by another version of this program.
+    ValueError: it was made by another version of this program, or the file is damaged.
   """
-  path = directory / 'config.json'
+  path = directory / CONFIG
   if not path.exists():
     return None
-  saved = json.loads(path.read_text())
-  if saved.get('format') != FORMAT:
+  saved = artifacts.load_json(path, {'format': int, 'options': dict})
+  if saved['format'] != FORMAT:
     raise ValueError(
       f'{directory} was made by another version of sjft_jax, which this one cannot continue or '
       'read; use a new --workdir, or the version that made it'
@@ -145,15 +147,15 @@ def save_config(config: ConfigDict, directory: epath.Path) -> None:
 
   Options that were there before and differ stay in config.<n>.json.
   """
-  path = directory / 'config.json'
-  content = {'format': FORMAT, 'options': json.loads(config.to_json())}
-  earlier = json.loads(path.read_text()) if path.exists() else content
-  if earlier != content:
+  options, earlier = json.loads(config.to_json()), load_config(directory)
+  if earlier not in (None, options):
     number = 1
     while (directory / f'config.{number}.json').exists():
       number += 1
-    artifacts.write_json(directory / f'config.{number}.json', earlier)
-  artifacts.write_json(path, content)
+    artifacts.write_json(
+      directory / f'config.{number}.json', {'format': FORMAT, 'options': earlier}
+    )
+  artifacts.write_json(directory / CONFIG, {'format': FORMAT, 'options': options})
   packages = sorted({(d.name, d.version) for d in metadata.distributions()}, key=str)
   artifacts.write_json(directory / 'versions.json', dict(packages))
 

@@ -15,6 +15,7 @@ from small_run import make_config
 
 import sjft_jax
 from sjft_jax import pipeline
+from sjft_jax.runtime import artifacts
 
 DESCRIPTORS = {'resize': 40, 'crop': 36, 'num_bins': 8}
 
@@ -146,7 +147,7 @@ def test_rank_refuses_impossible_arguments_before_any_work(small_data, capsys, a
 @pytest.mark.slow
 def test_train_returns_what_results_json_holds(trained_run):
   workdir, results = trained_run
-  assert results == json.loads((workdir / 'results.json').read_text())
+  assert results == artifacts.unseal(json.loads((workdir / 'results.json').read_text()))
   assert list(results['arms']) == ['none', 'rounds']
 
 

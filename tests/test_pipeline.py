@@ -20,7 +20,7 @@ from small_run import command, make_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sjft_jax import pipeline
-from sjft_jax.runtime import console
+from sjft_jax.runtime import artifacts, console
 from sjft_jax.runtime.lock import LockLostError
 
 ARMS = ('none', 'random', 'all', 'constant', 'rounds')
@@ -41,7 +41,7 @@ def finished_run(data, tmp_path_factory):
 @pytest.mark.slow
 def test_results_hold_every_arm_round_and_view(finished_run):
   workdir, results = finished_run
-  assert results == json.loads((workdir / 'results.json').read_text())
+  assert results == artifacts.unseal(json.loads((workdir / 'results.json').read_text()))
   assert list(results['arms']) == ['none', 'random', 'all', 'constant', 'rounds']
   for name, arm in results['arms'].items():
     assert len(arm['rounds']) == 3, name
@@ -429,8 +429,8 @@ def test_a_work_directory_of_an_older_version_is_refused(data, tmp_path):
   (workdir / 'results.json').write_text('{"made_from": "0123456789abcdef", "table": []}')
   files = sorted(workdir.iterdir())
   message = commands.refusal(commands.start(command(data, workdir)))
-  assert f'{workdir} was made by another version of sjft_jax' in message
-  assert 'use a new --workdir' in message
+  assert f'{workdir}/config.json' in message
+  assert 'another version of sjft_jax made it, use a new --workdir' in message
   assert sorted(workdir.iterdir()) == files
 
 

@@ -136,7 +136,7 @@ def test_a_run_of_an_older_version_is_refused(run, data, tmp_path):
   (workdir / 'config.json').write_text(json.dumps(options))
   output = tmp_path / 'p.csv'
   message = commands.refusal(start(workdir / 'arms' / 'rounds', data / 'target', output))
-  assert f'{workdir} was made by another version of sjft_jax' in message
+  assert f'{workdir}/config.json is damaged: it has no checksum (if another version' in message
   assert not output.exists()
 
 

@@ -1,6 +1,5 @@
 """The files that a run leaves, and the scores in them."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +15,7 @@ from sjft_jax.report import tables
 from sjft_jax.report.image_grid import GAP, LINE, LINES, SIDE
 from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
+from sjft_jax.runtime import artifacts
 from sjft_jax.selection.subset import Subset
 from sjft_jax.training import metrics, significance
 
@@ -213,13 +213,21 @@ def test_without_plain_fine_tuning_there_is_no_gain(trainer):
   assert 'gain' not in row
 
 
-def test_results_of_other_data_are_refused(tmp_path):
-  path = epath.Path(tmp_path / 'results.json')
-  assert results.load_results(path, 'this') is None
-  path.write_text(json.dumps({'fingerprint': 'this', 'table': []}))
-  assert results.load_results(path, 'this') == {'fingerprint': 'this', 'table': []}
+def test_results_of_other_data_or_without_their_files_are_none(tmp_path, capsys):
+  workdir = epath.Path(tmp_path)
+  assert results.load_results(workdir, 'this') is None
+  arms = {'none': {'rounds': [{}]}}
+  saved = {'fingerprint': 'this', 'view': 'center', 'test_images': 2, 'table': [], 'arms': arms}
+  artifacts.write_json(workdir / 'results.json', saved)
+  needed = ['config.json', 'network.json', 'test_images.npz', 'arms/none/rounds/1/round.npz']
+  for name in needed:
+    assert results.load_results(workdir, 'this') is None
+    assert f'{workdir / name} is missing' in ''.join(capsys.readouterr().out.splitlines())
+    (workdir / name).parent.mkdir(parents=True, exist_ok=True)
+    (workdir / name).touch()
+  assert results.load_results(workdir, 'this') == saved
   with pytest.raises(ValueError, match=r'results\.json was made from other data; use a new'):
-    results.load_results(path, 'other')
+    results.load_results(workdir, 'other')
 
 
 def test_in_one_round_nothing_is_called_growing(trainer):

@@ -4,6 +4,7 @@ import pytest
 from etils import epath
 
 from sjft_jax import config, workdir
+from sjft_jax.runtime import artifacts
 
 
 def test_unusable_store_is_refused_with_the_remedy(monkeypatch):
@@ -92,19 +93,23 @@ def test_option_that_a_work_directory_lacks_had_its_default(tmp_path):
   workdir.save_config(config.default(), directory)
   content = json.loads((directory / 'config.json').read_text())
   del content['options']['training']['steps']
-  (directory / 'config.json').write_text(json.dumps(content))
+  artifacts.write_json(directory / 'config.json', content)
   workdir.check_unchanged(config.default(), directory)
   with pytest.raises(ValueError, match=r'training\.steps was 16000, now 7'):
     workdir.check_unchanged(changed(training__steps=7), directory)
   content['options']['training']['gone'] = 3
-  (directory / 'config.json').write_text(json.dumps(content))
+  artifacts.write_json(directory / 'config.json', content)
   with pytest.raises(ValueError, match=r'training\.gone was 3, now None'):
     workdir.check_unchanged(config.default(), directory)
 
 
 def test_work_directory_of_another_version_is_refused(tmp_path):
   directory = epath.Path(tmp_path)
-  for content in ({'training': {}}, {'format': workdir.FORMAT + 1, 'options': {}}):
+  message = 'another version of sjft_jax.*new --workdir'
+  for content in ({'training': {}}, {'format': workdir.FORMAT - 1, 'options': {}}):
     (directory / 'config.json').write_text(json.dumps(content))
-    with pytest.raises(ValueError, match='another version of sjft_jax.*new --workdir'):
+    with pytest.raises(ValueError, match=message):
       workdir.check_unchanged(config.default(), directory)
+  artifacts.write_json(directory / 'config.json', {'format': workdir.FORMAT + 1, 'options': {}})
+  with pytest.raises(ValueError, match=message):
+    workdir.check_unchanged(config.default(), directory)

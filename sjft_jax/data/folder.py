@@ -502,11 +502,13 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
       table = pa.parquet.read_table(path)
     else:
       delimiter = '\t' if path.lower().endswith('.tsv') else ','
-      with pa.csv.open_csv(path, parse_options=pa.csv.ParseOptions(delimiter=delimiter)) as reader:
+      # Names of files may hold line breaks.
+      parse_options = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+      with pa.csv.open_csv(path, parse_options=parse_options) as reader:
         names = reader.schema.names
       table = pa.csv.read_csv(
         path,
-        parse_options=pa.csv.ParseOptions(delimiter=delimiter),
+        parse_options=parse_options,
         convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
       )
     names = [name.strip() for name in table.column_names]

@@ -15,12 +15,22 @@ import re
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from etils import epath
+
+from sjft_jax.runtime import console
+
+# What to do about a damaged file of a work directory: where one is missing, the run that it belongs
+# to is not finished, and its command writes the file anew.
+REMEDY = 'delete it and run the command of its work directory again, which writes it anew'
+
+_CHECKSUM = 'checksum'
+_MAX_JSON_BYTES = 64 * 2**20
 
 _suppressed: set[str] = set()
 _guards: dict[str, Callable[[], None]] = {}
@@ -122,10 +132,79 @@ def atomic_write(path: os.PathLike[str]) -> Iterator[IO[bytes]]:
     raise
 
 
-def write_json(path: os.PathLike[str], value: Any) -> None:
-  """Write `value` as indented JSON; the file appears once it is complete."""
+def write_json(path: os.PathLike[str], value: Mapping[str, Any]) -> None:
+  """Write an object as indented JSON, with its checksum; the file appears once it is complete."""
   with atomic_write(path) as file:
-    file.write((json.dumps(value, indent=2) + '\n').encode())
+    file.write((json.dumps(seal(value), indent=2) + '\n').encode())
+
+
+def load_json(
+  path: epath.Path,
+  types: Mapping[str, type | tuple[type, ...]],
+  remedy: str = REMEDY,
+) -> dict[str, Any]:
+  """Load what `write_json` has written.
+
+  Args:
+    path: of the file.
+    types: the keys that must be there, and the types of their values.
+    remedy: what to do about a damaged file.
+
+  Raises:
+    ValueError: the file is damaged, no file, or without a checksum.
+    OSError: it cannot be read.
+  """
+  try:
+    if not path.is_file():  # A pipe would never end.
+      raise ValueError('it is no file')
+    if path.stat().length > _MAX_JSON_BYTES:
+      raise ValueError(f'it has over {_MAX_JSON_BYTES:,} bytes')
+    value = unseal(parse_json(path.read_bytes()))
+    for key, expected in types.items():
+      if not isinstance(value.get(key), expected):
+        raise ValueError(f'it has no {key} of the right type')
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'{path} is damaged: {error}; {remedy}') from error
+  return value
+
+
+def parse_json(content: bytes) -> Any:
+  """Parse JSON of any origin.
+
+  Raises:
+    ValueError: it is none, or nested too deep.
+  """
+  try:
+    return json.loads(content)
+  except RecursionError as error:
+    raise ValueError('it is nested too deep') from error
+
+
+def seal(value: Mapping[str, Any]) -> dict[str, Any]:
+  """Return an object with its checksum, which `unseal` compares."""
+  # As it will be read: tuples become lists there, and keys texts.
+  plain = json.loads(json.dumps(_without_checksum(value)))
+  return {**plain, _CHECKSUM: fingerprint(plain)}
+
+
+def unseal(value: Any) -> dict[str, Any]:
+  """Return an object that was sealed, without its checksum.
+
+  Raises:
+    ValueError: it has been changed, or was never sealed.
+  """
+  if not isinstance(value, dict) or _CHECKSUM not in value:
+    raise ValueError(
+      'it has no checksum (if another version of sjft_jax made it, use a new --workdir)'
+    )
+  plain = _without_checksum(value)
+  if value[_CHECKSUM] != fingerprint(plain):
+    raise ValueError('its content has another checksum')
+  return plain
+
+
+def _without_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
+  return {key: part for key, part in value.items() if key != _CHECKSUM}
 
 
 def fingerprint(*inputs: Any) -> str:
@@ -149,13 +228,18 @@ def load(path: os.PathLike[str], fingerprint: str) -> dict[str, np.ndarray] | No
   if not epath.Path(path).exists():
     return None
   try:
+    if not epath.Path(path).is_file():  # A pipe would never end.
+      raise ValueError('it is no file')
     with epath.Path(path).open('rb') as stream, np.load(stream) as file:
+      num_bytes = epath.Path(path).stat().length
+      _check_members(file.zip, num_bytes)
       arrays = dict(file)
+      _check_arrays(arrays, num_bytes)
     saved_fingerprint = str(arrays.pop('fingerprint'))
   except Exception as error:  # A damaged zip file raises nearly anything.
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
       raise  # The disk's error; a wrong offset within the file is EINVAL.
-    raise ValueError(f'{path} is damaged ({error}); delete it and run again') from error
+    raise ValueError(f'{path} is damaged ({error}); {REMEDY}') from error
   if saved_fingerprint != fingerprint:
     raise ValueError(
       f'{path} was made from other data or by another version of the program; '
@@ -164,13 +248,59 @@ def load(path: os.PathLike[str], fingerprint: str) -> dict[str, np.ndarray] | No
   return arrays
 
 
+def _check_members(archive: zipfile.ZipFile, num_bytes: int) -> None:
+  """Check that an archive is as `save` writes it, and takes no more memory than its own size.
+
+  Raises:
+    ValueError: members are compressed or overlap.
+  """
+  members = archive.infolist()
+  if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+    raise ValueError('its arrays are compressed')
+  if sum(member.file_size for member in members) > num_bytes:
+    raise ValueError('its arrays overlap')
+
+
+def _check_arrays(arrays: Mapping[str, Any], num_bytes: int) -> None:
+  """Check that an archive holds arrays alone, whose elements take space in it.
+
+  Raises:
+    ValueError: it does not.
+  """
+  for name, array in arrays.items():
+    if not isinstance(array, np.ndarray) or array.size > num_bytes:
+      raise ValueError(f'{name} is no array, or one of empty elements')
+
+
 def cache_dir() -> Path:
-  """Return the user's folder for files that any run can make again."""
+  """Return the user's folder for files that any run can make again; it is made private."""
   cache = os.environ.get('XDG_CACHE_HOME')
   try:
-    return (Path(cache) if cache else Path.home() / '.cache') / 'sjft_jax'
+    folder = (Path(cache) if cache else Path.home() / '.cache') / 'sjft_jax'
   except RuntimeError:  # No HOME, and a user whom the system does not list, as in containers.
     return _private_temporary_dir()
+  with contextlib.suppress(OSError):  # It is there, or cannot be made: then nothing is cached.
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700)
+  return folder
+
+
+def code_cache_dir(name: str) -> Path:
+  """Return a folder for files that hold code, in the user's cache if it is private.
+
+  It is if the user owns it and nobody else may write to it: whoever may can run code as this user.
+  """
+  folder, private = cache_dir() / name, _private_temporary_dir() / name
+  with contextlib.suppress(OSError):  # The home can only be read.
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if all(_is_private(path, 0o022) for path in (folder.parent, folder)):
+      return folder
+    console.say(
+      f'  {folder} is not used, since others may write there, and {private} is instead; delete it '
+      f'and let nobody else write to {folder.parent} (chmod go-w)'
+    )
+  private.mkdir(mode=0o700, exist_ok=True)
+  return private
 
 
 def load_or_make(
@@ -198,15 +328,20 @@ def _is_suppressed(path: os.PathLike[str]) -> bool:
   return any(name.startswith(directory + '/') for directory in _suppressed)
 
 
+def _is_private(path: Path, others: int) -> bool:
+  """Return whether a folder is the user's own, and has none of these permissions of others."""
+  status = path.stat()
+  is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+  return is_own and not status.st_mode & others
+
+
 @functools.cache
 def _private_temporary_dir() -> Path:
   """Return a folder in the temporary directory that no other user can have prepared or can read."""
   path = Path(tempfile.gettempdir()) / f'sjft_jax-{os.getuid()}'
   with contextlib.suppress(FileExistsError):
     path.mkdir(mode=0o700)
-  status = path.lstat()
-  is_private = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
-  if is_private and status.st_uid == os.getuid():
+  if not path.is_symlink() and _is_private(path, 0o077):
     return path
   # Each process would leave one, which nobody deletes: only if the usual one is another user's.
   return Path(tempfile.mkdtemp(prefix='sjft_jax-'))

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from sjft_jax.runtime import console, launch, preemption
-from sjft_jax.runtime.errors import disk_error
+from sjft_jax.runtime.errors import system_error
 
 # Errors whose message alone says what to do.
 _CLEAR_ERRORS = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)
@@ -32,15 +32,18 @@ def start(define_flags: Callable[[], None], main: Callable[[], None]) -> None:
   if isinstance(sys.stdout, io.TextIOWrapper):
     # An output that cannot encode a dash (PYTHONIOENCODING=ascii) gets a question mark instead.
     sys.stdout.reconfigure(errors='replace')
+  console.protect_stderr()
+  logging.get_absl_handler().python_handler.stream = sys.stderr
   preemption.install_handlers()
   # Shells expand the ~ of a home directory only at the beginning of a word.
   sys.argv[1:] = [re.sub(r'(?<==)~(?=/|$)', _home, word, count=1) for word in sys.argv[1:]]
-  flags.DEFINE_bool('traceback', False, 'Show where in the code an error arose.')
-  define_flags()
   try:
+    launch.check_limits()
+    flags.DEFINE_bool('traceback', False, 'Show where in the code an error arose.')
+    define_flags()
     app.run(lambda argv: main(), flags_parser=parse_flags)
-  except KeyboardInterrupt as error:  # Before or after `run_command`, as while JAX is imported.
-    _exit_interrupted(error, 'Stopped.')
+  except (Exception, KeyboardInterrupt) as error:  # As while JAX is imported.
+    _exit_with(error, 'Stopped.')
 
 
 def run_command(
@@ -60,22 +63,35 @@ def run_command(
   try:
     work()
     preemption.restore_handlers()
-  except Exception as error:
-    message = disk_error(error)
-    is_clear = not flags.FLAGS.traceback and (message or isinstance(error, _CLEAR_ERRORS))
-    message = message or str(error)
-    if single_process:
-      if not is_clear:
-        raise
-      sys.exit(f'error: {message}')
+  except (Exception, KeyboardInterrupt) as error:
+    _exit_with(error, interrupted_message, single_process=single_process)
+
+
+def _exit_with(
+  error: BaseException, interrupted_message: str, *, single_process: bool = True
+) -> NoReturn:
+  """End the program: with a line for an error that is clear, its traceback for any other one."""
+  error = preemption.stopped_by(error)
+  if isinstance(error, KeyboardInterrupt):
     with contextlib.suppress(BrokenPipeError):
-      if is_clear:
-        print(f'error: {message}', file=sys.stderr)
-      else:
-        traceback.print_exception(error)
-    _hard_exit(1, message or type(error).__name__)
-  except KeyboardInterrupt as error:
-    _exit_interrupted(error, interrupted_message)
+      print(f'\n{console.one_line(interrupted_message)}')
+    _hard_exit(getattr(error, 'status', 130))
+  message = system_error(error)
+  is_clear = message is not None or isinstance(error, _CLEAR_ERRORS)
+  if flags.FLAGS.is_parsed() and flags.FLAGS.traceback:
+    is_clear = False
+  message = message or str(error) or type(error).__name__
+  line = f'error: {console.one_line(message)}'
+  if single_process:
+    if is_clear:
+      sys.exit(line)
+    raise error
+  with contextlib.suppress(BrokenPipeError):
+    if is_clear:
+      print(line, file=sys.stderr)
+    else:
+      traceback.print_exception(error)
+  _hard_exit(1, message)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -106,12 +122,6 @@ def _ignore_closed_event_loops(unraisable: Any) -> None:
   # TensorStore's threads report this many times after a failed write; the failure itself is raised.
   if str(unraisable.exc_value) != 'Event loop is closed':
     sys.__unraisablehook__(unraisable)
-
-
-def _exit_interrupted(error: KeyboardInterrupt, message: str) -> NoReturn:
-  with contextlib.suppress(BrokenPipeError):
-    print(f'\n{message}')
-  _hard_exit(getattr(error, 'status', 130))
 
 
 def _hard_exit(status: int, error: str | None = None) -> NoReturn:

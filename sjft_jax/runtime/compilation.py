@@ -19,7 +19,7 @@ _CPU_OPTIONS = {'xla_cpu_experimental_ynn_fusion_type': _YNNPACK_FUSIONS}
 
 def enable_cache() -> None:
   """Keep compiled programs in the user's cache: a run that is started again need not compile."""
-  jax.config.update('jax_compilation_cache_dir', str(artifacts.cache_dir() / 'xla'))
+  jax.config.update('jax_compilation_cache_dir', str(artifacts.code_cache_dir('xla')))
 
 
 class CompiledFunction:

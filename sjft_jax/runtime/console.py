@@ -1,19 +1,27 @@
-"""Print lines, tables and progress bars while a command runs."""
+"""Print lines, tables and progress bars while a command runs.
+
+Names come from strangers' files. Here, and in what goes to the standard error, characters that a
+terminal acts upon are written as escapes.
+"""
 
 import contextlib
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 # Images, or a tuple of arrays that belong to them.
 Batch = TypeVar('Batch', bound=Sized)
 
+
+# A line is cut in its middle, since what is wrong stands first and the remedy last.
+_HEAD, _TAIL = 500, 300
 
 # Columns there are for a table in a file or a pipe; it takes as many as its figures need.
 _FILE_WIDTH = 1000
@@ -28,18 +36,66 @@ class _Console(Console):
     """
     flush()
 
+  def render_str(self, text: str, **options: Any) -> Text:
+    """Make all text printable, in lines and in the cells of tables."""
+    return super().render_str(printable(text), **options)
 
-_console = _Console(highlight=False)
+
+class _PrintableStream:
+  """A stream that makes all text printable; rich writes to the stream below it."""
+
+  def __init__(self, stream: TextIO):
+    self.rich_proxied_file = stream
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self.rich_proxied_file, name)
+
+  def write(self, text: str) -> int:
+    """Write text; its line breaks stay."""
+    self.rich_proxied_file.write('\n'.join(map(printable, text.split('\n'))))
+    return len(text)
+
+  def writelines(self, lines: Iterable[str]) -> None:
+    """Write several texts."""
+    for line in lines:
+      self.write(line)
+
+
+# Names are no markup: '[/b]' would be an error, and ':cat:' a picture.
+_console = _Console(highlight=False, markup=False, emoji=False)
+
+
+def printable(text: str) -> str:
+  """Return text with the escapes of `repr` for all characters that have no shape of their own.
+
+  Among them are line breaks, a terminal's control sequences, marks that turn the direction of what
+  follows, and the bytes of names that are not UTF-8.
+  """
+  if text.isprintable():
+    return text
+  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def one_line(text: str) -> str:
+  """Return a message of any origin as one printable line, cut in its middle if it is long."""
+  line = printable(text)
+  return line if len(line) <= _HEAD + _TAIL else f'{line[:_HEAD]} … {line[-_TAIL:]}'
+
+
+def protect_stderr() -> None:
+  """Make all text printable that goes to the standard error: of warnings, logs and tracebacks."""
+  if sys.stderr is not None and not isinstance(sys.stderr, _PrintableStream):
+    sys.stderr = cast(TextIO, _PrintableStream(sys.stderr))
 
 
 def say(text: str) -> None:
   """Print a line as it is."""
-  _console.print(text, markup=False, soft_wrap=True)
+  _console.print(one_line(text), soft_wrap=True)
 
 
 def stage(name: str) -> None:
   """Print the heading of a stage."""
-  _console.print(f'[bold]{name}[/bold]')
+  _console.print(one_line(name), style='bold')
 
 
 def print_table(table: Table) -> None:
@@ -86,25 +142,34 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., Non
   Yields:
     A function that takes how many more are done and, optionally, a note to show.
   """
+  what = one_line(what)
   columns = (
-    TextColumn('  {task.description}'),
+    TextColumn('  {task.description}', markup=False),
     BarColumn(),
     MofNCompleteColumn(),
-    TextColumn('{task.fields[rate]}'),
+    TextColumn('{task.fields[rate]}', markup=False),
     TimeRemainingColumn(),
-    TextColumn('{task.fields[note]}'),
+    TextColumn('{task.fields[note]}', markup=False),
   )
   start_time, start, last_note = time.monotonic(), done, ''
   is_shown = _console.is_terminal
-  with Progress(*columns, console=_console, transient=True, disable=not is_shown) as bar:
+  # Not redirected: rich would act upon the control sequences in what others print.
+  with Progress(
+    *columns,
+    console=_console,
+    transient=True,
+    redirect_stdout=False,
+    redirect_stderr=False,
+    disable=not is_shown,
+  ) as bar:
     task = bar.add_task(what, total=total, completed=done, rate='', note='')
 
     def advance(more: int, note: str = '') -> None:
       nonlocal done, last_note
-      done, last_note = done + more, note
+      done, last_note = done + more, one_line(note)
       rate = (done - start) / max(time.monotonic() - start_time, 1e-9)
       speed = f'{rate:,.0f}/s' if rate > 10 else f'{rate:.1f}/s'
-      bar.update(task, completed=done, rate=speed, note=note)
+      bar.update(task, completed=done, rate=speed, note=last_note)
 
     yield advance
   seconds = time.monotonic() - start_time

@@ -1,32 +1,53 @@
-"""Explain the errors of a full or lost disk in one line."""
+"""Explain in one line the errors of a full or lost disk, and those of the system's limits."""
 
 import errno
 import re
 from collections.abc import Iterator
 
-# What keeps a disk from working, and the remedy.
-_DISK_ERRORS = {
+# What keeps a disk or the system from working, and the remedy.
+_SYSTEM_ERRORS = {
   errno.ENOSPC: ('the disk is full', 'make room'),
   errno.EDQUOT: ('the quota of this disk is used up', 'make room'),
   errno.EROFS: ('the disk can only be read', 'mount it for writing'),
   errno.EIO: ('reading or writing failed', 'check the disk'),
   errno.ESTALE: ('the network disk is gone', 'mount it'),
   errno.ENOTCONN: ('the network disk is gone', 'mount it'),
+  errno.EACCES: ('access is denied', 'change its permissions'),
+  errno.EFBIG: ('a file may not grow so large', 'raise the limit (ulimit -f) or use another disk'),
+  errno.EMFILE: ('too many files are open', 'raise the limit (ulimit -n)'),
+  errno.ENFILE: ('too many files are open in the whole system', 'end other programs'),
+  errno.EAGAIN: ('no more processes or threads may start', 'raise the limit (ulimit -u)'),
+}
+# Where Python has the message alone, as in an ImportError.
+_MESSAGES = {
+  'Too many open files': errno.EMFILE,
+  "can't start new thread": errno.EAGAIN,
 }
 
 
-def disk_error(error: BaseException) -> str | None:
-  """Return a line with the fault of the disk behind an error and the remedy, or None."""
+def system_error(error: BaseException) -> str | None:
+  """Return a line with the fault of the disk or the system behind an error and the remedy, or None.
+
+  Such a fault is none of the files': they are not damaged.
+  """
   for cause in _causes(error):
-    # TensorStore, which writes Orbax's checkpoints, has no exceptions of its own.
-    code = re.search(r"\[os_error_code='(\d+)'", str(cause))
-    number = cause.errno if isinstance(cause, OSError) else code and int(code[1])
-    if number in _DISK_ERRORS:
-      fault, remedy = _DISK_ERRORS[number]
+    number = _error_number(cause)
+    if number in _SYSTEM_ERRORS:
+      fault, remedy = _SYSTEM_ERRORS[number]
       path = getattr(cause, 'filename', None) or re.search(r'(?<=")/[^"]+', str(cause))
       where = f' at {path if isinstance(path, str) else path[0]}' if path else ''
       return f'{fault}{where}; {remedy} and run the same command: it goes on'
   return None
+
+
+def _error_number(error: BaseException) -> int | None:
+  if isinstance(error, OSError):
+    return error.errno
+  # TensorStore, which writes Orbax's checkpoints, has no exceptions of its own.
+  code = re.search(r"\[os_error_code='(\d+)'", str(error))
+  if code:
+    return int(code[1])
+  return next((number for text, number in _MESSAGES.items() if text in str(error)), None)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,11 +1,16 @@
-"""Start a command's process with huge pages, and connect it to other processes."""
+"""Start a command's process within the system's limits, and connect it to other processes."""
 
 import os
 import re
+import resource
 import sys
+import threading
 from pathlib import Path
 
 from absl import flags
+
+_MIN_FILES = 256
+_MIN_THREADS = 64 + 8 * (os.cpu_count() or 1)
 
 
 def define_flags() -> None:
@@ -34,6 +39,36 @@ def reexec_with_huge_pages() -> None:
     return
   os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
   os.execv(sys.executable, sys.orig_argv)
+
+
+def check_limits() -> None:
+  """Check that this process may open enough files and start enough threads.
+
+  Where it may not, libraries abort the program, or leave threads out without a word.
+
+  Raises:
+    ValueError: it may not open enough files.
+    RuntimeError: it cannot start enough threads; see `errors.system_error`.
+  """
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if soft < _MIN_FILES:
+    if hard < _MIN_FILES:
+      raise ValueError(
+        f'this process may open {hard} files, and a run opens up to {_MIN_FILES}; raise the limit: '
+        f'ulimit -n {_MIN_FILES}'
+      )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_MIN_FILES, hard))
+  enough = threading.Event()
+  threads = [threading.Thread(target=enough.wait) for _ in range(_MIN_THREADS)]
+  started = 0
+  try:
+    for thread in threads:
+      thread.start()
+      started += 1
+  finally:
+    enough.set()
+    for thread in threads[:started]:
+      thread.join()
 
 
 def is_single_process() -> bool:

@@ -21,6 +21,10 @@ _HEARTBEAT_S = 30.0  # seconds between renewals
 _STALE_S = 300.0  # seconds without a renewal, after which another machine may take over
 _SETTLE_S = 2.0  # seconds for a file that is just being written, on disks without hard links
 _RETRY_S = 0.05  # seconds
+_MAX_BYTES = 2**16  # What is longer is no lock file.
+
+# What a lock file holds, see `_Lock`.
+_RECORD_TYPES = {'host': str, 'pid': int, 'machine': str, 'began': str, 'since': str}
 
 
 class LockLostError(ValueError):
@@ -226,7 +230,7 @@ class _Lock:
       if self._is_remote:
         return self._filesystem.cat_file(path)
       with open(path, 'rb', opener=_open_no_link) as file:
-        return file.read()
+        return file.read(_MAX_BYTES)
     except FileNotFoundError:
       return None
 
@@ -280,14 +284,16 @@ def _write_new(path: str, content: bytes) -> None:
 
 
 def _open_no_link(path: str, flags: int) -> int:
-  return os.open(path, flags | os.O_NOFOLLOW)
+  return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)  # A pipe would never end.
 
 
 def _parse(content: bytes) -> dict[str, Any] | None:
   """Return the record of a lock file, or None if the file is incomplete."""
   with contextlib.suppress(ValueError):
-    record = json.loads(content)
-    if isinstance(record, dict) and {'host', 'pid', 'machine', 'began', 'since'} <= record.keys():
+    record = artifacts.parse_json(content)
+    if isinstance(record, dict) and all(
+      isinstance(record.get(key), expected) for key, expected in _RECORD_TYPES.items()
+    ):
       return record
   return None
 
@@ -320,7 +326,7 @@ def _process_start_time(pid: int) -> str | None:
 def _is_alive(pid: int, start_time: str) -> bool:
   try:
     os.kill(pid, 0)
-  except ProcessLookupError:
+  except (ProcessLookupError, OverflowError):
     return False
   except PermissionError:  # The process is another user's.
     pass

@@ -15,6 +15,7 @@ from sjft_jax.runtime.consensus import TIMEOUT_S, KeyValueStore, StopConsensus
 _is_requested = False  # This process got a signal; the next one ends it.
 _stop_signal: int | None = None  # The signal, to this process or another one, to stop because of.
 _is_deferred = _is_lockstep = False
+_has_thrown = False  # A signal's handler has raised Stopped, wherever the main thread was.
 _consensus: StopConsensus | None = None
 _release_signal: int | None = None  # Set by the consensus' thread for the main thread's handler.
 
@@ -105,6 +106,16 @@ def raise_if_stopping() -> None:
     raise Stopped(_stop_signal)
 
 
+def stopped_by(error: BaseException) -> BaseException:
+  """Return the Stopped that an error results from, or the error.
+
+  What is thrown amid an import or a library may come out as another error.
+  """
+  if _has_thrown and _stop_signal is not None and not isinstance(error, KeyboardInterrupt):
+    return Stopped(_stop_signal)
+  return error
+
+
 def _sync_point(*, is_inside: bool) -> None:
   global _stop_signal
   if _is_lockstep and _consensus is not None:
@@ -115,7 +126,7 @@ def _sync_point(*, is_inside: bool) -> None:
 
 def _handle_signal(number: int, frame: FrameType | None) -> None:
   del frame
-  global _is_requested, _release_signal, _stop_signal
+  global _has_thrown, _is_requested, _release_signal, _stop_signal
   if _release_signal is not None:
     _stop_signal, _release_signal = _release_signal, None
   elif _is_requested:
@@ -131,6 +142,7 @@ def _handle_signal(number: int, frame: FrameType | None) -> None:
     _stop_signal = number
   if not _is_deferred:
     _exit_after_timeout(_stop_signal)
+    _has_thrown = True
     raise_if_stopping()
 
 

@@ -6,7 +6,6 @@ allocated to find out.
 """
 
 import functools
-import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,9 +48,14 @@ def load_or_choose_accumulation(
 
   Raises:
     OutOfMemoryError: the smallest micro-batch does not fit.
+    ValueError: the file is damaged.
   """
   if path.exists():
-    return int(json.loads(path.read_text()))
+    # Nothing else says what the trainings there were made with.
+    trained = f'{path.parent / "arms"} and {path.parent / "pretrain"}'
+    remedy = f'delete it, {trained}, and run the same command: it trains anew'
+    accumulation: int = artifacts.load_json(path, {'accumulation': int}, remedy)['accumulation']
+    return accumulation
   # All processes must choose alike, so each takes the least memory of all.
   limits = distributed.all_gather(np.array(available_bytes(), np.float32))
   chosen = choose_accumulation(
@@ -62,7 +66,7 @@ def load_or_choose_accumulation(
     num_devices=jax.device_count(),
     limit=float(limits.min()),
   )
-  artifacts.write_json(path, chosen)
+  artifacts.write_json(path, {'accumulation': chosen})
   distributed.barrier()  # The next time, all processes find the file or none does.
   return chosen
 

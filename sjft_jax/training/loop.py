@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from sjft_jax.runtime import preemption
-from sjft_jax.training.checkpoints import Checkpoints
+from sjft_jax.runtime.checkpoints import Checkpoints
 from sjft_jax.training.metric_writer import MetricWriter
 from sjft_jax.training.step import Metrics, TrainState, unreplicate
 from sjft_jax.training.throughput import ThroughputMeter

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import struct
 import time
@@ -209,7 +210,7 @@ class _AppendOnlyFile:
 
 
 class _JsonLines(_AppendOnlyFile):
-  """The file of JSON lines; lines beyond `step` and incomplete ones are cut off.
+  """The file of JSON lines; those beyond `step` and damaged ones are dropped.
 
   Attributes:
     logged: the step and name of every value in the lines that stay.
@@ -218,17 +219,22 @@ class _JsonLines(_AppendOnlyFile):
   def __init__(self, path: epath.Path, step: int):
     self.logged: set[tuple[int, str]] = set()
     content = path.read_bytes() if path.exists() else b''
-    size = 0
+    remaining, num_damaged = [], 0
     for line in content.splitlines(keepends=True):
-      try:
-        entry = json.loads(line)
-      except ValueError:
-        break
-      if not line.endswith(b'\n') or entry['step'] > step:
-        break
-      self.logged.update((entry['step'], name) for name in entry)
-      size += len(line)
-    super().__init__(path, content[:size])
+      entry = _parse_line(line)
+      if entry is None:
+        # That the last line of a killed training is incomplete is no damage.
+        num_damaged += line.endswith((b'\n', b'\r'))
+      elif entry['step'] <= step:
+        self.logged.update((entry['step'], name) for name in entry)
+        remaining.append(line)
+    if num_damaged:
+      console.say(f'  warning: {path} had damaged lines, {num_damaged}, which are dropped')
+    kept = b''.join(remaining)
+    if not content.startswith(kept):
+      with artifacts.atomic_write(path) as file:
+        file.write(kept)
+    super().__init__(path, kept)
 
   def log(self, step: int, values: Mapping[str, Value]) -> None:
     line = {'step': step} | {name: self._summarize(value) for name, value in values.items()}
@@ -241,6 +247,16 @@ class _JsonLines(_AppendOnlyFile):
       summary = {'min': value.min(), 'mean': value.mean(), 'max': value.max()} if value.size else {}
       return {'count': value.size} | {name: float(number) for name, number in summary.items()}
     return value if math.isfinite(value) else None
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+  """Return the entry of a line of JSON, or None if it is damaged."""
+  with contextlib.suppress(ValueError):
+    entry = artifacts.parse_json(line)
+    is_entry = isinstance(entry, dict) and isinstance(entry.get('step'), int)
+    if is_entry and line.endswith(b'\n'):
+      return entry
+  return None
 
 
 class _TensorBoardEvents(_AppendOnlyFile):
@@ -299,8 +315,10 @@ class _WandbRun:
     import wandb
 
     path = directory / 'wandb_id'
-    run_id = path.read_text() if path.exists() else ''
-    if not run_id:
+    run_id = path.read_bytes().decode(errors='replace') if path.exists() else ''
+    if not re.fullmatch(r'[0-9a-f]{8}', run_id):
+      if run_id:
+        console.say(f'  warning: {path} is damaged; Weights & Biases gets a new run')
       run_id = secrets.token_hex(4)
       path.write_text(run_id)
     options: dict[str, Any] = {

@@ -30,11 +30,11 @@ from sjft_jax.data.pairs import Pairs
 from sjft_jax.data.sampler import Sampler
 from sjft_jax.models.joint import Joint
 from sjft_jax.runtime import console, distributed, memory
+from sjft_jax.runtime.checkpoints import Checkpoints
 from sjft_jax.runtime.compilation import CompiledFunction
 from sjft_jax.selection.subset import Subset
 from sjft_jax.training import optimizer, step
 from sjft_jax.training.accumulation import load_or_choose_accumulation, training_hint
-from sjft_jax.training.checkpoints import Checkpoints
 from sjft_jax.training.evaluation import EvaluationOptions, Evaluator
 from sjft_jax.training.loop import Progress, fit
 from sjft_jax.training.loss_guard import LossGuard
@@ -239,7 +239,26 @@ class OpenRun:
   def save_network(self, directory: epath.Path) -> None:
     """Save the network of this moment as a checkpoint of its own."""
     with Checkpoints(directory, self.trainer.fingerprint) as checkpoints:
-      checkpoints.save(self.progress.step, self.network(), {})
+      checkpoints.save(self.progress.step, self.network(), {'seconds': self.progress.seconds})
+
+  def load_network(self, directory: epath.Path, number: int) -> Progress:
+    """Load the network that `save_network` has saved after step `number`, without an optimizer.
+
+    Raises:
+      ValueError: it is not there, or damaged.
+    """
+    saved = None
+    if directory.exists():
+      with Checkpoints(directory, self.trainer.fingerprint) as checkpoints:
+        saved = checkpoints.load_newest(like=self.network())
+    if saved is None:
+      raise ValueError(
+        f'{directory} holds no network of step {number}, and the training has gone on; delete '
+        f'{self.trainer.directory} and run the same command, which trains it anew'
+      )
+    network, extra = saved
+    state = step.TrainState(jnp.int32(number), **network, opt_state=())
+    return Progress(step.replicate(state), number, extra['seconds'])
 
   def reset_optimizer(self) -> None:
     """Start the optimizer and its schedule anew, from the network of this moment."""

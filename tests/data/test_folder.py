@@ -14,9 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sjft_jax.data import folder
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.decode import UnreadableError
 from sjft_jax.data.folder import ClassFolder, ImageFiles, ListedImages, UnlabelledFolder
+from sjft_jax.report import tables
 
 
 def write(file, image):
@@ -349,3 +351,30 @@ def test_a_folder_and_a_list_of_the_same_files_agree(tmp_path_factory, classes):
   assert (listed.classes, keys(listed)) == (data.classes, keys(data))
   np.testing.assert_array_equal(listed.labels, data.labels)
   assert listed.fingerprint == data.fingerprint
+
+
+# What spreadsheets take for formulas, numbers or nothing, and what separates cells and lines.
+ODD_NAMES = [
+  '=1+1.png', '+a.png', '-b.png', '@c.png', ' d.png', 'e .png', 'f,g.png', '"h".png', 'i\nj.png',
+  'k\rl.png', 'm\r\nn.png', 'o\tp.png', 'NA', '007', '1e5', 'true', '#q.png', '\x1b[2J.png',
+  '\u202er.png', 's;t', "'u'",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('suffix', ['.csv', '.tsv', '.parquet'])
+def test_names_survive_being_written_and_read_again(tmp_path, suffix):
+  for name in ODD_NAMES:
+    cv2.imwrite(str(tmp_path / 'image.png'), np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / 'image.png').rename(tmp_path / name)
+  names = [UnlabelledFolder(str(tmp_path)).key(i) for i in range(len(ODD_NAMES))]
+  assert sorted(names) == sorted(ODD_NAMES)
+  path = tmp_path / f'list{suffix}'
+  columns = dict.fromkeys(('path', 'label'), pa.string())
+  tables.write_rows(path, columns, [(name, 'a') for name in names])
+  images = ListedImages(str(path), '')
+  assert [images.key(i) for i in range(len(images))] == names
+  assert all(images[i].shape == (4, 4, 3) for i in range(len(images)))
+  # Longer than the blocks that a list is read in.
+  many = [f'{number}{name}' for number in range(3000) for name in ODD_NAMES]
+  tables.write_rows(path, columns, [(name, 'a') for name in many])
+  assert folder._read_columns(str(path))['path'].to_pylist() == many

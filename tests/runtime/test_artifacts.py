@@ -66,17 +66,17 @@ def test_temporary_file_follows_no_link_and_opens_no_file(tmp_path, monkeypatch)
     victim.write_text('precious')
     temporary.symlink_to(target)
     with pytest.raises(FileExistsError):
-      artifacts.write_json(tmp_path / 'a.txt', 1)
+      artifacts.write_json(tmp_path / 'a.txt', {})
     assert victim.read_text() == 'precious'
     assert not (tmp_path / 'nowhere').exists()
     temporary.unlink(missing_ok=True)
   temporary.write_text('open')
   with pytest.raises(FileExistsError):
-    artifacts.write_json(tmp_path / 'a.txt', 1)
+    artifacts.write_json(tmp_path / 'a.txt', {})
 
 
 def test_output_has_the_permissions_of_a_new_file(tmp_path):
-  artifacts.write_json(tmp_path / 'a.json', 1)
+  artifacts.write_json(tmp_path / 'a.json', {})
   (tmp_path / 'b.json').touch()
   modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ('a.json', 'b.json')]
   assert modes[0] == modes[1]
@@ -86,7 +86,7 @@ def test_writes_are_suppressed_except_those_of_this_process(tmp_path):
   own = artifacts.per_process_path(tmp_path / 'own', 1, 2)
   with artifacts.suppress_writes(tmp_path):
     for path in (tmp_path / 'all', own):
-      artifacts.write_json(path, 1)
+      artifacts.write_json(path, {})
   assert list(tmp_path.iterdir()) == [own]
 
 
@@ -96,9 +96,9 @@ def test_write_guard_prevents_writes_below_its_directory(tmp_path):
 
   with artifacts.write_guard(tmp_path / 'run', refuse):
     with pytest.raises(ValueError, match='the lock is lost'):
-      artifacts.write_json(tmp_path / 'run' / 'deep' / 'a.json', 1)
-    artifacts.write_json(tmp_path / 'run2', 1)
-  artifacts.write_json(tmp_path / 'run' / 'deep' / 'a.json', 1)
+      artifacts.write_json(tmp_path / 'run' / 'deep' / 'a.json', {})
+    artifacts.write_json(tmp_path / 'run2', {})
+  artifacts.write_json(tmp_path / 'run' / 'deep' / 'a.json', {})
 
 
 def test_fingerprints_depend_on_values_and_not_on_the_order_of_keys():

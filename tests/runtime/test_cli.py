@@ -131,3 +131,99 @@ def test_help_without_a_reader_gives_no_traceback():
     process.stdout.close()
     assert process.stderr.read() == ''
     assert process.wait(60) == 0
+
+
+HOSTILE = r'\x1b]0;owned\x07\r\x1b[2J\u202e[/b]\nsecond'
+
+
+@pytest.mark.parametrize(
+  'work',
+  [
+    f'raise ValueError("{HOSTILE}")',
+    f'raise RuntimeError("{HOSTILE}")',
+    f'import warnings; warnings.warn("{HOSTILE}")',
+    f'import logging; logging.StreamHandler().emit(logging.makeLogRecord({{"msg": "{HOSTILE}"}}))',
+    f'from absl import logging; logging.set_verbosity(0); logging.error("{HOSTILE}")',
+    f'print("{HOSTILE}", file=sys.stderr)',
+    f'sys.exit("{HOSTILE}")',
+    f'import threading\nt = threading.Thread(target=lambda: int("{HOSTILE}"))\nt.start(); t.join()',
+  ],
+)
+def test_nothing_that_a_terminal_acts_upon_reaches_stderr(work):
+  _, errors = start(work).communicate(timeout=60)
+  assert r'\x1b]0;owned\x07\r\x1b[2J\u202e' in errors.replace('\\\\', '\\')
+  assert errors.replace('\n', '').isprintable()
+  if work.startswith('raise ValueError'):
+    assert errors.count('\n') == 1
+
+
+def test_long_error_keeps_its_beginning_and_its_remedy():
+  process = start('raise ValueError("a.png is wrong" + " x" * 10**6 + "; delete it")')
+  _, errors = process.communicate(timeout=60)
+  assert len(errors) < 1000
+  assert errors.startswith('error: a.png is wrong x')
+  assert errors.endswith('x; delete it\n')
+  assert process.returncode == 1
+
+
+@pytest.mark.parametrize(('number', 'status'), STOPS)
+def test_stop_that_an_import_swallows_keeps_its_status(number, status):
+  """C extensions and `except` clauses turn what a signal throws into other errors."""
+  work = (
+    'try:\n  console.say("imports"); time.sleep(60)\n'
+    'except BaseException:\n  raise ImportError("cannot import name x") from None'
+  )
+  process = start(work)
+  assert process.stdout.readline() == 'imports\n'
+  process.send_signal(number)
+  output, errors = process.communicate(timeout=60)
+  assert (process.returncode, errors) == (status, '')
+  assert output == '\nStopped.\n'
+
+
+@pytest.mark.parametrize('module', ['sjft_jax.main', 'sjft_jax.predict'])
+def test_ctrl_c_before_a_command_handles_it_gives_no_traceback(module):
+  """Sent once the package is imported, and before its first module is."""
+  program = (
+    'import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);'
+    f'os.execv(sys.executable, [sys.executable, "-X", "importtime", "-m", "{module}", "--help"])'
+  )
+  process = commands.start([sys.executable, '-c', program])
+  while not process.stderr.readline().endswith('| sjft_jax\n'):
+    assert process.poll() is None
+  process.send_signal(signal.SIGINT)
+  output, errors = process.communicate(timeout=60)
+  assert process.returncode == -signal.SIGINT  # A shell reports it as 130.
+  assert not output
+  assert 'Traceback' not in errors
+
+
+LIMITED = """
+import os, resource
+from sjft_jax.runtime import cli
+if {is_other_user} and os.getuid() == 0:
+  os.setgid(65534); os.setuid(65534)  # The superuser may start any number.
+resource.setrlimit(resource.RLIMIT_{name}, ({soft}, {hard}))
+cli.start(lambda: None, lambda: cli.run_command(lambda: print('works'), 'Stopped.'))
+"""
+
+
+def start_limited(name, soft, hard):
+  program = LIMITED.format(name=name, soft=soft, hard=hard, is_other_user=name == 'NPROC')
+  return commands.start([sys.executable, '-c', program], GLIBC_TUNABLES='')
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'message'),
+  [
+    ('NOFILE', 60, 'this process may open 60 files'),
+    ('NPROC', 20, 'no more processes or threads may start; raise the limit (ulimit -u)'),
+  ],
+)
+def test_limit_of_the_system_is_one_line(name, value, message):
+  assert message in commands.refusal(start_limited(name, value, value))
+
+
+def test_soft_limit_of_files_is_raised():
+  output, errors = start_limited('NOFILE', 60, 4096).communicate(timeout=60)
+  assert (output, errors) == ('works\n', '')

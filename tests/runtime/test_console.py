@@ -1,8 +1,11 @@
 """Tests of what commands print."""
 
 import io
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.table import Table
 
 from sjft_jax.runtime import console
@@ -36,3 +39,49 @@ def printed(request):
 
 def test_no_figure_of_a_table_is_cut_off(printed):
   assert printed() == [''.join(figure.split()) for figure in FIGURES]
+
+
+HOSTILE = '\x1b]0;owned\x07\x1b[2J\r\x9b31m [/b][red]:cat: \u202egnp\u2028\n\udce9.png'
+PRINTED = r'\x1b]0;owned\x07\x1b[2J\r\x9b31m [/b][red]:cat: \u202egnp\u2028\n\udce9.png'
+
+
+def is_plain(text):
+  """Return whether a terminal prints text as it is, but for rich's own colours and bars."""
+  return re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]|\n|\r', '', text).isprintable()
+
+
+@pytest.mark.parametrize('is_terminal', [False, True])
+def test_control_characters_are_printed_as_escapes(monkeypatch, is_terminal):
+  stream = io.StringIO()
+  settings = {'highlight': False, 'markup': False, 'emoji': False, 'width': 1000}
+  monkeypatch.setattr(
+    console, '_console', console._Console(file=stream, force_terminal=is_terminal, **settings)
+  )
+  console.say(HOSTILE)
+  console.stage(HOSTILE)
+  table = Table(title=HOSTILE)
+  table.add_column(HOSTILE)
+  table.add_row(HOSTILE)
+  console.print_table(table)
+  with console.progress(HOSTILE, 2) as advance:
+    advance(1, HOSTILE)
+  printed = stream.getvalue()
+  assert printed.count(PRINTED) >= 7
+  assert is_plain(printed)
+  for character in ('\x07', '\x9b', '\u202e', '\x1b]', '\x1b[2J'):
+    assert character not in printed
+
+
+def test_long_line_is_cut_in_its_middle():
+  line = console.one_line('start ' + 'x' * 10_000 + ' end')
+  assert len(line) < 1000
+  assert line.startswith('start x')
+  assert line.endswith('x end')
+  assert ' … ' in line
+
+
+@given(st.text())
+def test_printable_text_is_printable_and_plain_text_stays(text):
+  assert console.printable(text).isprintable()
+  if text.isprintable():
+    assert console.printable(text) == text

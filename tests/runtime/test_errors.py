@@ -2,7 +2,7 @@ import errno
 
 import pytest
 
-from sjft_jax.runtime.errors import disk_error
+from sjft_jax.runtime.errors import system_error
 
 # What Orbax raises when TensorStore cannot write, with other names.
 TENSORSTORE = (
@@ -12,22 +12,22 @@ TENSORSTORE = (
 )
 
 
-def test_disk_errors_name_the_fault_the_place_and_the_remedy():
-  full = disk_error(OSError(errno.ENOSPC, 'No space left on device', '/disk/a.npz'))
+def test_system_errors_name_the_fault_the_place_and_the_remedy():
+  full = system_error(OSError(errno.ENOSPC, 'No space left on device', '/disk/a.npz'))
   assert full == 'the disk is full at /disk/a.npz; make room and run the same command: it goes on'
-  assert 'quota' in disk_error(OSError(errno.EDQUOT, 'Disk quota exceeded'))
-  assert 'network disk is gone' in disk_error(OSError(errno.ESTALE, 'Stale file handle'))
-  assert 'can only be read' in disk_error(OSError(errno.EROFS, 'Read-only file system'))
+  assert 'quota' in system_error(OSError(errno.EDQUOT, 'Disk quota exceeded'))
+  assert 'network disk is gone' in system_error(OSError(errno.ESTALE, 'Stale file handle'))
+  assert 'can only be read' in system_error(OSError(errno.EROFS, 'Read-only file system'))
 
 
-def test_disk_error_behind_other_errors_is_found():
+def test_system_error_behind_other_errors_is_found():
   try:
     try:
       raise ValueError(TENSORSTORE)
     except ValueError as error:
       raise RuntimeError('a thread failed') from error
   except RuntimeError as error:
-    message = disk_error(error)
+    message = system_error(error)
   path = '/disk/run/checkpoints/2.orbax-checkpoint-tmp/state/'
   assert message == f'the disk is full at {path}; make room and run the same command: it goes on'
 
@@ -40,5 +40,5 @@ def test_disk_error_behind_other_errors_is_found():
     RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 28 bytes'),
   ],
 )
-def test_other_errors_are_not_disk_errors(error):
-  assert disk_error(error) is None
+def test_other_errors_are_not_system_errors(error):
+  assert system_error(error) is None

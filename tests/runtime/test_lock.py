@@ -381,9 +381,9 @@ def test_nothing_is_written_after_another_process_took_over(workdir, monkeypatch
   monkeypatch.setattr(time, 'time', itertools.count(0, 100).__next__)
 
   def write():
-    artifacts.write_json(workdir / 'before.json', 1)
+    artifacts.write_json(workdir / 'before.json', {})
     write_lock(workdir / 'lock.json')
-    artifacts.write_json(workdir / 'after.json', 1)
+    artifacts.write_json(workdir / 'after.json', {})
 
   with (
     pytest.raises(LockLostError, match='by process .* on elsewhere'),
@@ -398,7 +398,7 @@ def test_nothing_is_written_after_another_process_took_over(workdir, monkeypatch
 def test_directory_that_vanished_is_not_created_again(disk):
   def write():
     shutil.rmtree(disk)
-    artifacts.write_json(disk / 'deep' / 'after.json', 1)
+    artifacts.write_json(disk / 'deep' / 'after.json', {})
 
   def fail():
     shutil.rmtree(disk)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sjft_jax.runtime import preemption
-from sjft_jax.training.checkpoints import Checkpoints
+from sjft_jax.runtime.checkpoints import Checkpoints
 from sjft_jax.training.loop import Progress, fit
 from sjft_jax.training.metric_writer import LoggingOptions, MetricWriter
 from sjft_jax.training.step import TrainState, replicate

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sjft_jax.training.checkpoints import Checkpoints
+from sjft_jax.runtime.checkpoints import Checkpoints
 from sjft_jax.training.optimizer import SolverOptions, ema_params, reset_opt_state, sgd
 
 # The paper's, but with drops that come within the steps of a test.

@@ -13,8 +13,9 @@ from sjft_jax import config
 from sjft_jax.data.dataset import Domains, ImageArrays
 from sjft_jax.data.pairs import SourcePairs
 from sjft_jax.models import joint
+from sjft_jax.runtime import artifacts
+from sjft_jax.runtime.checkpoints import Checkpoints
 from sjft_jax.selection.subset import Subset
-from sjft_jax.training.checkpoints import Checkpoints
 from sjft_jax.training.trainer import TrainerFactory, TrainingOptions
 
 SIDE, TARGET_IMAGES, SOURCE_IMAGES = 8, 12, 10
@@ -129,7 +130,7 @@ def test_accumulation_of_0_is_chosen_once_for_each_batch_size(tmp_path, monkeypa
   make_trainer, _ = make_factory(tmp_path, make_domains())
   automatic = {'training.accumulation': 0}
   assert make_trainer('a', make_config(**automatic)).options.accumulation == 1
-  assert json.loads((tmp_path / 'accumulation.8.json').read_text()) == 1
+  assert json.loads((tmp_path / 'accumulation.8.json').read_text())['accumulation'] == 1
 
   # Another start, on devices with less memory, goes on with the same number.
   monkeypatch.setattr('sjft_jax.training.accumulation.available_bytes', lambda: 1.0)
@@ -137,7 +138,7 @@ def test_accumulation_of_0_is_chosen_once_for_each_batch_size(tmp_path, monkeypa
   assert make_trainer('a', make_config(**automatic)).options.accumulation == 1
   with pytest.raises(ValueError, match=r'no training\.accumulation .* fit a device'):
     make_trainer('b', make_config(**automatic, **{'training.batch_size': 4}))
-  (tmp_path / 'accumulation.4.json').write_text('1\n')
+  artifacts.write_json(tmp_path / 'accumulation.4.json', {'accumulation': 1})
   trainer = make_trainer('b', make_config(**automatic, **{'training.batch_size': 4}))
   assert trainer.options.accumulation == 1
   assert make_trainer('b', make_config()).options.accumulation == 2
@@ -209,7 +210,8 @@ def test_save_network_saves_the_average_of_the_parameters(factory, tmp_path):
   assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(network))
   with Checkpoints(tmp_path / 'network', 'a run') as checkpoints:
     assert checkpoints.steps() == [2]
-    assert_equal(checkpoints.load_newest(like=network), (network, {}))
+    expected = network, {'seconds': run.progress.seconds}
+    assert_equal(checkpoints.load_newest(like=network), expected)
 
 
 def test_reset_optimizer_keeps_the_network_and_the_step(factory):

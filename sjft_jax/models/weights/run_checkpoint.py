@@ -1,18 +1,24 @@
 """The networks that earlier runs of this package have trained, read from their work directories."""
 
 import dataclasses
-import json
 from typing import Any, NamedTuple
 
 import optax
-import orbax.checkpoint as ocp
 from etils import epath
 
 from sjft_jax.models.weights.convert import Weights
-from sjft_jax.runtime import artifacts
+from sjft_jax.runtime import artifacts, checkpoints
 
 # The file of a work directory that describes the network of its checkpoints.
 DESCRIPTION = 'network.json'
+_DESCRIPTION_TYPES: dict[str, type | tuple[type, ...]] = {
+  'name': str,
+  'width': (int, float),
+  'fully_connected': bool,
+  'style': str,
+  'normalization': str,
+  'classes': list,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +115,7 @@ def load_network(directory: epath.Path, trained: TrainedNetwork) -> TrainedNetwo
   Raises:
     ValueError: the checkpoint is damaged.
   """
-  step, network = _restore_newest(directory)
+  step, network = checkpoints.load_newest(directory, _remedy(trained.directory, trained.workdir))
   return dataclasses.replace(trained, step=step, **network)
 
 
@@ -130,11 +136,15 @@ def _find_training(path: str) -> _Training:
   workdir = next((p for p in (directory, *directory.parents) if (p / DESCRIPTION).is_file()), None)
   if workdir is None:
     raise ValueError(f'{directory} lies in no work directory: {DESCRIPTION} is missing above it')
-  return _Training(directory, workdir, json.loads((workdir / DESCRIPTION).read_text()))
+  return _Training(
+    directory, workdir, artifacts.load_json(workdir / DESCRIPTION, _DESCRIPTION_TYPES)
+  )
 
 
 def _load(training: _Training) -> TrainedNetwork:
-  step, state = _restore_newest(training.directory / 'checkpoints')
+  step, state = checkpoints.load_newest(
+    training.directory / 'checkpoints', _remedy(training.directory, training.workdir)
+  )
   return TrainedNetwork(
     training.directory,
     training.workdir,
@@ -146,19 +156,11 @@ def _load(training: _Training) -> TrainedNetwork:
   )
 
 
-def _restore_newest(directory: epath.Path) -> tuple[int, dict[str, Any]]:
-  """Return the step of the newest checkpoint in a directory and its state."""
-  with ocp.CheckpointManager(directory) as manager:
-    step = manager.latest_step()
-    args = ocp.args.Composite(state=ocp.args.StandardRestore())
-    try:
-      return step, manager.restore(step, args=args)['state']
-    except Exception as error:  # Damage raises nearly anything.
-      reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-      raise ValueError(
-        f'checkpoint {directory / str(step)} is damaged ({reason}); delete it, and the one before '
-        'is used'
-      ) from error
+def _remedy(training: epath.Path, workdir: epath.Path) -> str:
+  return (
+    f'delete {training} and {workdir / "results.json"} and run the command of this work directory '
+    'again, which trains it anew'
+  )
 
 
 def _drop_source_statistics(batch_stats: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from sjft_jax.models import joint, trunk
 from sjft_jax.models.weights import run_checkpoint
+from sjft_jax.runtime.checkpoints import Checkpoints
 
 DESCRIPTION = {
   'name': 'resnet18v1',
@@ -48,14 +48,14 @@ def draw_variables(seed=0, batch_norm='mixed'):
 def save_checkpoint(directory, step, variables, average=None):
   """Save the state of a training after a step, with a moving average of its parameters or none."""
   opt_state = ({'trace': np.zeros(2)}, Average(average)) if average else ()
-  state = State(np.int32(step), variables['params'], variables['batch_stats'], opt_state)
+  state = State(np.array(step, np.int32), variables['params'], variables['batch_stats'], opt_state)
   save(directory / 'checkpoints', step, state)
 
 
 def save(directory, step, tree):
   """Save a tree as the checkpoint of a step."""
-  with ocp.CheckpointManager(directory.absolute()) as manager:
-    manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(tree)))
+  with Checkpoints(directory, 'a run') as checkpoints:
+    checkpoints.save(step, tree, {})
 
 
 def write_run(workdir, **changes):

@@ -14,6 +14,7 @@ from models.weights.run_directory import (
 )
 
 from sjft_jax.models.weights import run_checkpoint
+from sjft_jax.runtime import artifacts
 
 TRUNK = {key: DESCRIPTION[key] for key in ('name', 'width', 'fully_connected')}
 
@@ -39,7 +40,8 @@ def refusal(function, *args, **kwargs):
 
 def test_a_description_is_written_as_json(tmp_path):
   run_checkpoint.save_description(epath.Path(tmp_path), DESCRIPTION)
-  assert json.loads((tmp_path / 'network.json').read_text()) == DESCRIPTION
+  saved = json.loads((tmp_path / 'network.json').read_text())
+  assert artifacts.unseal(saved) == DESCRIPTION
 
 
 @pytest.mark.parametrize('folder', ['', 'arms', 'arms/rounds'])

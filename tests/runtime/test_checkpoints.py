@@ -1,0 +1,170 @@
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorstore
+
+from sjft_jax.runtime.checkpoints import Checkpoints, load_newest
+
+STATE = {'kernel': np.arange(6, dtype=np.float32).reshape(2, 3), 'step': np.array(7, np.int32)}
+
+
+def save(directory, *steps):
+  """Save a state for each step, whose kernel is multiplied by the step."""
+  with Checkpoints(directory, 'a run') as checkpoints:
+    for step in steps:
+      checkpoints.save(step, STATE | {'kernel': STATE['kernel'] * step}, {'seconds': step / 2})
+
+
+def test_newest_checkpoint_is_loaded_with_its_extra(tmp_path):
+  save(tmp_path, 3, 5, 8)
+  with Checkpoints(tmp_path, 'a run') as checkpoints:
+    assert checkpoints.steps() == [5, 8]
+    state, extra = checkpoints.load_newest(like=STATE)
+  jax.tree.map(np.testing.assert_array_equal, state, STATE | {'kernel': 8 * STATE['kernel']})
+  assert extra == {'seconds': 4.0}
+
+
+def test_empty_directory_has_no_checkpoint(tmp_path):
+  with Checkpoints(tmp_path, 'a run') as checkpoints:
+    assert checkpoints.load_newest(like=STATE) is None
+    assert checkpoints.steps() == []
+
+
+def test_saved_step_is_not_saved_again(tmp_path):
+  save(tmp_path, 3)
+  with Checkpoints(tmp_path, 'a run') as checkpoints:
+    checkpoints.save(3, STATE, {'seconds': 100.0})
+    checkpoints.wait()
+    assert checkpoints.load_newest(like=STATE)[1] == {'seconds': 1.5}
+
+
+def truncate(file):
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file):
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(content)
+
+
+def empty(file):
+  file.write_bytes(b'')
+
+
+@pytest.mark.parametrize('damage', [truncate, flip, Path.unlink, empty])
+def test_damage_of_any_file_is_named_or_does_not_matter(tmp_path, capsys, damage):
+  """What is loaded is right to the bit, of this checkpoint or of the one before."""
+  save(tmp_path / 'saved', 3, 5)
+  files = [file for file in (tmp_path / 'saved' / '5').rglob('*') if file.is_file()]
+  named = set()
+  for number, name in enumerate(file.relative_to(tmp_path / 'saved') for file in files):
+    directory = shutil.copytree(tmp_path / 'saved', tmp_path / str(number))
+    damage(directory / name)
+    with Checkpoints(directory, 'a run') as checkpoints:
+      state, extra = checkpoints.load_newest(like=STATE)
+      step = round(2 * extra['seconds'])
+      np.testing.assert_array_equal(state['kernel'], step * STATE['kernel'])
+      output = ' '.join(capsys.readouterr().out.split())
+      if step == 3 and checkpoints.steps() == [3, 5]:
+        named.add(name.parts[1])
+        assert f'{directory / "5"} is damaged' in output
+        assert output.endswith('the one before is used')
+      checkpoints.save(5, STATE, {'seconds': 2.5})
+      checkpoints.wait()
+      state, _ = checkpoints.load_newest(like=STATE)
+      if step == 3:
+        np.testing.assert_array_equal(state['kernel'], STATE['kernel'])
+    assert 'damaged' not in capsys.readouterr().out
+  assert {'state', 'extra'} <= named
+
+
+def test_only_checkpoint_that_is_damaged_is_named(tmp_path, capsys):
+  save(tmp_path, 5)
+  truncate(tmp_path / '5' / 'extra' / 'metadata')
+  with Checkpoints(tmp_path, 'a run') as checkpoints:
+    assert checkpoints.load_newest(like=STATE) is None
+  assert 'there is none before it' in ' '.join(capsys.readouterr().out.split())
+
+
+def test_failed_read_leaves_no_other_pending(tmp_path):
+  """Orbax closes the event loop then, and every read that ends later prints a traceback."""
+  state = {f'w{i}': np.random.default_rng(i).normal(size=(64, 64)) for i in range(100)}
+  with Checkpoints(tmp_path, 'a run') as checkpoints:
+    checkpoints.save(5, state, {})
+  metadata = tmp_path / '5' / 'state' / '_METADATA'
+  content = metadata.read_text()
+  assert "'w0'" in content
+  metadata.write_text(content.replace('w0', 'v0'))
+  for _ in range(5):
+    with pytest.raises(ValueError, match='is damaged'):
+      load_newest(tmp_path)
+
+
+SIDE = 2**20
+
+
+@pytest.mark.parametrize(
+  'forged', [{'shape': [SIDE, SIDE]}, {'chunks': [SIDE, SIDE]}, {'shape': [2**60, SIDE]}]
+)
+def test_array_that_declares_terabytes_is_not_read(tmp_path, capsys, forged):
+  """TensorStore would allocate them, and abort the process."""
+  save(tmp_path, 3, 5)
+  base = f'file://{tmp_path / "5" / "state"}/'
+  store = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': base}).result()
+  content = json.loads(store.read('kernel/.zarray').result().value)
+  store.write('kernel/.zarray', json.dumps(content | forged).encode()).result()
+  with pytest.raises(ValueError, match='declare .* and 192 MiB may be read'):
+    load_newest(tmp_path)
+  with Checkpoints(tmp_path, 'a run') as checkpoints:
+    state, _ = checkpoints.load_newest(like=STATE)
+  np.testing.assert_array_equal(state['kernel'], 3 * STATE['kernel'])
+  assert 'declare' in capsys.readouterr().out
+
+
+def test_reading_writes_nothing(tmp_path):
+  save(tmp_path, 3)
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
+  step, state = load_newest(tmp_path)
+  assert step == 3
+  np.testing.assert_array_equal(state['kernel'], 3 * STATE['kernel'])
+  assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
+
+
+def test_what_the_system_refuses_is_no_damage(tmp_path, monkeypatch):
+  """The newest checkpoint would be deleted at the next save."""
+  save(tmp_path, 3, 5)
+  for error in (OSError(errno.EMFILE, 'Too many open files'), MemoryError()):
+
+    def restore(*_, error=error, **__):
+      raise error
+
+    with Checkpoints(tmp_path, 'a run') as checkpoints:
+      monkeypatch.setattr(checkpoints._manager, 'restore', restore)
+      with pytest.raises(type(error)):
+        checkpoints.load_newest(like=STATE)
+      assert checkpoints.steps() == [3, 5]
+
+
+@pytest.mark.parametrize(
+  ('fingerprint', 'like'),
+  [
+    ('another run', STATE),
+    ('a run', STATE | {'kernel': jnp.zeros((2, 2))}),
+    ('a run', STATE | {'bias': jnp.zeros(3)}),
+    ('a run', STATE | {'step': np.array(7, np.float32)}),
+  ],
+)
+def test_checkpoint_of_another_run_or_network_is_refused(tmp_path, fingerprint, like):
+  save(tmp_path, 3)
+  with (
+    Checkpoints(tmp_path, fingerprint) as checkpoints,
+    pytest.raises(ValueError, match='was made from other data or another version'),
+  ):
+    checkpoints.load_newest(like=like)
