@@ -337,13 +337,13 @@ def load_results(path: epath.Path, fingerprint: str) -> dict[str, Any] | None:
   """Load the results of a finished run, or return None if there are none.
 
   Raises:
-    ValueError: they were made from other data.
+    ValueError: they were made from other data or weights.
   """
   if not path.exists():
     return None
   results: dict[str, Any] = json.loads(path.read_text())
   if results['fingerprint'] != fingerprint:
-    raise ValueError(f'{path} was made from other data; use a new --workdir')
+    raise ValueError(f'{path} was made from other data or weights; use a new --workdir')
   return results
 
 

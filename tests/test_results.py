@@ -218,7 +218,7 @@ def test_results_of_other_data_are_refused(tmp_path):
   assert results.load_results(path, 'this') is None
   path.write_text(json.dumps({'fingerprint': 'this', 'table': []}))
   assert results.load_results(path, 'this') == {'fingerprint': 'this', 'table': []}
-  with pytest.raises(ValueError, match=r'results\.json was made from other data; use a new'):
+  with pytest.raises(ValueError, match=r'results\.json was made from other data or weights'):
     results.load_results(path, 'other')
 
 
