@@ -1,6 +1,7 @@
 """Selective joint fine-tuning (Ge & Yu, CVPR 2017) in JAX and Flax.
 
 ranking = sjft_jax.rank('my_images', 'source_images', k=100)
+config = sjft_jax.load_config('configs/folder.py')
 results = sjft_jax.train(config, 'runs/mine')
 classifier = sjft_jax.load('runs/mine/arms/rounds')
 probabilities = classifier.predict('new_images')
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
   from sjft_jax.folder_ranking import FolderRanking
 
 __version__ = metadata.version('sjft_jax')
-__all__ = ['__version__', 'load', 'rank', 'train', 'tune']
+__all__ = ['__version__', 'load', 'load_config', 'rank', 'train', 'tune']
 
 # While `python -m sjft_jax.main` looks for the module, argv is ['-m', …]. Until the command handles
 # signals itself there is nothing to save: Ctrl-C ends it with its status, and without a traceback.
@@ -63,9 +64,8 @@ def rank(
   Raises:
     ValueError: an impossible option or input, before any work where that can be known.
   """
-  from etils import epath
-
   from sjft_jax import config, folder_ranking, ranking
+  from sjft_jax.runtime import artifacts
 
   if k < 1:
     raise ValueError(f'k={k} must be 1 or more')
@@ -85,7 +85,7 @@ def rank(
     bank=options.bank.to_dict(),
     descriptors=ranking.DescriptorOptions(**options.descriptors),
     max_bad_share=max_bad_share,
-    path=None if path is None else epath.Path(path),
+    path=None if path is None else artifacts.absolute_path(path),
   )
 
 
@@ -111,6 +111,25 @@ def tune(
   return tuning.tune(config, workdir, minutes=minutes)
 
 
+def load_config(name: str | os.PathLike[str]) -> ConfigDict:
+  """Load a configuration as the command line does.
+
+  Args:
+    name: a file of your own, or one that comes with the package, 'configs/folder.py', with its
+      argument, if it takes one: 'configs/indoor.py:places'.
+
+  Raises:
+    ValueError: there is no such file, or it gives no configuration.
+  """
+  from sjft_jax.runtime import config_file
+
+  name = os.fspath(name)
+  try:
+    return config_file.load(name)
+  except ValueError as error:
+    raise ValueError(f'{name}: {error}') from error
+
+
 def train(
   config: ConfigDict,
   workdir: str | os.PathLike[str],
@@ -121,7 +140,7 @@ def train(
   """Train all arms of a configuration; called again, go on from where it was stopped.
 
   Args:
-    config: starts from `sjft_jax.config.default()`.
+    config: from `load_config`, or starts from `sjft_jax.config.default()`.
     workdir: where everything is kept, a path or gs://bucket/path.
     tuned: a tuned.json, whose settings replace those of every arm.
     resume_with_changes: accept other values of options that change no result than those that the

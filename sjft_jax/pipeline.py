@@ -122,7 +122,10 @@ def run_on_datasets(
       seed=config.seed,
     )
   fingerprint = artifacts.fingerprint(
-    workdirs.result_options(config), bank.fingerprint, *(data.fingerprint for data in domains)
+    workdirs.result_options(config),
+    bank.fingerprint,
+    network.weights_digest,
+    *(data.fingerprint for data in domains),
   )
   workdirs.check_unchanged(config, workdir, resume_with_changes=resume_with_changes)
   results = result_files.load_results(workdir, fingerprint)

@@ -367,14 +367,14 @@ def load_results(workdir: epath.Path, fingerprint: str) -> dict[str, Any] | None
   is deleted, because it was damaged, is made anew.
 
   Raises:
-    ValueError: they were made from other data, or the file is damaged.
+    ValueError: they were made from other data or weights, or the file is damaged.
   """
   path = workdir / RESULTS
   if not path.exists():
     return None
   results = artifacts.load_json(path, _RESULT_TYPES)
   if results['fingerprint'] != fingerprint:
-    raise ValueError(f'{path} was made from other data; use a new --workdir')
+    raise ValueError(f'{path} was made from other data or weights; use a new --workdir')
   files = [workdir / name for name in (CONFIG, run_checkpoint.DESCRIPTION, TEST_IMAGES)]
   files += [
     _round_dir(workdir / 'arms' / arm, number) / ROUND

@@ -10,12 +10,24 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sjft_jax.config import default
-from sjft_jax.runtime import artifacts
+from sjft_jax.runtime import artifacts, console
 
 # The version of the files in a work directory. It goes up when their names or contents change.
 FORMAT = 3
 # In a work directory: the options that it was made with.
 CONFIG = 'config.json'
+
+# Packages whose versions can decide the last bits of results.
+_DECIDING_PACKAGES = (
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'numpy',
+  'opencv-python-headless',
+  'pillow',
+  'simplejpeg',
+)
 
 # Options that change no bit of any result, whatever their values.
 NON_RESULT_OPTIONS = (
@@ -32,13 +44,13 @@ NON_RESULT_OPTIONS = (
 
 
 def resolve(name: str | os.PathLike[str]) -> epath.Path:
-  """Return the work directory of a name: a path, or gs://bucket/path.
+  """Return the work directory of a name: a path, in which '~' is the user's home, or gs://bucket/path.
 
   Raises:
     ValueError: a file, a path with one of * ? [, a store that cannot hold a work directory, or one
       that needs another package.
   """
-  name = os.fspath(name)
+  name = os.path.expanduser(name)
   scheme, remote, _ = name.partition('://')
   if remote and scheme != 'gs':
     raise ValueError(
@@ -145,19 +157,39 @@ def load_config(directory: epath.Path) -> dict[str, Any] | None:
 def save_config(config: ConfigDict, directory: epath.Path) -> None:
   """Write config.json and versions.json, which has the version of every installed package.
 
-  Options that were there before and differ stay in config.<n>.json.
+  What was there before and differs stays in config.<n>.json and versions.<n>.json. A line is
+  printed if a package that decides the last bits of results had another version.
   """
-  options, earlier = json.loads(config.to_json()), load_config(directory)
-  if earlier not in (None, options):
-    number = 1
-    while (directory / f'config.{number}.json').exists():
-      number += 1
-    artifacts.write_json(
-      directory / f'config.{number}.json', {'format': FORMAT, 'options': earlier}
+  load_config(directory)  # A damaged one is named, not replaced.
+  content = {'format': FORMAT, 'options': json.loads(config.to_json())}
+  _replace_json(directory / CONFIG, content)
+  versions = dict(sorted({(d.name, d.version) for d in metadata.distributions()}, key=str))
+  earlier = _replace_json(directory / 'versions.json', versions)
+  changes = [
+    f'{name} {earlier[name]}, now {versions.get(name)}'
+    for name in _DECIDING_PACKAGES
+    if name in earlier and earlier[name] != versions.get(name)
+  ]
+  if changes:
+    console.say(
+      f'  Other versions than before ({"; ".join(changes)}): results agree to rounding with those '
+      'of one version, not to the bit.'
     )
-  artifacts.write_json(directory / CONFIG, {'format': FORMAT, 'options': options})
-  packages = sorted({(d.name, d.version) for d in metadata.distributions()}, key=str)
-  artifacts.write_json(directory / 'versions.json', dict(packages))
+
+
+def _replace_json(path: epath.Path, content: dict[str, Any]) -> dict[str, Any]:
+  """Write a JSON file and return its earlier content, which stays as <name>.<n>.json if it differs.
+
+  Without an earlier file, return `content`.
+  """
+  earlier = artifacts.load_json(path, {}) if path.exists() else content
+  if earlier != content:
+    number = 1
+    while (copy := path.with_name(f'{path.stem}.{number}.json')).exists():
+      number += 1
+    artifacts.write_json(copy, earlier)
+  artifacts.write_json(path, content)
+  return earlier
 
 
 def _defaults() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The Python calls: import, rank, train, load, predict."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib import metadata, resources
@@ -20,10 +21,11 @@ from sjft_jax.runtime import artifacts
 DESCRIPTORS = {'resize': 40, 'crop': 36, 'num_bins': 8}
 
 
-def run_python(program, *arguments):
+def run_python(program, *arguments, cwd=commands.ROOT, **environment):
   """Return what a program prints in an interpreter of its own."""
   command = [sys.executable, '-c', program, *arguments]
-  process = subprocess.run(command, capture_output=True, text=True, cwd=commands.ROOT)
+  environment = os.environ | {'PYTHONPATH': str(commands.ROOT)} | environment
+  process = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
   assert process.returncode == 0, process.stderr
   return process.stdout
 
@@ -37,6 +39,39 @@ def scored_probabilities(workdir, view):
 def test_version_and_types_are_those_of_the_installed_package():
   assert sjft_jax.__version__ == metadata.version('sjft_jax')
   assert resources.files('sjft_jax').joinpath('py.typed').is_file()
+
+
+def test_configurations_are_found_from_any_folder(tmp_path):
+  program = (
+    'import sjft_jax\nprint(sjft_jax.load_config("configs/indoor.py:places").source.dataset)\n'
+    'try:\n  sjft_jax.load_config("configs/indor.py")\nexcept ValueError as error:\n  print(error)'
+  )
+  dataset, error = run_python(program, cwd=tmp_path).splitlines()
+  assert dataset == 'places205'
+  assert error.startswith('configs/indor.py: no such file; did you mean configs/indoor.py?')
+
+
+HOME = """
+import sys
+import numpy as np
+import sjft_jax
+options = {'bank': {'name': 'gabor'}, 'descriptors': {'resize': 16, 'crop': 16}}
+ranking = sjft_jax.rank('~/target/test', '~/source', k=2, path='~/ranking.npz', **options)
+ranking.save('~/neighbors.csv')
+print(sjft_jax.load('~/run/arms/rounds').predict('~/target/test').shape)
+"""
+
+
+@pytest.mark.slow
+def test_tilde_is_the_home_in_every_path(small_data, trained_run, tmp_path):
+  home = tmp_path / 'home'
+  home.mkdir()
+  for name in ('target', 'source'):
+    (home / name).symlink_to(small_data / name)
+  (home / 'run').symlink_to(trained_run[0])
+  assert run_python(HOME, cwd=tmp_path, HOME=str(home)).splitlines()[-1] == '(9, 3)'
+  assert (home / 'neighbors.csv').exists()
+  assert [path.name for path in tmp_path.iterdir()] == ['home']
 
 
 IMPORT = """

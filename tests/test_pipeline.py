@@ -124,10 +124,29 @@ def test_other_images_in_the_same_work_directory_are_refused(data, finished_run,
   folder = data / 'source' / 'train' / 'stripes 0'
   shutil.copy(folder / '0.png', folder / 'more.png')
   try:
-    with pytest.raises(ValueError, match='made from other data; use a new --workdir'):
+    with pytest.raises(ValueError, match='made from other data or weights; use a new --workdir'):
       pipeline.run(make_config(data, arms=ARMS), tmp_path / 'run')
   finally:
     (folder / 'more.png').unlink()
+
+
+@pytest.mark.slow
+def test_other_weights_under_the_same_name_are_refused(small_data, trained_run, tmp_path):
+  weights = tmp_path / 'weights'
+  for name in ('arms/none/checkpoints', 'arms/rounds/checkpoints'):
+    shutil.copytree(trained_run[0] / name, weights / name)
+  shutil.copy(trained_run[0] / 'network.json', weights)
+  options = [
+    *(f'--config.model.pretrained={weights}/arms/none', '--config.arms=none'),
+    *('--config.pretrain.steps=0', '--config.training.steps=2', '--config.selection.rounds=1'),
+  ]
+  command_line = command(small_data, tmp_path / 'run', *options)
+  for message in ('results.json', 'is finished, nothing is repeated'):
+    output, errors = commands.start(command_line).communicate(timeout=300)
+    assert message in output, errors
+  shutil.rmtree(weights / 'arms/none/checkpoints')
+  (weights / 'arms/rounds/checkpoints').rename(weights / 'arms/none/checkpoints')
+  assert 'was made from other data or weights' in commands.refusal(commands.start(command_line))
 
 
 @pytest.mark.slow

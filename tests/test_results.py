@@ -226,7 +226,7 @@ def test_results_of_other_data_or_without_their_files_are_none(tmp_path, capsys)
     (workdir / name).parent.mkdir(parents=True, exist_ok=True)
     (workdir / name).touch()
   assert results.load_results(workdir, 'this') == saved
-  with pytest.raises(ValueError, match=r'results\.json was made from other data; use a new'):
+  with pytest.raises(ValueError, match=r'results\.json was made from other data or weights; use a'):
     results.load_results(workdir, 'other')
 
 

@@ -86,6 +86,25 @@ def test_earlier_options_are_kept(tmp_path):
   }
   assert workers == {'config.1.json': 0, 'config.2.json': 3, 'config.json': 5}
   assert json.loads((directory / 'versions.json').read_text())['jax']
+  assert not (directory / 'versions.1.json').exists()
+
+
+def test_other_versions_of_packages_are_said_and_kept(tmp_path, capsys):
+  directory = epath.Path(tmp_path)
+  workdir.save_config(config.default(), directory)
+  assert capsys.readouterr().out == ''
+  versions = json.loads((directory / 'versions.json').read_text())
+  for changes, message in (
+    ({'pytest': '0.1'}, ''),
+    ({'jax': '0.1'}, f'Other versions than before (jax 0.1, now {versions["jax"]}): results agree'),
+  ):
+    (directory / 'versions.json').write_text(json.dumps(versions | changes))
+    workdir.save_config(config.default(), directory)
+    output = capsys.readouterr().out
+    assert output.count('\n') == bool(message)
+    assert message in output
+    assert json.loads((directory / 'versions.json').read_text()) == versions
+  assert json.loads((directory / 'versions.2.json').read_text())['jax'] == '0.1'
 
 
 def test_option_that_a_work_directory_lacks_had_its_default(tmp_path):

@@ -28,6 +28,8 @@ RGB = UInt8[np.ndarray, '_height _width 3']
 
 # The formats that are read, for messages.
 FORMATS = 'AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM (PBM, PGM), TIFF or WebP'
+# What reads HEIC, for messages.
+HEIC_REMEDY = "the package pillow-heif reads: pip install 'sjft_jax[heic]'"
 
 _JPEG = b'\xff\xd8\xff'
 # Pillow's readers by the first bytes of a file. `PIL.Image.open` would also try formats that run
@@ -73,9 +75,9 @@ class UnreadableError(ValueError):
 def decode_image(data: bytes, *, min_side: int = 0, max_pixels: int = MAX_PIXELS) -> RGB:
   """Decode an image to RGB, upright as its EXIF orientation says.
 
-  The content decides on the format: AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM (PBM, PGM), TIFF or
-  WebP. Of several frames the first one is taken. Transparent pixels become white. CMYK becomes RGB
-  by Pillow's formula, without colour profiles.
+  The content decides on the format: AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM (PBM, PGM), TIFF,
+  WebP, or HEIC if the package pillow-heif is installed. Of several frames the first one is taken.
+  Transparent pixels become white. CMYK becomes RGB by Pillow's formula, without colour profiles.
 
   Of more than 8 bits per channel the upper 8 stay. What counts is the depth that the file states
   (PNG's sBIT, the bits of a TIFF's samples, the maximum of a PGM or PPM); where it only says 16,
@@ -99,8 +101,8 @@ def decode_image(data: bytes, *, min_side: int = 0, max_pixels: int = MAX_PIXELS
     return _decode_with_pillow(data, reader, max_pixels)
   if data[:512].lstrip(b'\xef\xbb\xbf \t\r\n')[:1] == b'<':
     raise UnreadableError('is a web page or other markup, not an image')
-  if _HEIC.match(data):
-    raise UnreadableError('is a HEIC image, which is not read')
+  if is_heic(data):
+    raise UnreadableError(f'is a HEIC image, which {HEIC_REMEDY}')
   raise UnreadableError(f'is no {FORMATS} image')
 
 
@@ -114,11 +116,29 @@ def is_tiff(header: bytes) -> bool:
   return _find_reader(header) is TiffImageFile
 
 
+def is_heic(header: bytes) -> bool:
+  """Return whether the first bytes of a file are those of a HEIC image."""
+  return bool(_HEIC.match(header)) and not _AVIF.match(header)
+
+
+@functools.cache
+def load_heic_reader() -> type | None:
+  """Return Pillow's reader for HEIC, or None if the package pillow-heif is not installed."""
+  try:
+    from pillow_heif import HeifImageFile
+  except ImportError:
+    return None
+  reader: type = HeifImageFile
+  return reader
+
+
 def _find_reader(data: bytes) -> type | None:
   """Return Pillow's reader for the format of a file, or None."""
   header = data[:HEADER_BYTES]
   if _AVIF.match(header):
     return AvifImageFile
+  if is_heic(header):
+    return load_heic_reader()
   for first_bytes, reader in _READERS.items():
     if header.startswith(first_bytes):
       pattern = _PATTERNS.get(reader)

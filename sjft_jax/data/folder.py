@@ -19,7 +19,16 @@ from jaxtyping import Int32, UInt8
 
 from sjft_jax.data import digests
 from sjft_jax.data.dataset import EncodedDataset
-from sjft_jax.data.decode import FORMATS, HEADER_BYTES, UnreadableError, is_image, is_tiff
+from sjft_jax.data.decode import (
+  FORMATS,
+  HEADER_BYTES,
+  HEIC_REMEDY,
+  UnreadableError,
+  is_heic,
+  is_image,
+  is_tiff,
+  load_heic_reader,
+)
 from sjft_jax.runtime import console
 from sjft_jax.runtime.options import choose
 
@@ -31,6 +40,7 @@ _SUFFIXES = frozenset(
     *('.jpeg', '.jpg', '.jpx', '.pbm', '.pgm', '.png', '.pnm', '.ppm', '.tif', '.tiff', '.webp'),
   ]
 )
+_HEIC_SUFFIXES = frozenset({'.heic', '.heif', '.hif'})
 # What operating systems and storage devices add to folders.
 _HIDDEN = frozenset({'$RECYCLE.BIN', '@eaDir', '__MACOSX', 'lost+found'})
 LIST_SUFFIXES = ('.csv', '.tsv', '.parquet')
@@ -119,15 +129,18 @@ def _why_no_image(entry: os.DirEntry) -> str:
     if not entry.is_file():
       return 'links that lead nowhere' if entry.is_symlink() else 'that are no files'
     suffix = os.path.splitext(entry.name)[1].lower()
-    if suffix in _SUFFIXES:
+    if suffix in _SUFFIXES or (suffix in _HEIC_SUFFIXES and load_heic_reader()):
       return ''
     with open(entry.path, 'rb', buffering=0) as file:
       header = file.read(HEADER_BYTES)
   except OSError:
     return 'links that lead nowhere' if entry.is_symlink() else 'that cannot be opened'
   # Cameras' raw files are TIFFs with a thumbnail in front, and so are other formats.
-  is_readable = is_image(header) and not (suffix and is_tiff(header))
-  return '' if is_readable else f'{suffix} files'.strip() if suffix else 'files of no known format'
+  if is_image(header) and not (suffix and is_tiff(header)):
+    return ''
+  if is_heic(header):
+    return f'HEIC images, which {HEIC_REMEDY}'
+  return f'{suffix} files' if suffix else 'files of no known format'
 
 
 class _FileDataset(EncodedDataset):
@@ -255,6 +268,7 @@ class ClassFolder(_FileDataset):
       folders[name] = entry.name
     if not folders:
       raise ValueError(f'{root} has no class folders; {_LAYOUT}')
+    _check_no_wrapper(root, split, list(folders.values()))
     if not split:
       _check_no_splits(root, list(folders.values()))
     classes = _sort_classes(folders)
@@ -284,35 +298,58 @@ def _raise_no_image(root: str, folder: str) -> None:
   )
 
 
+def _check_no_wrapper(root: str, split: str, folders: Sequence[str]) -> None:
+  """Check that a folder does not hold one folder alone in which the class folders are.
+
+  Raises:
+    ValueError: it does; all images would be of one class.
+  """
+  path, inner, parents = root, list(folders), set()
+  while len(inner) == 1 and os.path.realpath(path) not in parents:  # A link may lead back.
+    parents.add(os.path.realpath(path))
+    path = os.path.join(path, inner[0])
+    entries = scan_visible(path)
+    if not all(entry.is_dir() for entry in entries):
+      return
+    inner = [entry.name for entry in entries]
+  if path == root or len(inner) < 2:
+    return
+  remedy = f'path={path}'
+  if split:
+    inside = os.path.join(split, os.path.relpath(path, root))
+    remedy = f'{inside} as the split: train_split={inside}, or split={inside} for a source'
+  raise ValueError(
+    f'{root} holds one folder, {folders[0]}, and {path} holds {_shorten(inner)}: if these are the '
+    f'classes, give {remedy}; otherwise put the images of all into one folder'
+  )
+
+
 def _check_no_splits(root: str, folders: Sequence[str]) -> None:
   """Check that what lies in a folder without splits are classes.
 
   Raises:
-    ValueError: the folders are splits, or there is one only, and it holds the classes.
+    ValueError: the folders are splits.
   """
   if all(folder.casefold() in SPLITS for folder in folders):
     raise ValueError(
       f'{root} holds {", ".join(folders)} and no other folder: these are splits, but not all of '
-      f'them hold class folders; {_LAYOUT}'
+      f'them hold class folders; {_LAYOUT}; classes of these names need a split above them, '
+      f'{os.path.join(root, "train", folders[0])}'
     )
   inner = {}
   for folder in folders:
     entries = scan_visible(os.path.join(root, folder))
     if all(entry.is_dir() for entry in entries):
       inner[folder] = {entry.name for entry in entries}
-  if len(folders) == 1 and inner and len(inner[folders[0]]) > 1:
-    raise ValueError(
-      f'{root} holds one folder, {folders[0]}, which holds {_shorten(sorted(inner[folders[0]]))}; '
-      f'give path={os.path.join(root, folders[0])}'
-    )
   for folder in inner:
     for other in inner:
       shared = sorted(inner[folder] & inner[other])
       if folder < other and len(shared) > 1 and _names_split(folder, other):
+        train, test = sorted([folder, other], key=lambda name: 'train' not in name.casefold())
         raise ValueError(
           f'{os.path.join(root, folder)} and {os.path.join(root, other)} hold the same folders '
-          f'({_shorten(shared)}), so they are splits and not classes; name them as splits '
-          f'(train_split={folder!r} …)'
+          f'({_shorten(shared)}), so they are splits and not classes; name them: for a target '
+          f'train_split={train} and test_split={test}, for a source split={train}'
         )
 
 
@@ -530,6 +567,8 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
     return pa.table(rows)
   except (ValueError, OSError, pa.ArrowException) as error:
     message = str(error).splitlines()[0]
+    if 'invalid UTF8' in message:
+      message = 'its text is not UTF-8; save it as UTF-8'
     raise ValueError(
       f'{path} cannot be read as a list of {" and ".join(required)}: {message}'
     ) from error

@@ -1,9 +1,12 @@
 """The joint network of a run and the variables that it starts from."""
 
+import hashlib
+import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from sjft_jax.models import joint, trunk
 from sjft_jax.models.weights import convert, run_checkpoint
@@ -43,11 +46,13 @@ class Network(NamedTuple):
     model: the module.
     variables: 'params' and 'batch_stats' to start from.
     description: what `run_checkpoint.save_description` takes, except for the classes.
+    weights_digest: SHA-256 of the values of the pretrained weights; '' if the trunk is random.
   """
 
   model: joint.Joint
   variables: dict[str, Any]
   description: dict[str, Any]
+  weights_digest: str
 
 
 def build_network(
@@ -88,10 +93,20 @@ def build_network(
   variables = joint.init(model, jax.random.key(seed), image_size)
   if weights is not None:
     variables = joint.replace_trunk(variables, weights.params, weights.batch_stats)
-  return Network(model, variables, spec._asdict() | {'normalization': normalization})
+  description = spec._asdict() | {'normalization': normalization}
+  return Network(model, variables, description, '' if weights is None else _digest(weights))
+
+
+def _digest(weights: Weights) -> str:
+  content = hashlib.sha256()
+  for path, value in jax.tree.leaves_with_path((weights.params, weights.batch_stats)):
+    content.update(f'{jax.tree_util.keystr(path)} {value.shape}'.encode())
+    content.update(np.ascontiguousarray(value).tobytes())
+  return content.hexdigest()
 
 
 def _load_weights(pretrained: str, spec: trunk.TrunkSpec) -> Weights:
+  pretrained = os.path.expanduser(pretrained)
   is_run = artifacts.absolute_path(pretrained).is_dir()
   load = run_checkpoint.load_trunk if is_run else convert.load
   return load(pretrained, **spec._asdict())

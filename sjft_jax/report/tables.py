@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
-from etils import epath
 
 from sjft_jax.runtime import artifacts
 from sjft_jax.runtime.options import choose
@@ -74,10 +73,10 @@ def write_table(
     parts: for each part of the rows, the values of all columns (arrays or lists). Parts are written
       one after another, so that a large table is never in memory as a whole.
   """
-  schema = pa.schema(list(columns.items()))
+  schema, place = pa.schema(list(columns.items())), artifacts.absolute_path(path)
   with (
-    artifacts.atomic_write(epath.Path(path)) as file,
-    _WRITERS[epath.Path(path).suffix.lower()](file, schema) as writer,
+    artifacts.atomic_write(place) as file,
+    _WRITERS[place.suffix.lower()](file, schema) as writer,
   ):
     for part in parts:
       arrays = [pa.array(values, type=t) for values, t in zip(part, schema.types, strict=True)]

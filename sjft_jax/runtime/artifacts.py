@@ -80,8 +80,11 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def absolute_path(path: str | os.PathLike[str]) -> epath.Path:
-  """Return the path from the root; an object's path is returned as it is (epath would spoil it)."""
-  return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
+  """Return the path from the root, where '~' is the user's home.
+
+  An object's path is returned as it is (epath would spoil it).
+  """
+  return epath.Path(path) if is_remote(path) else epath.Path(os.path.expanduser(path)).absolute()
 
 
 def glob(directory: epath.Path, pattern: str) -> Iterator[epath.Path]:

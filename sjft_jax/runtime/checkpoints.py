@@ -116,8 +116,8 @@ class Checkpoints:
         expected = self._fingerprint, _fingerprint_leaves(like)
         if (metadata['fingerprint'], metadata['leaves']) != expected:
           raise OtherRunError(
-            f'{self._directory} was made from other data or another version of the program; use a '
-            'new --workdir, or delete this one'
+            f'{self._directory} was made from other data or another version of the program or its '
+            'packages; use a new --workdir, or delete this one'
           )
         return _restore_state(self._manager, step, metadata, like), metadata['extra']
       except (OtherRunError, MemoryError):

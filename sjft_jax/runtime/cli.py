@@ -35,8 +35,8 @@ def start(define_flags: Callable[[], None], main: Callable[[], None]) -> None:
   console.protect_stderr()
   logging.get_absl_handler().python_handler.stream = sys.stderr
   preemption.install_handlers()
-  # Shells expand the ~ of a home directory only at the beginning of a word.
-  sys.argv[1:] = [re.sub(r'(?<==)~(?=/|$)', _home, word, count=1) for word in sys.argv[1:]]
+  # Shells expand the ~ of a home directory only at the beginning of a word, in no --flagfile.
+  sys.argv[1:] = _expand_home(_read_flagfiles(_expand_home(sys.argv[1:])))
   try:
     launch.check_limits()
     flags.DEFINE_bool('traceback', False, 'Show where in the code an error arose.')
@@ -114,8 +114,16 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
   return remaining
 
 
-def _home(match: re.Match[str]) -> str:
-  return os.path.expanduser(match[0])
+def _read_flagfiles(words: Sequence[str]) -> list[str]:
+  """Return the command line with the flags of its --flagfile in their place."""
+  try:
+    return list(flags.FLAGS.read_flags_from_files(words, force_gnu=False))
+  except flags.Error as error:
+    sys.exit(f'error: {error}')
+
+
+def _expand_home(words: Sequence[str]) -> list[str]:
+  return [re.sub(r'(?<==)~(?=/|$)', lambda m: os.path.expanduser(m[0]), word) for word in words]
 
 
 def _ignore_closed_event_loops(unraisable: Any) -> None:

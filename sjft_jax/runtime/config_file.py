@@ -33,15 +33,11 @@ def define_flag(argv: list[str]) -> None:
   """Load the file that --config names and define a flag for each of its options.
 
   Args:
-    argv: the command line; the flags of a --flagfile are put into it, --config itself is taken
-      out, values of tuples and new overrides are rewritten in place.
+    argv: the command line; --config itself is taken out, values of tuples and new overrides are
+      rewritten in place.
 
   A file that cannot be loaded ends the program with one line.
   """
-  try:
-    argv[1:] = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
-  except flags.Error as error:
-    sys.exit(f'error: {error}')
   value = _take_config(argv)
   if value is None:
     flags.DEFINE_string('config', None, _HELP)
@@ -82,13 +78,13 @@ def load(value: str) -> ConfigDict:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise ValueError(_describe(error, file)) from error
   if not callable(getattr(module, 'get_config', None)):
     raise ValueError('the file defines no function get_config()')
   try:
     config = module.get_config(*([argument[1]] if argument else []))
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise ValueError(_describe(error, file)) from error
   if not isinstance(config, ConfigDict):
     raise ValueError(
@@ -138,10 +134,10 @@ def _take_config(argv: list[str]) -> str | None:
   return value
 
 
-def _describe(error: Exception, file: Path) -> str:
+def _describe(error: BaseException, file: Path) -> str:
   """Return an error of a configuration file in one line, with its place in the file."""
   if isinstance(error, SyntaxError):
-    return f'line {error.lineno}: {error.msg}'
+    return f'line {error.lineno}: {error.msg}' if error.lineno else str(error.msg)
   places = [
     frame.lineno
     for frame in traceback.extract_tb(error.__traceback__)

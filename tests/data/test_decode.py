@@ -225,8 +225,36 @@ def test_formats_are_told_from_text_and_from_other_containers():
   for text in (b'BMW', b'P1 is', b'BM' + b'W' * 60, b'P3 is the third', b'RIFF....WAVEfmt '):
     assert not decode.is_image(text) or text.startswith((b'P1 ', b'P3 '))
   heic = b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(40)
+  assert decode.is_heic(heic)
+  assert not any(map(decode.is_heic, WHOLE.values()))
+
+
+def test_heic_images_need_a_package(monkeypatch):
+  heic = b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(40)
+  monkeypatch.setattr(decode, 'load_heic_reader', lambda: None)
   assert not decode.is_image(heic)
-  assert refusal(heic) == 'is a HEIC image, which is not read'
+  assert refusal(heic) == (
+    "is a HEIC image, which the package pillow-heif reads: pip install 'sjft_jax[heic]'"
+  )
+
+
+@pytest.mark.parametrize(('orientation', 'turns'), [(1, 0), (3, 2), (6, 3)])
+def test_heic_images_are_upright_and_like_what_was_saved(orientation, turns):
+  pillow_heif = pytest.importorskip('pillow_heif')
+  image = PIL.Image.fromarray(PHOTOGRAPH)
+  exif = PIL.Image.Exif()
+  exif[0x0112] = orientation
+  buffer = io.BytesIO()
+  pillow_heif.from_pillow(image).save(buffer, quality=95, exif=exif.tobytes())
+  data = buffer.getvalue()
+  assert decode.is_image(data[: decode.HEADER_BYTES])
+  upright = np.rot90(PHOTOGRAPH, turns)
+  decoded = decode_image(data)
+  assert decoded.shape == upright.shape
+  assert np.abs(decoded.astype(int) - upright).mean() < 4
+  for length in range(len(data) // 2, len(data) - 1, 97):
+    with pytest.raises(UnreadableError):
+      decode_image(data[:length])
 
 
 def test_of_16_bits_the_upper_8_stay():

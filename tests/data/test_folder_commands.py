@@ -8,6 +8,7 @@ import unicodedata
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 from commands import ROOT, refusal, start
 from small_run import command, write_data
@@ -25,14 +26,18 @@ def write(folder, *names, shape=(40, 40, 3)):
     file.write_bytes(cv2.imencode('.png', pixels)[1].tobytes())
 
 
-def preview(path, *options, data='target', cwd=ROOT, **environment):
-  """Start the command that opens a data set and draws a few images."""
+def preview(path, *options, data='target', cwd=ROOT, python_path=(), **environment):
+  """Start the command that opens a data set and draws a few images.
+
+  Folders of `python_path` come before all others where Python looks for packages.
+  """
   options = [f'--config.{data}.path={path}', *(f'--config.{option}' for option in options)]
   module = f'cd {cwd} && exec {sys.executable} -m sjft_jax.data.preview "$@"'
   output = os.path.join(environment['HOME'], 'preview.png')
   config = f'--config={ROOT}/configs/folder.py'
   arguments = [config, f'--data={data}', f'--output={output}', '--images=1', '--draws=0', *options]
-  environment |= {'PYTHONPATH': str(ROOT), 'XDG_CACHE_HOME': f'{environment["HOME"]}/cache'}
+  python_path = os.pathsep.join(map(str, (*python_path, ROOT)))
+  environment |= {'PYTHONPATH': python_path, 'XDG_CACHE_HOME': f'{environment["HOME"]}/cache'}
   return start(['sh', '-c', module, 'sh', *arguments], **environment)
 
 
@@ -46,6 +51,10 @@ def output(process):
 # Files below HOME, options of the target, and a part of what is printed.
 WORKING = {
   'capital splits': (['d/Train/a/1.png', 'd/Test/a/1.png'], 'd', [], 'd/Train'),
+  'wrappers in splits': (
+    [f'd/{split}/x/{name}/1.png' for split in ('train', 'test') for name in 'ab'],
+    *('d', ['target.train_split=train/x', 'target.test_split=test/x'], 'd/train/x'),
+  ),
   'val as test split': (
     ['d/train/a/1.png', 'd/val/a/1.png'],
     *('d', ['target.test_split=val'], 'd/train'),
@@ -80,13 +89,24 @@ REFUSED = {
     "has no split test_split='test', but train, val; test_split=val tests on that, test_split= ",
   ),
   'wrapper': (['flowers/rose/1.png', 'flowers/lily/1.png', '__MACOSX/x'], 'give path={0}/flowers'),
+  'wrapper of a wrapper': (
+    ['zip/flowers/rose/1.png', 'zip/flowers/lily/1.png'],
+    '{0} holds one folder, zip, and {0}/zip/flowers holds lily, rose: if these are the classes, '
+    'give path={0}/zip/flowers; otherwise put',
+  ),
+  'wrapper in a split': (
+    ['train/flowers/rose/1.png', 'train/flowers/lily/1.png', 'test/flowers/rose/1.png'],
+    'give train/flowers as the split: train_split=train/flowers, or split=train/flowers for a',
+  ),
   'other names of splits': (
     ['Training/a/1.png', 'Training/b/1.png', 'Testing/a/1.png', 'Testing/b/1.png'],
-    'are splits and not classes; name them as splits',
+    'are splits and not classes; name them: for a target train_split=Training and '
+    'test_split=Testing, for a source split=Training',
   ),
   'splits without classes': (
     ['train/1.png', 'test/1.png'],
-    'but not all of them hold class folders',
+    'but not all of them hold class folders; images are expected as <path>/<split>/<class>/<file>, '
+    'the split may be empty; classes of these names need a split above them, {0}/train/test',
   ),
   'line break': (['train/a\nb/1.png', 'test/a/1.png'], "has the class name 'a\\nb'; rename it"),
   'two spellings of a class': (
@@ -122,7 +142,7 @@ def test_folder_is_refused_with_a_remedy(tmp_path, case):
 def test_files_that_are_passed_over_are_counted(tmp_path):
   data = tmp_path / 'data'
   write(data, *(f'a/{name}' for name in ('1.png', '2.jfif', '3.jpe', '4', '5.old', 'deep/6.pgm')))
-  (data / 'a/7.heic').write_bytes(b'\0\0\0\x18ftypheic' + bytes(99))
+  (data / 'a/7.mp4').write_bytes(b'\0\0\0\x18ftypisom' + bytes(99))
   (data / 'a/8.cr2').write_bytes(b'II*\0' + bytes(99))
   (data / 'a/9.png').symlink_to('nowhere.png')
   (data / 'a/BMW').write_text('BMW and P1 are words')
@@ -130,11 +150,53 @@ def test_files_that_are_passed_over_are_counted(tmp_path):
   write(data, 'beside.png')
   text = output(preview(data, data='source', HOME=str(tmp_path)))
   assert (
-    f'Passed over in {data}: 2 beside the class folders (LICENSE, beside.png), 1 .heic files '
-    '(a/7.heic), 1 .cr2 files (a/8.cr2), 1 links that lead nowhere (a/9.png), 1 files of no known '
+    f'Passed over in {data}: 2 beside the class folders (LICENSE, beside.png), 1 .mp4 files '
+    '(a/7.mp4), 1 .cr2 files (a/8.cr2), 1 links that lead nowhere (a/9.png), 1 files of no known '
     'format (a/BMW)' in text
   )
   assert 'source, data' in text
+
+
+@pytest.fixture
+def without_heif(tmp_path):
+  """Return a folder that hides the package pillow-heif from Python."""
+  folder = tmp_path / 'hidden'
+  folder.mkdir()
+  (folder / 'pillow_heif.py').write_text('raise ImportError\n')
+  return folder
+
+
+def test_line_says_what_reads_heic_images(tmp_path, without_heif):
+  data = tmp_path / 'data'
+  write(data, 'train/a/1.png', 'train/a/2.HEIC', 'test/a/1.png')  # The second is a PNG by content.
+  heic = b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(99)
+  for name in ('3.heic', '4.jpg'):
+    (data / 'train/a' / name).write_bytes(heic)
+  text = output(preview(data, python_path=[without_heif], HOME=str(tmp_path)))
+  remedy = "HEIC images, which the package pillow-heif reads: pip install 'sjft_jax[heic]'"
+  assert f'Passed over in {data}/train: 1 {remedy} (a/3.heic)' in text
+  (tmp_path / 'list.csv').write_text(
+    f'{LIST}data/train/a/3.heic,a,train\ndata/test/a/1.png,a,test\n'
+  )
+  error = refusal(preview(tmp_path / 'list.csv', python_path=[without_heif], HOME=str(tmp_path)))
+  assert f'3.heic is a {remedy.replace("images", "image")}' in error
+
+
+def test_heic_images_are_read_if_there_is_the_package(tmp_path):
+  pillow_heif = pytest.importorskip('pillow_heif')
+  data = tmp_path / 'data'
+  write(data, 'train/a/1.png', 'test/a/1.png')
+  red = PIL.Image.new('RGB', (60, 40), (200, 30, 30))
+  pillow_heif.from_pillow(red).save(data / 'train/a/0.heic')
+  shutil.copy(data / 'train/a/0.heic', data / 'train/a/no_suffix')
+  text = output(preview(data, '--images=3', HOME=str(tmp_path)))
+  assert 'Passed over' not in text
+  # Columns of a page: retrieval and test views; its first row shows the first image.
+  page = np.asarray(PIL.Image.open(tmp_path / 'preview.png').convert('RGB')).reshape(-1, 3)
+  assert (np.abs(page.astype(int) - (200, 30, 30)).max(axis=1) <= 4).sum() > 100_000
+  (data / 'train/a/2.heic').write_bytes((data / 'train/a/0.heic').read_bytes()[:300])
+  error = refusal(preview(data, '--images=4', HOME=str(tmp_path)))
+  assert '2.heic is ' in error
 
 
 @pytest.mark.parametrize('name', ['list.csv', 'list.CSV', 'list.tsv'])

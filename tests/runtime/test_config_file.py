@@ -15,6 +15,8 @@ FILES = {
   'dict.py': 'def get_config():\n  return {"seed": 1}\n',
   'environment.py': 'import os\n\n\ndef get_config():\n  return os.environ["NOT_SET_ANYWHERE"]\n',
   'syntax.py': 'def get_config(:\n',
+  'binary.py': '\0',
+  'exit.py': 'import sys\n\nsys.exit(3)\n',
   'settings.json': '{"seed": 1}\n',
   'mine.py': 'from sjft_jax import config\n\n\ndef get_config():\n  return config.default()\n',
 }
@@ -55,6 +57,8 @@ def error_line(process):
     ('dict.py', 'get_config() returned dict; return a ConfigDict'),
     ('environment.py', "line 5: KeyError: 'NOT_SET_ANYWHERE'"),
     ('syntax.py', 'line 1: invalid syntax'),
+    ('binary.py', 'binary.py: source code'),
+    ('exit.py', 'line 3: SystemExit: 3'),
     ('settings.json', 'give a Python file that defines get_config()'),
     ('missing.py', 'no such file'),
     ('', 'give a Python file'),
