@@ -7,6 +7,9 @@ from rich.table import Table
 
 from sjft_jax.runtime import console
 
+# Of the closing table.
+HEADINGS = ('training', 'source', 'class accuracy', 'top-1', 'gain', 'fused')
+
 
 def print_table(results: dict[str, Any]) -> None:
   """Print the scores of each arm and its gain over plain fine-tuning, if that was trained too.
@@ -14,23 +17,41 @@ def print_table(results: dict[str, Any]) -> None:
   Args:
     results: what results.json holds.
   """
-  view = results['view'].replace('_', ' ')
-  table = Table(title=f'{results["test_images"]:,} test images, {view}')
-  for heading in ('training', 'source', 'class accuracy', 'top-1', 'gain', 'fused'):
+  table = Table(title=table_title(results))
+  for heading in HEADINGS:
     table.add_column(heading, justify='left' if heading == 'training' else 'right', no_wrap=True)
   for row in results['table']:
-    table.add_row(
-      row['name'],
-      f'{row["source_images"]:,}' if row['source_images'] else '–',
-      f'{row["mean_class_accuracy"]:.1%}',
-      f'{row["top1"]:.1%}',
-      f'{100 * row["gain"]:+.1f} ± {100 * row["standard_error"]:.1f}' if 'gain' in row else '',
-      f'{row["fused"]:.1%}' if 'fused' in row else '',
-    )
+    table.add_row(*table_row(row))
   console.print_table(table)
-  for row in results['table']:
-    if 'gain' in row and row['arm'] in ('constant', 'rounds'):
-      console.say(verdict(row))
+  for line in verdicts(results):
+    console.say(line)
+
+
+def table_title(results: dict[str, Any]) -> str:
+  """Return the title of the closing table."""
+  return f'{results["test_images"]:,} test images, {results["view"].replace("_", " ")}'
+
+
+def table_row(row: dict[str, Any]) -> list[str]:
+  """Return the cells of a row of the closing table, below `HEADINGS`."""
+  return [
+    row['name'],
+    f'{row["source_images"]:,}' if row['source_images'] else '–',
+    f'{row["mean_class_accuracy"]:.1%}',
+    f'{row["top1"]:.1%}',
+    f'{100 * row["gain"]:+.1f} ± {100 * row["standard_error"]:.1f}' if 'gain' in row else '',
+    f'{row["fused"]:.1%}' if 'fused' in row else '',
+  ]
+
+
+def verdicts(results: dict[str, Any]) -> list[str]:
+  """Return a line on the gain of each arm that selects; the growing one is the last."""
+  return [
+    verdict(row)
+    for arm in ('constant', 'rounds')
+    for row in results['table']
+    if row['arm'] == arm and 'gain' in row
+  ]
 
 
 def verdict(row: dict[str, Any]) -> str:
