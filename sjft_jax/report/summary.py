@@ -1,12 +1,16 @@
 """The closing table of a run, and verdicts that claim no more than the numbers do."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from sjft_jax.runtime import console
 
+MAX_PRINTED = 100  # Predictions; a file holds more.
 # Of the closing table.
 HEADINGS = ('training', 'source', 'class accuracy', 'top-1', 'gain', 'fused')
 
@@ -106,6 +110,25 @@ def _spread(row: dict[str, Any], score: str) -> str:
   mean, deviation = row[score]['mean'], row[score]['standard_deviation']
   sign = '+' if score == 'gain' else ''
   return f'{100 * mean:{sign}.1f} ± {100 * deviation:.1f}'
+
+
+def print_predictions(headings: Sequence[str], columns: Sequence[Any]) -> None:
+  """Print the classes of images, one a row; of very many, the first.
+
+  Args:
+    headings: of the columns; those that begin with 'probability' hold shares.
+    columns: the values of each.
+  """
+  table = Table()
+  for heading in headings:
+    table.add_column(heading, justify='right' if heading.startswith('probability') else 'left')
+  for row in itertools.islice(zip(*columns, strict=True), MAX_PRINTED):
+    table.add_row(
+      *(f'{x:.1%}' if isinstance(x, float | np.floating) else escape(str(x)) for x in row)
+    )
+  console.print_table(table)
+  if len(columns[0]) > MAX_PRINTED:
+    console.say(f'{len(columns[0]) - MAX_PRINTED:,} more images; --output=FILE writes all.')
 
 
 def print_scores(rows: Sequence[tuple[str, dict[str, float]]], title: str) -> None:

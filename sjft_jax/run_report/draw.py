@@ -131,6 +131,7 @@ def open_run(run: str | os.PathLike[str]) -> RunReport:
     bank = banks.load(**config.bank)
   opened = Domains(target, test, source)
   fingerprint = workdirs.run_fingerprint(config, bank.fingerprint, opened)
+  _load(workdir / results.TEST_IMAGES, fingerprint)  # Another fingerprint is refused.
   with artifacts.suppress_writes(workdir):  # What the run has listed stays as it is.
     domains, _ = screen(workdir, *opened, **config.screening)
   arms = configs.arm_configs(config).values()
@@ -139,19 +140,23 @@ def open_run(run: str | os.PathLike[str]) -> RunReport:
   ranking_fingerprint = rankings.ranking_fingerprint(
     domains.target, domains.source, bank, depth, descriptors
   )
-  try:
-    artifacts.load(workdir / results.TEST_IMAGES, fingerprint)
-    arrays = artifacts.load(workdir / 'ranking.npz', ranking_fingerprint) if depth else None
-  except ValueError as error:
-    raise ValueError(
-      f'the images that {workdir} was made with are not those that its options name now, or one of '
-      f'its files is damaged, so its report would show others ({error})'
-    ) from error
+  arrays = _load(workdir / 'ranking.npz', ranking_fingerprint) if depth else None
   shape = (len(domains.target), 0)
   ranking = Ranking(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
   if arrays is not None:
     ranking = Ranking(arrays['indices'], arrays['divergences'])
   return RunReport(workdir, fingerprint, config, domains, ranking)
+
+
+def _load(path: epath.Path, fingerprint: str) -> dict[str, np.ndarray] | None:
+  try:
+    return artifacts.load(path, fingerprint)
+  except ValueError as error:
+    raise ValueError(
+      f'{path.parent} was made with other images than those where its options say, by another '
+      f'version, or {path.name} is damaged, so its report might show wrong images; put the images '
+      'back as they were'
+    ) from error
 
 
 def make_page(run: RunRecord) -> Page:

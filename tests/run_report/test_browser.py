@@ -126,7 +126,8 @@ def test_class_names_stay_text(browser, path):
   tab, messages, _ = open_page(browser, path)
   for position in range(30):
     tab.locator('#targets label').nth(position).click()
-  tab.locator('[data-chart] svg path').last.hover(force=True)
+  tab.locator('#classes .mark-rect path').first.hover(force=True)
+  sync_api.expect(tab.locator('#vg-tooltip-element')).to_contain_text(CLASSES[0])
   assert tab.evaluate('window.hacked') is None
   text = tab.locator('body').inner_text()
   assert CLASSES[0] in text
