@@ -173,6 +173,7 @@ def default() -> ConfigDict:
   c.logging = j = ConfigDict()
   j.every = 10  # Steps between two lines; each line holds the means since the one before.
   j.tensorboard = True  # Write event files, if tensorboardX is installed.
+  j.report = True  # Draw report.html after every round.
   j.wandb = ''  # A project of Weights & Biases; '' for none.
   # Format of each round's table of selected images: 'csv', 'parquet', or 'auto', which is Parquet
   # beyond a million rows.

@@ -24,6 +24,7 @@ from sjft_jax.models.weights import run_checkpoint
 from sjft_jax.report import summary
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.rounds import resolve_num_neighbors, run_arms
+from sjft_jax.run_report.draw import RunReport
 from sjft_jax.runtime import artifacts, console, distributed
 from sjft_jax.runtime.lock import lock
 from sjft_jax.screening.screen import ScreeningResult, screen
@@ -121,12 +122,7 @@ def run_on_datasets(
       image_size=config.images.crop,
       seed=config.seed,
     )
-  fingerprint = artifacts.fingerprint(
-    workdirs.result_options(config),
-    bank.fingerprint,
-    network.weights_digest,
-    *(data.fingerprint for data in domains),
-  )
+  fingerprint = workdirs.run_fingerprint(config, bank.fingerprint, network.weights_digest, domains)
   workdirs.check_unchanged(config, workdir, resume_with_changes=resume_with_changes)
   results = result_files.load_results(workdir, fingerprint)
   # As process 0 sees it: it may make a missing file anew before another process looks.
@@ -158,14 +154,18 @@ def run_on_datasets(
     variables = network.variables
     if pretrainer is not None:
       variables = pretrain_trunk(pretrainer, variables, seconds)
-    rounds = run_arms(trainers, variables, ranking, selections)
+    report = RunReport(workdir, fingerprint, config, domains, ranking)
+    rounds = run_arms(trainers, variables, ranking, selections, report.update)
     seconds |= {f'train {name}': arm_rounds[-1].seconds for name, arm_rounds in rounds.items()}
     results = {'fingerprint': fingerprint, 'seed': config.seed, 'device': result_files.device()}
     results |= {'left_out': left_out, 'seconds': seconds}
     results |= result_files.summarize(rounds, domains.test, config.evaluation.views)
     artifacts.write_json(workdir / result_files.RESULTS, results)
+    report.update()
   summary.print_table(results)
-  console.say(f'Look at {workdir}: results.json, neighbors.png, arms/*/rounds/*/selection.*')
+  console.say(
+    f'Look at {workdir}: report.html, results.json, neighbors.png, arms/*/rounds/*/selection.*'
+  )
   return results
 
 

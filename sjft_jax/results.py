@@ -94,7 +94,16 @@ def load_round(trainer: Trainer, number: int) -> Round | None:
   Raises:
     ValueError: the file is damaged, or was made from other data or options.
   """
-  arrays = artifacts.load(round_dir(trainer, number) / ROUND, trainer.fingerprint)
+  return read_round(round_dir(trainer, number), trainer.fingerprint)
+
+
+def read_round(directory: epath.Path, fingerprint: str) -> Round | None:
+  """Read the round in a directory, or return None if it is not finished.
+
+  Raises:
+    ValueError: as for `load_round`.
+  """
+  arrays = artifacts.load(directory / ROUND, fingerprint)
   if arrays is None:
     return None
   return Round(
@@ -189,7 +198,7 @@ class Predictions:
 
   def scores(self) -> dict[str, float]:
     """Return mean class accuracy, top-1 and cross-entropy."""
-    return _score(self.probabilities, self.labels, len(self.classes))
+    return score(self.probabilities, self.labels, len(self.classes))
 
 
 def load_predictions(run: str, view: str | None = None, fused: bool = False) -> Predictions:
@@ -345,7 +354,7 @@ def summarize(
       'arm': arm,
       'name': arm_title(arm, len(arm_rounds)),
       'source_images': last.source_images,
-      **_score(last.test[view], test.labels, len(test.classes)),
+      **score(last.test[view], test.labels, len(test.classes)),
     }
     if len(arm_rounds) > 1:
       # The paper's model fusion: the mean of the probabilities after each round.
@@ -409,10 +418,11 @@ def _round_summary(round_: Round) -> dict[str, Any]:
 def _scores(
   probabilities: dict[str, np.ndarray], test: Dataset, views: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-  return {view: _score(probabilities[view], test.labels, len(test.classes)) for view in views}
+  return {view: score(probabilities[view], test.labels, len(test.classes)) for view in views}
 
 
-def _score(p: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, float]:
+def score(p: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, float]:
+  """Return mean class accuracy, top-1 and cross-entropy of predicted probabilities."""
   return {
     'mean_class_accuracy': metrics.mean_class_accuracy(p, labels, num_classes),
     'top1': metrics.top1(p, labels),

@@ -1,7 +1,7 @@
 """The paper's loop: select → train → score → grow, once per round (Ge & Yu 2017, Section 3)."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ def run_arms(
   variables: dict[str, Any],
   ranking: Ranking,
   selections: Mapping[str, SelectionOptions],
+  after_round: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Round]]:
   """Run the rounds of every arm; return them in the order of the trainers.
 
@@ -36,6 +37,7 @@ def run_arms(
     trainers: that of each arm.
     variables, ranking: as for `run_rounds`.
     selections: the options of each arm.
+    after_round: is called once a round is saved.
   """
   rounds: dict[str, list[Round]] = {}
   # The growing arm first: the random one has as many source images as it, round by round.
@@ -43,7 +45,9 @@ def run_arms(
     title = results.arm_title(name, selections[name].rounds)
     console.stage(f'Arm {number} of {len(trainers)}: {title}')
     sizes = [round_.source_images for round_ in rounds.get('rounds', ())]
-    rounds[name] = run_rounds(trainers[name], variables, ranking, selections[name], sizes)
+    rounds[name] = run_rounds(
+      trainers[name], variables, ranking, selections[name], sizes, after_round
+    )
   return {name: rounds[name] for name in trainers}
 
 
@@ -81,6 +85,7 @@ def run_rounds(
   ranking: Ranking,
   options: SelectionOptions,
   random_sizes: Sequence[int] = (),
+  after_round: Callable[[], None] = lambda: None,
 ) -> list[Round]:
   """Train one network through all rounds; hard target images get more neighbours in the next.
 
@@ -94,6 +99,7 @@ def run_rounds(
     options: which source images are selected, and in how many rounds.
     random_sizes: how many source images the method 'random' draws in each round, those of the
       growing arm that it is compared with; (): as many as its own growth would select.
+    after_round: as for `run_arms`.
   """
   rounds = []
   num_neighbors = np.full(len(trainer.domains.target), options.num_neighbors)
@@ -113,6 +119,8 @@ def run_rounds(
         num_neighbors, round_.hardness, round_.is_correct, delta=options.delta, **options.increments
       )
       rounds.append(round_)
+      if arm.saved_rounds[number] is None:
+        after_round()
   return rounds
 
 

@@ -158,13 +158,12 @@ def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
   Raises:
     ValueError: there is no such file, or it was made for other images or another network.
   """
-  try:
-    record = json.loads(epath.Path(path).read_text())
-    chosen, options = record['arms'], record['options']
-  except FileNotFoundError:
-    raise ValueError(f'tuned={path}: there is no such file; make it with sjft_jax.tune') from None
-  except (ValueError, LookupError, TypeError) as error:
-    raise ValueError(f'tuned={path} is damaged ({error}); run sjft_jax.tune again') from error
+  if not epath.Path(path).exists():
+    raise ValueError(f'tuned={path}: there is no such file; make it with sjft_jax.tune')
+  record = artifacts.load_json(
+    epath.Path(path), {'arms': dict, 'options': dict}, 'run sjft_jax.tune again'
+  )
+  chosen, options = record['arms'], record['options']
   now = workdirs.result_options(config, *_SECTIONS)
   for name in sorted({*now, *options}):
     value = json.loads(json.dumps(now.get(name)))
@@ -259,7 +258,7 @@ def _trial_config(config: ConfigDict, arm: str, setting: Setting) -> ConfigDict:
   result.arms, result.repeats = (arm,), 1
   result.evaluation.views = ('center',)
   result.training.keep_rounds = False
-  result.logging.update(tensorboard=False, wandb='')
+  result.logging.update(tensorboard=False, wandb='', report=False)
   result.overrides[arm] = _merge(config.overrides[arm].to_dict(), setting)
   return result
 

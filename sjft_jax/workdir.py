@@ -10,6 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sjft_jax.config import default
+from sjft_jax.data.dataset import Domains
 from sjft_jax.runtime import artifacts, console
 
 # The version of the files in a work directory. It goes up when their names or contents change.
@@ -69,6 +70,35 @@ def resolve(name: str | os.PathLike[str]) -> epath.Path:
   if not remote and os.path.exists(name) and not os.path.isdir(name):
     raise ValueError(f'{name} is a file; give another work directory')
   return epath.Path(name)
+
+
+def run_fingerprint(
+  config: ConfigDict, bank_fingerprint: str, weights_digest: str, domains: Domains
+) -> str:
+  """Return the fingerprint of everything that decides the results of a run.
+
+  Args:
+    config: all options.
+    bank_fingerprint: of the filters that describe images.
+    weights_digest: of the trunk's pretrained weights.
+    domains: the data sets as they are opened, before any image is left out.
+  """
+  return artifacts.fingerprint(
+    result_options(config),
+    bank_fingerprint,
+    weights_digest,
+    *(data.fingerprint for data in domains),
+  )
+
+
+def option_table(options: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+  """Return the name, the value and the default of every option; None where there is no default.
+
+  Args:
+    options: by section, as `load_config` returns them.
+  """
+  defaults = _flatten(json.loads(default().to_json()))
+  return [(name, value, defaults.get(name)) for name, value in _flatten(options).items()]
 
 
 def result_options(config: ConfigDict, *sections: str) -> dict[str, Any]:

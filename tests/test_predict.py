@@ -46,8 +46,11 @@ def run(data, tmp_path_factory):
 
 
 def start(arm, images, output, *more):
-  options = f'--run={arm}', f'--images={images}', f'--output={output}'
-  return commands.start([sys.executable, '-m', 'sjft_jax.predict', *options, *more])
+  return start_predict(arm, f'--images={images}', f'--output={output}', *more)
+
+
+def start_predict(arm, *options):
+  return commands.start([sys.executable, '-m', 'sjft_jax.predict', f'--run={arm}', *options])
 
 
 def finish(process):
@@ -65,7 +68,7 @@ def test_predictions_are_the_probabilities_that_the_run_scored(run, data, tmp_pa
   outputs = [tmp_path / name for name in ('some.csv', 'all.parquet', 'fused.parquet')]
   arm, test = run / 'arms' / 'rounds', data / 'target' / 'test'
   processes = [
-    start(arm, images, outputs[0], '--max_bad_share=0.2'),
+    start(arm, images, outputs[0]),
     start(arm, test, outputs[1], '--view=center', '--every_class', '--batch_size=2'),
     start(arm, test, outputs[2], '--fused', '--every_class'),
   ]
@@ -118,7 +121,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used_once_it_is_del
     ('arms/nobody', '', 'give the folder of one training; with checkpoints there: none'),
     ('pretrain', '', 'knows no class of the target; give a folder below '),
     ('arms/rounds', '--images=/nowhere', '/nowhere is neither a folder nor a file'),
-    ('arms/rounds', '--output=p.txt', 'the name must end in one of .csv, .tsv, .parquet'),
+    ('arms/rounds', '--max_bad_share=0 --images=/nowhere --eval', 'takes one folder or list'),
+    ('arms/rounds', '--output=p.txt', 'the name must end in one of .csv, .tsv, .parquet, .json'),
   ],
 )
 def test_a_mistake_ends_in_one_line(run, data, tmp_path, folder, argument, message):
@@ -161,3 +165,55 @@ def test_one_file_and_a_list_are_predicted_as_in_their_folder(run, data, tmp_pat
   assert tables['list.tsv']['image'] == [str(folder / name) for name in names]
   expected = [whole[name] for name in names]
   assert tables['list.tsv']['probability'] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_eval_gives_the_numbers_that_training_gave(run, data, tmp_path):
+  arm, test = run / 'arms' / 'rounds', data / 'target' / 'test'
+  jobs = [
+    start_predict(arm, f'--images={test}', '--eval'),
+    start_predict(arm, f'--images={test}', '--eval', '--fused', '--view=center'),
+    start_predict(arm, f'--images={test}', '--eval', f'--output={tmp_path / "p.json"}'),
+  ]
+  printed = [finish(process) for process in jobs]
+  saved = json.loads((run / 'results.json').read_text())['arms']['rounds']
+  for text, scores in (
+    (printed[0], saved['rounds'][-1]['test']['ten_crop']),
+    (printed[1], saved['fused']['center']),
+    (printed[2], saved['rounds'][-1]['test']['ten_crop']),
+  ):
+    row = text.splitlines()[-2]
+    assert f'{scores["mean_class_accuracy"]:.1%}' in row
+    assert f'{scores["top1"]:.1%}' in row
+    assert float(row.split('│')[-2]) == pytest.approx(scores['cross_entropy'], abs=6e-4)
+  rows = json.loads((tmp_path / 'p.json').read_text())
+  assert [row['label'] for row in rows] == [row['image'].partition('/')[0] for row in rows]
+  hits = np.mean([row['label'] == row['class'] for row in rows])
+  assert hits == pytest.approx(saved['rounds'][-1]['test']['ten_crop']['top1'])
+
+
+@pytest.mark.slow
+def test_several_paths_are_printed_with_their_likeliest_classes(run, data, tmp_path):
+  arm, test = run / 'arms' / 'rounds', data / 'target' / 'test'
+  file, folder = test / 'stripes 1' / '2.png', test / 'é, "x"'
+  text = finish(start_predict(arm, f'--images={file}', f'--images={folder}', '--top=2'))
+  rows = [line.split('│')[1:-1] for line in text.splitlines() if line.startswith('│')]
+  cells = [[cell.strip() for cell in row] for row in rows]
+  assert [row[0] for row in cells] == [str(file), *(str(folder / f'{i}.png') for i in range(3))]
+  p = np.load(arm / 'rounds' / '3' / 'round.npz')['test/ten_crop']
+  classes = ['stripes 1', 'stripes 2', 'é, "x"']
+  # The file is the third image of the first class; the folder holds the last class.
+  for row, own in zip(cells, p[[2, 6, 7, 8]], strict=True):
+    first, second = np.argsort(-own)[:2]
+    assert row[1::2] == [classes[first], classes[second]]
+    shares = [float(cell.rstrip('%')) for cell in row[2::2]]
+    assert shares == pytest.approx(100 * own[[first, second]], abs=0.051)
+
+
+@pytest.mark.slow
+def test_a_class_that_the_network_does_not_know_is_named(run, data, tmp_path):
+  images = tmp_path / 'images'
+  shutil.copytree(data / 'target' / 'test', images)
+  (images / 'stripes 1').rename(images / 'zebra')
+  process = start_predict(run / 'arms' / 'rounds', f'--images={images}', '--eval')
+  assert "has the class 'zebra', which the network does not know" in commands.refusal(process)

@@ -114,7 +114,7 @@ def test_file_that_is_no_record_is_named(small_data, tmp_path):
     tuning.apply_tuned(config, tmp_path / 'no.json')
   for content in ('', '[]', '{"arms": 3}', '{'):
     (tmp_path / 'bad.json').write_text(content)
-    with pytest.raises(ValueError, match=r'bad\.json is damaged .*; run sjft_jax\.tune again'):
+    with pytest.raises(ValueError, match=r'bad\.json is damaged: .*; run sjft_jax\.tune again'):
       tuning.apply_tuned(config, tmp_path / 'bad.json')
 
 

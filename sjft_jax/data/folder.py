@@ -451,12 +451,31 @@ class ListedImages(_FileDataset):
     return sorted(rows['split'].unique().drop_null().to_pylist())
 
 
-def open_images(path: str) -> UnlabelledFolder | ImageFiles:
-  """Open the images of a folder, of a list (its column 'path'), or a single file; without labels.
+def open_images(*paths: str) -> UnlabelledFolder | ImageFiles:
+  """Open the images of folders, of lists (their column 'path'), or single files; without labels.
+
+  The keys of a folder that is given alone are paths below it; of several, they begin with the path
+  that is given.
 
   Raises:
     ValueError: there is no such folder or file, or a list that cannot be read.
   """
+  parts = [_open_images(path) for path in paths]
+  if len(parts) == 1:
+    return parts[0]
+  return ImageFiles([Path(part.location(i)) for part in parts for i in range(len(part))])
+
+
+def open_labelled(path: str) -> ClassFolder | ListedImages:
+  """Open the images of a folder `path/<class>/…/<file>`, or of a list, all its rows.
+
+  Raises:
+    ValueError: as for `ClassFolder` and `ListedImages`.
+  """
+  return (ListedImages if is_list(path) else ClassFolder)(path, '')
+
+
+def _open_images(path: str) -> UnlabelledFolder | ImageFiles:
   path = os.path.expanduser(path)
   if os.path.isdir(path):
     return UnlabelledFolder(path)

@@ -93,8 +93,9 @@ def build_network(
   variables = joint.init(model, jax.random.key(seed), image_size)
   if weights is not None:
     variables = joint.replace_trunk(variables, weights.params, weights.batch_stats)
-  description = spec._asdict() | {'normalization': normalization}
-  return Network(model, variables, description, '' if weights is None else _digest(weights))
+  digest = '' if weights is None else _digest(weights)
+  description = spec._asdict() | {'normalization': normalization, 'weights_digest': digest}
+  return Network(model, variables, description, digest)
 
 
 def _digest(weights: Weights) -> str:

@@ -1,11 +1,18 @@
 """The closing table of a run, and verdicts that claim no more than the numbers do."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from sjft_jax.runtime import console
+
+MAX_PRINTED = 100  # Predictions; a file holds more.
+# Of the closing table.
+HEADINGS = ('training', 'source', 'class accuracy', 'top-1', 'gain', 'fused')
 
 
 def print_table(results: dict[str, Any]) -> None:
@@ -14,23 +21,41 @@ def print_table(results: dict[str, Any]) -> None:
   Args:
     results: what results.json holds.
   """
-  view = results['view'].replace('_', ' ')
-  table = Table(title=f'{results["test_images"]:,} test images, {view}')
-  for heading in ('training', 'source', 'class accuracy', 'top-1', 'gain', 'fused'):
+  table = Table(title=table_title(results))
+  for heading in HEADINGS:
     table.add_column(heading, justify='left' if heading == 'training' else 'right', no_wrap=True)
   for row in results['table']:
-    table.add_row(
-      row['name'],
-      f'{row["source_images"]:,}' if row['source_images'] else '–',
-      f'{row["mean_class_accuracy"]:.1%}',
-      f'{row["top1"]:.1%}',
-      f'{100 * row["gain"]:+.1f} ± {100 * row["standard_error"]:.1f}' if 'gain' in row else '',
-      f'{row["fused"]:.1%}' if 'fused' in row else '',
-    )
+    table.add_row(*table_row(row))
   console.print_table(table)
-  for row in results['table']:
-    if 'gain' in row and row['arm'] in ('constant', 'rounds'):
-      console.say(verdict(row))
+  for line in verdicts(results):
+    console.say(line)
+
+
+def table_title(results: dict[str, Any]) -> str:
+  """Return the title of the closing table."""
+  return f'{results["test_images"]:,} test images, {results["view"].replace("_", " ")}'
+
+
+def table_row(row: dict[str, Any]) -> list[str]:
+  """Return the cells of a row of the closing table, below `HEADINGS`."""
+  return [
+    row['name'],
+    f'{row["source_images"]:,}' if row['source_images'] else '–',
+    f'{row["mean_class_accuracy"]:.1%}',
+    f'{row["top1"]:.1%}',
+    f'{100 * row["gain"]:+.1f} ± {100 * row["standard_error"]:.1f}' if 'gain' in row else '',
+    f'{row["fused"]:.1%}' if 'fused' in row else '',
+  ]
+
+
+def verdicts(results: dict[str, Any]) -> list[str]:
+  """Return a line on the gain of each arm that selects; the growing one is the last."""
+  return [
+    verdict(row)
+    for arm in ('constant', 'rounds')
+    for row in results['table']
+    if row['arm'] == arm and 'gain' in row
+  ]
 
 
 def verdict(row: dict[str, Any]) -> str:
@@ -116,6 +141,25 @@ def _spread(row: dict[str, Any], score: str) -> str:
   mean, deviation = row[score]['mean'], row[score]['standard_deviation']
   sign = '+' if score == 'gain' else ''
   return f'{100 * mean:{sign}.1f} ± {100 * deviation:.1f}'
+
+
+def print_predictions(headings: Sequence[str], columns: Sequence[Any]) -> None:
+  """Print the classes of images, one a row; of very many, the first.
+
+  Args:
+    headings: of the columns; those that begin with 'probability' hold shares.
+    columns: the values of each.
+  """
+  table = Table()
+  for heading in headings:
+    table.add_column(heading, justify='right' if heading.startswith('probability') else 'left')
+  for row in itertools.islice(zip(*columns, strict=True), MAX_PRINTED):
+    table.add_row(
+      *(f'{x:.1%}' if isinstance(x, float | np.floating) else escape(str(x)) for x in row)
+    )
+  console.print_table(table)
+  if len(columns[0]) > MAX_PRINTED:
+    console.say(f'{len(columns[0]) - MAX_PRINTED:,} more images; --output=FILE writes all.')
 
 
 def print_scores(rows: Sequence[tuple[str, dict[str, float]]], title: str) -> None:

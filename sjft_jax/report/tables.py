@@ -1,10 +1,12 @@
-"""Write tables as .csv, .tsv or .parquet files."""
+"""Write tables as .csv, .tsv, .parquet or .json files."""
 
 import functools
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -13,12 +15,35 @@ import pyarrow.parquet
 from sjft_jax.runtime import artifacts
 from sjft_jax.runtime.options import choose
 
+
+class _JsonWriter:
+  """Write a list of objects, one for each row, with the columns' names as keys."""
+
+  def __init__(self, file: IO[bytes], schema: pa.Schema):
+    del schema  # Each batch has it.
+    self._file, self._separator = file, b'[\n'
+
+  def __enter__(self) -> '_JsonWriter':
+    return self
+
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+  ) -> None:
+    self._file.write(b'\n]\n' if self._separator == b',\n' else b'[]\n')
+
+  def write_batch(self, batch: pa.RecordBatch) -> None:
+    for row in batch.to_pylist():
+      self._file.write(self._separator + json.dumps(row, ensure_ascii=False).encode())
+      self._separator = b',\n'
+
+
 _TABS = pa.csv.WriteOptions(delimiter='\t')
 # What a table is written by, by the suffix of its name in lower case.
 _WRITERS: dict[str, Callable[..., Any]] = {
   '.csv': pa.csv.CSVWriter,
   '.tsv': functools.partial(pa.csv.CSVWriter, write_options=_TABS),
   '.parquet': pa.parquet.ParquetWriter,
+  '.json': _JsonWriter,
 }
 # 'auto' writes large tables as Parquet: a million rows of a selection are about 100 MB of text.
 FORMATS = ('auto', 'csv', 'parquet')
@@ -67,8 +92,8 @@ def write_table(
   """Write a table, which appears under its name once it is complete.
 
   Args:
-    path: on a disk or in an object store; its suffix, .csv, .tsv or .parquet in any case, decides
-      the format.
+    path: on a disk or in an object store; its suffix, .csv, .tsv, .parquet or .json in any case,
+      decides the format.
     columns: the type of each column by name.
     parts: for each part of the rows, the values of all columns (arrays or lists). Parts are written
       one after another, so that a large table is never in memory as a whole.

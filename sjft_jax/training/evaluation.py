@@ -1,8 +1,10 @@
 """Predict the class probabilities of a data set, averaged over the views of each image."""
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -100,7 +102,8 @@ def predict(
       weights, and so have the views of one size.
   """
   devices = jax.local_device_count()
-  results = []
+  results: list[np.ndarray] = []
+  in_flight: deque[_Pending] = deque()
   padded_sizes: dict[Shapes, int] = {}
   for batch in batches:
     # A short last batch is padded, so that nothing is compiled twice, and cut again below.
@@ -109,10 +112,35 @@ def predict(
     by_size = []
     for crops in batch:
       crops = np.pad(crops, [(0, padded_size - len(crops))] + [(0, 0)] * 4)
-      p = predict_step(state, crops.reshape(devices, -1, *crops.shape[2:]))
-      by_size.append(np.asarray(p).reshape(padded_size, crops.shape[1], -1).mean(axis=1))
-    results.append(np.mean(by_size, axis=0)[: len(batch[0])])
+      by_size.append(predict_step(state, crops.reshape(devices, -1, *crops.shape[2:])))
+    in_flight.append(_Pending(by_size, [crops.shape[1] for crops in batch], len(batch[0])))
+    # The devices work on one batch while the next one is prepared and handed to them.
+    if len(in_flight) > 1:
+      results.append(in_flight.popleft().mean())
+  results += [pending.mean() for pending in in_flight]
   return np.concatenate(results)
+
+
+class _Pending(NamedTuple):
+  """The predictions of a batch, which the devices may not have made yet.
+
+  Attributes:
+    by_size: probabilities [device, image · view, category] for each size of the views.
+    num_views: the views of each size.
+    num_images: without padding.
+  """
+
+  by_size: list[jax.Array]
+  num_views: list[int]
+  num_images: int
+
+  def mean(self) -> np.ndarray:
+    """Wait for the devices, and return the mean over views and sizes [image, category]."""
+    means = [
+      np.asarray(p).reshape(-1, num_views, p.shape[-1]).mean(axis=1)
+      for p, num_views in zip(self.by_size, self.num_views, strict=True)
+    ]
+    return np.asarray(np.mean(means, axis=0)[: self.num_images])
 
 
 def predict_shapes(

@@ -35,12 +35,14 @@ class LoggingOptions:
     tensorboard: whether to write event files, if tensorboardX is installed.
     wandb: the project of Weights & Biases; '': none.
     selection_format: of the tables of selected images, one of `tables.FORMATS`.
+    report: whether report.html is drawn after every round.
   """
 
   every: int
   tensorboard: bool
   wandb: str
   selection_format: str = 'auto'
+  report: bool = True
 
 
 class MetricWriter:

@@ -54,9 +54,20 @@ def mean_class_accuracy(
   Raises:
     ValueError: a label is outside [0, num_classes).
   """
+  accuracies = class_accuracies(probabilities.argmax(axis=1), labels, num_classes)
+  return float(np.mean(accuracies[~np.isnan(accuracies)]))
+
+
+def class_accuracies(
+  predicted: Int[np.ndarray, ' image'], labels: Int[np.ndarray, ' image'], num_classes: int
+) -> Float[np.ndarray, ' category']:
+  """Return the share of each class's images that are classified correctly; nan without images.
+
+  Raises:
+    ValueError: a label is outside [0, num_classes).
+  """
   if labels.min() < 0 or labels.max() >= num_classes:
     raise ValueError(f'labels span {labels.min()}–{labels.max()}, outside {num_classes} classes')
   images = np.bincount(labels, minlength=num_classes)
-  correct = np.bincount(labels[probabilities.argmax(axis=1) == labels], minlength=num_classes)
-  present = images > 0
-  return float(np.mean(correct[present] / images[present]))
+  correct = np.bincount(labels[predicted == labels], minlength=num_classes)
+  return np.where(images > 0, correct / np.maximum(images, 1), np.nan)

@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 
 import numpy as np
@@ -13,6 +14,9 @@ COLUMNS = {'name': pa.string(), 'count': pa.int32(), 'share': pa.float32()}
 
 
 def read(path):
+  if path.suffix.lower() == '.json':
+    rows = json.loads(path.read_text())
+    return {name: [row[name] for row in rows] for name in COLUMNS}
   if path.suffix.lower() == '.parquet':
     return pa.parquet.read_table(path).to_pydict()
   delimiter = '\t' if path.suffix.lower() == '.tsv' else ','
@@ -20,7 +24,7 @@ def read(path):
   return pa.csv.read_csv(path, parse_options=options).to_pydict()
 
 
-@pytest.mark.parametrize('suffix', ['.csv', '.parquet', '.tsv', '.CSV'])
+@pytest.mark.parametrize('suffix', ['.csv', '.parquet', '.tsv', '.CSV', '.json'])
 def test_parts_are_written_one_after_another(tmp_path, suffix):
   path = tmp_path / f'table{suffix}'
   path.write_text('old')
@@ -47,7 +51,7 @@ def test_csv_quotes_strings_and_writes_the_shortest_exact_numbers(tmp_path):
   ]
 
 
-@pytest.mark.parametrize('suffix', ['.csv', '.parquet', '.tsv', '.CSV'])
+@pytest.mark.parametrize('suffix', ['.csv', '.parquet', '.tsv', '.CSV', '.json'])
 def test_none_is_an_empty_cell(tmp_path, suffix):
   path = tmp_path / f'table{suffix}'
   tables.write_rows(path, COLUMNS, [('a', None, None), ('b', 2, 0.5)])
@@ -56,7 +60,7 @@ def test_none_is_an_empty_cell(tmp_path, suffix):
   assert table['share'] == [None, 0.5]
 
 
-@pytest.mark.parametrize('suffix', ['.csv', '.parquet', '.tsv', '.CSV'])
+@pytest.mark.parametrize('suffix', ['.csv', '.parquet', '.tsv', '.CSV', '.json'])
 def test_table_without_rows_has_its_columns(tmp_path, suffix):
   path = tmp_path / f'table{suffix}'
   tables.write_rows(path, COLUMNS, iter([]))

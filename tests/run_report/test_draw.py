@@ -1,0 +1,160 @@
+"""The report of a run, from the command line and while the run is under way."""
+
+import csv
+import json
+import re
+import shutil
+import sys
+import time
+
+import commands
+import numpy as np
+import pytest
+from run_report import synthetic
+from small_run import make_config, write_data
+
+from sjft_jax import pipeline
+from sjft_jax.report import page, summary
+from sjft_jax.run_report import draw
+
+
+def start(workdir):
+  return commands.start([sys.executable, '-m', 'sjft_jax.report', f'--run={workdir}'])
+
+
+def embedded(text, id_):
+  """Return the JSON that a page holds under an id."""
+  pattern = f'<script type="application/json" id="{id_}">(.*?)</script>'
+  return json.loads(re.search(pattern, text, re.DOTALL)[1])
+
+
+@pytest.mark.slow
+def test_a_run_leaves_its_report_and_the_command_makes_the_same(trained_run):
+  workdir, results = trained_run
+  before = (workdir / 'report.html').read_bytes()
+  process = start(workdir)
+  output, errors = process.communicate(timeout=300)
+  assert process.returncode == 0, output + errors
+  assert f'{workdir}/report.html' in output.splitlines()[-1]
+  assert (workdir / 'report.html').read_bytes() == before
+  text = before.decode()
+  (line,) = summary.verdicts(results)
+  assert f'<h1>{line}</h1>' in text
+  for row in results['table']:
+    cells = [f'>{cell}</' for cell in summary.table_row(row) if cell]
+    assert all(cell in text for cell in cells)
+
+
+@pytest.mark.slow
+def test_neighbours_are_those_of_the_ranking(trained_run):
+  workdir, _ = trained_run
+  content = embedded((workdir / 'report.html').read_text(), 'explorer')
+  ranking = np.load(workdir / 'ranking.npz')
+  rounds = [np.load(workdir / f'arms/rounds/rounds/{n}/round.npz') for n in (1, 2, 3)]
+  with (workdir / 'duplicates.csv').open() as file:
+    left_out = {row['source'] for row in csv.DictReader(file)}
+  sources = [f'stripes {c}/{i}.png' for c in range(6) for i in range(8)]
+  sources = [name for name in sources if name not in left_out]
+  names = [f'stripes {c}: stripes {c}/{i}.png' for c in range(3) for i in range(4)]
+  assert sorted(target['title'] for target in content['targets']) == names
+  hardness = rounds[-1]['hardness']
+  assert [names.index(target['title']) for target in content['targets']] == list(
+    np.argsort(-hardness, kind='stable')
+  )
+  for target in content['targets']:
+    index = names.index(target['title'])
+    assert [cells[:3] for cells in target['rounds']] == [
+      [str(n), f'{r["num_neighbors"][index]}', f'{r["hardness"][index]:.3f}']
+      for n, r in enumerate(rounds, 1)
+    ]
+    ranks = [r for r in (1, 2, 3, 4, 5, 10, 20) if r <= rounds[-1]['num_neighbors'][index]]
+    assert [neighbor['lines'][1] for neighbor in target['neighbors']] == [
+      f'neighbour {rank}' for rank in ranks
+    ]
+    for neighbor, rank in zip(target['neighbors'], ranks, strict=True):
+      source = ranking['indices'][index, rank - 1]
+      name = sources[source]
+      assert neighbor['alt'] == f'{name.partition("/")[0]}, {name}'
+      assert neighbor['lines'][2] == f'{ranking["divergences"][index, rank - 1]:.3g} nats'
+
+
+@pytest.mark.slow
+def test_the_report_is_drawn_after_every_round_and_a_failure_is_one_line(
+  small_data, tmp_path, monkeypatch, capsys
+):
+  headlines = []
+  write = page.write
+
+  def fail_once(path, content):
+    headlines.append(content.headline)
+    if len(headlines) == 2:
+      raise RuntimeError('no ink\nno paper')
+    write(path, content)
+
+  monkeypatch.setattr(page, 'write', fail_once)
+  changes = {'pretrain.steps': 0, 'arms': ('none', 'rounds'), 'selection.rounds': 2}
+  pipeline.run(make_config(small_data, **changes), tmp_path / 'run')
+  assert headlines[:4] == [
+    f'Not finished: {done} of 4 rounds are done, so there is no verdict yet.'
+    for done in (1, 2, 3, 4)
+  ]
+  assert len(headlines) == 5
+  (line,) = [line for line in capsys.readouterr().out.splitlines() if 'no ink' in line]
+  assert 'report.html could not be written (RuntimeError: no ink); the run goes on' in line
+  assert 'no paper' not in line
+  assert headlines[-1] in (tmp_path / 'run' / 'report.html').read_text()
+
+
+@pytest.mark.slow
+def test_a_run_whose_images_have_changed_is_refused(tmp_path):
+  data = write_data(tmp_path / 'data')
+  workdir = tmp_path / 'run'
+  changes = {'pretrain.steps': 0, 'arms': ('none',), 'selection.rounds': 1}
+  pipeline.run(make_config(data, **changes), workdir)
+  (workdir / 'report.html').unlink()
+  image = data / 'target' / 'train' / 'stripes 0' / '0.png'
+  shutil.copy(data / 'source' / 'train' / 'stripes 5' / '0.png', image)
+  message = commands.refusal(start(workdir))
+  assert 'was made with other images than those where its options say' in message
+  shutil.rmtree(data / 'source')
+  message = commands.refusal(start(workdir))
+  assert 'config.source: ' in message
+  assert str(data / 'source') in message
+  assert not (workdir / 'report.html').exists()
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (None, 'has no config.json, so it is no work directory; give one such as runs/mine'),
+    ({'repeats': 3}, 'holds 3 repeats, each with a report of its own; give '),
+  ],
+)
+def test_what_is_no_work_directory_of_one_run_is_refused(tmp_path, options, message):
+  if options:
+    (tmp_path / 'config.json').write_text(json.dumps({'format': 2, 'options': options}))
+  with pytest.raises(ValueError, match=re.escape(message)):
+    draw.open_run(tmp_path)
+
+
+def test_an_unfinished_run_has_no_verdict(tmp_path):
+  run = synthetic.make_run(tmp_path, classes=['a', 'b'], images=20, is_finished=False)
+  drawn = draw.make_page(run)
+  assert drawn.headline == 'Not finished: 11 of 12 rounds are done, so there is no verdict yet.'
+  assert 'fusion' not in [section.id for section in drawn.sections]
+
+
+@pytest.mark.slow
+def test_100_classes_and_10_000_images_are_below_10_mb(tmp_path):
+  classes = [f'a class with a long name {n}' for n in range(100)]
+  run = synthetic.make_run(
+    tmp_path, classes=classes, images=10_000, source_images=5000, rounds=3, k0=40, log_lines=8000
+  )
+  draw.make_page(run)
+  start_time = time.process_time()
+  text = page.render(draw.make_page(run))
+  # After each round the pictures are made already.
+  assert time.process_time() - start_time < 10
+  assert len(text.encode()) < 10e6
+  labels = {target['label'] for target in embedded(text, 'explorer')['targets']}
+  assert len(labels) > 50  # The pictures are noise, and each class has its hardest first.
