@@ -184,7 +184,8 @@ def _make_table(
   """
   options = flags.FLAGS
   class_names = pa.array(classes)
-  columns, values = {'image': pa.string()}, [names]
+  columns: dict[str, pa.DataType] = {'image': pa.string()}
+  values: list[Any] = [names]
   if labels is not None:
     columns['label'] = pa.string()
     values.append(class_names.take(pa.array(labels)))
