@@ -122,7 +122,9 @@ def run_on_datasets(
       image_size=config.images.crop,
       seed=config.seed,
     )
-  fingerprint = workdirs.run_fingerprint(config, bank.fingerprint, network.weights_digest, domains)
+  fingerprint = workdirs.run_fingerprint(
+    config, bank.fingerprint, network.description['weights_digest'], domains
+  )
   workdirs.check_unchanged(config, workdir, resume_with_changes=resume_with_changes)
   results = result_files.load_results(workdir, fingerprint)
   # As process 0 sees it: it may make a missing file anew before another process looks.

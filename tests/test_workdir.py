@@ -98,7 +98,7 @@ def test_other_versions_of_packages_are_said_and_kept(tmp_path, capsys):
     ({'pytest': '0.1'}, ''),
     ({'jax': '0.1'}, f'Other versions than before (jax 0.1, now {versions["jax"]}): results agree'),
   ):
-    (directory / 'versions.json').write_text(json.dumps(versions | changes))
+    artifacts.write_json(directory / 'versions.json', versions | changes)
     workdir.save_config(config.default(), directory)
     output = capsys.readouterr().out
     assert output.count('\n') == bool(message)

@@ -45,14 +45,14 @@ class Network(NamedTuple):
   Attributes:
     model: the module.
     variables: 'params' and 'batch_stats' to start from.
-    description: what `run_checkpoint.save_description` takes, except for the classes.
-    weights_digest: SHA-256 of the values of the pretrained weights; '' if the trunk is random.
+    description: what `run_checkpoint.save_description` takes, except for the classes;
+      'weights_digest' is the SHA-256 of the values of the pretrained weights, '' if the trunk is
+      random.
   """
 
   model: joint.Joint
   variables: dict[str, Any]
   description: dict[str, Any]
-  weights_digest: str
 
 
 def build_network(
@@ -95,7 +95,7 @@ def build_network(
     variables = joint.replace_trunk(variables, weights.params, weights.batch_stats)
   digest = '' if weights is None else _digest(weights)
   description = spec._asdict() | {'normalization': normalization, 'weights_digest': digest}
-  return Network(model, variables, description, digest)
+  return Network(model, variables, description)
 
 
 def _digest(weights: Weights) -> str:

@@ -56,6 +56,7 @@ def test_a_random_network_is_that_of_its_options_and_seed():
     'fully_connected': True,
     'style': 'auto',
     'normalization': 'imagenet',
+    'weights_digest': '',
   }
 
 
@@ -86,7 +87,10 @@ def test_a_trunk_of_an_earlier_run_keeps_its_style_and_normalization(tmp_path):
     np.testing.assert_array_equal(stats[f'source_{name}'], expected)
   assert network.model.trunk.style == STYLES[1]['caffe']
   assert network.model.normalization == 'inception'
-  assert network.description | {'classes': ['a', 'b', 'c']} == DESCRIPTION
+  digest = network.description['weights_digest']
+  expected = DESCRIPTION | {'weights_digest': digest}
+  assert network.description | {'classes': ['a', 'b', 'c']} == expected
+  assert len(digest) == 64
   images = jnp.zeros((2, 32, 32, 3), jnp.uint8)
   assert network.model.apply(network.variables, images)['target'].shape == (2, 3)
 

@@ -54,8 +54,8 @@ def save_description(workdir: epath.Path, description: dict[str, Any]) -> None:
 
   Args:
     workdir: the work directory.
-    description: the trunk's name, width, fully_connected, style and normalization, and the target's
-      classes.
+    description: the trunk's name, width, fully_connected, style and normalization, the digest of
+      its weights, and the target's classes.
   """
   artifacts.write_json(workdir / DESCRIPTION, description)
 
