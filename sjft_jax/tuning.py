@@ -205,9 +205,7 @@ def _try_settings(
   """Train what has to be tried and is not yet; return whether time was enough for all."""
   start_time = time.monotonic()
   # The arm with the deepest ranking first: those of the others are its beginning.
-  names = sorted(
-    arms, key=lambda name: -SelectionOptions(**arms[name].config.selection).ranking_depth
-  )
+  names = sorted(arms, key=lambda name: -_ranking_depth(arms[name].config))
   counts = [len(arm.settings) for arm in arms.values()]
   total, finished, trained = 0, 0, 0
   for _ in range(config.tuning.folds):
@@ -276,27 +274,38 @@ def _load_or_train(path: epath.Path, domains: Domains, config: ConfigDict) -> Tr
   )
   arrays = artifacts.load(path, fingerprint)
   if arrays is None:
-    (arm,) = config.arms
-    workdir, ranking = path.with_suffix(''), path.parent / 'ranking.npz'
+    ranking = path.parent / 'ranking.npz'
     # What the first training of a fold ranks takes long enough to be shown.
-    console.set_quiet(ranking.exists() or not _ranking_depth(configs.arm_config(config, arm)))
+    (options,) = configs.arm_configs(config).values()
+    console.set_quiet(ranking.exists() or not _ranking_depth(options))
     try:
-      results = pipeline.run_on_datasets(
-        domains, config, workdir, resume_with_changes=True, earlier_runs=[path.parent]
-      )
+      trial = _train(path.with_suffix(''), domains, config)
     finally:
       console.set_quiet(False)
-    predictions = result_files.load_predictions(os.fspath(workdir / 'arms' / arm))
-    arrays = {
-      'probabilities': predictions.probabilities,
-      'labels': predictions.labels,
-      'seconds': np.array(results['seconds'][f'train {arm}']),
-    }
+    arrays = {name: np.asarray(value) for name, value in trial._asdict().items()}
     artifacts.save(path, fingerprint, **arrays)
-    if (workdir / 'ranking.npz').exists() and not ranking.exists():
-      os.replace(workdir / 'ranking.npz', ranking)
   shutil.rmtree(path.with_suffix(''), ignore_errors=True)
   return Trial(arrays['probabilities'], arrays['labels'], float(arrays['seconds']))
+
+
+def _train(workdir: epath.Path, domains: Domains, config: ConfigDict) -> Trial:
+  """Train one arm; one whose loss is not finite or too large knows nothing of any image."""
+  (arm,) = config.arms
+  try:
+    results = pipeline.run_on_datasets(
+      domains, config, workdir, resume_with_changes=True, earlier_runs=[workdir.parent]
+    )
+  except FloatingPointError:
+    classes = len(domains.test.classes)
+    uniform = np.full((len(domains.test), classes), 1 / classes, np.float32)
+    return Trial(uniform, np.asarray(domains.test.labels), 0.0)
+  finally:
+    # The trainings that follow take it from here.
+    if (workdir / 'ranking.npz').exists() and not (workdir.parent / 'ranking.npz').exists():
+      os.replace(workdir / 'ranking.npz', workdir.parent / 'ranking.npz')
+  predictions = result_files.load_predictions(os.fspath(workdir / 'arms' / arm))
+  seconds = results['seconds'][f'train {arm}']
+  return Trial(predictions.probabilities, predictions.labels, seconds)
 
 
 def _ranking_depth(config: ConfigDict) -> int:

@@ -9,8 +9,11 @@ import commands
 import numpy as np
 import pytest
 import small_run
+from etils import epath
 
-from sjft_jax import tuning
+from sjft_jax import config as configs
+from sjft_jax import pipeline, tuning
+from sjft_jax.data.dataset import Domains
 from sjft_jax.tuning import ArmSearch, Trial, _choose_arm
 
 OPTIONS = {
@@ -116,6 +119,29 @@ def test_file_that_is_no_record_is_named(small_data, tmp_path):
     (tmp_path / 'bad.json').write_text(content)
     with pytest.raises(ValueError, match=r'bad\.json is damaged: .*; run sjft_jax\.tune again'):
       tuning.apply_tuned(config, tmp_path / 'bad.json')
+
+
+def test_training_that_diverges_is_the_worst_setting_and_not_the_end(tmp_path, monkeypatch):
+  def diverge(*_, **__):
+    raise FloatingPointError('the loss is nan')
+
+  class Images:
+    name, fingerprint, classes = 'images', 'x', ('a', 'b', 'c', 'd')
+    labels = np.array([0, 3], np.int32)
+
+    def __len__(self):
+      return 2
+
+  config = configs.default()
+  config.arms = ('none',)
+  monkeypatch.setattr(pipeline, 'run_on_datasets', diverge)
+  path, domains = epath.Path(tmp_path / 'none.npz'), Domains(Images(), Images(), Images())
+  trial = tuning._load_or_train(path, domains, config)
+  np.testing.assert_array_equal(trial.probabilities, 0.25)
+  np.testing.assert_array_equal(trial.labels, [0, 3])
+  monkeypatch.setattr(pipeline, 'run_on_datasets', None)
+  again = tuning._load_or_train(path, domains, config)
+  np.testing.assert_array_equal(again.probabilities, trial.probabilities)
 
 
 def make_search(scores):
