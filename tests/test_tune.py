@@ -177,7 +177,7 @@ def test_cheapest_arm_within_a_standard_error_is_chosen():
     return _choose_arm(chosen, correct, labels)
 
   assert choose() == 'none'
-  correct['rounds'][7] = True
+  correct['rounds'][[0, 7, 8]] = False, True, True  # One more right, with an error of 1.7.
   assert choose() == 'none'
   correct['constant'][[7, 8, 17, 18, 27, 57, 67]] = True
   assert choose() == 'constant'
