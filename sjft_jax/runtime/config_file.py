@@ -176,17 +176,29 @@ def _add_overrides(config: ConfigDict, argv: list[str]) -> None:
 
 
 def _rewrite_tuples(config: ConfigDict, argv: list[str]) -> None:
-  """Write comma lists for options that are tuples as ml_collections reads tuples."""
-  for position, argument in enumerate(argv):
-    match = re.match(r'(--?config\.([\w.]+)=)([^(\[].*)?$', argument, re.DOTALL)
+  """Write comma lists for options that are tuples as ml_collections reads tuples.
+
+  Of an option that comes more than once the last counts, as of all others; ml_collections would
+  join the tuples.
+  """
+  names = set()
+  for position in reversed(range(len(argv))):
+    match = re.match(r'(--?config\.([\w.]+)=)([^(\[].*)?', argv[position], re.DOTALL)
     if match is None:
       continue
+    flag, name, text = match.groups()
     value: Any = config
-    for name in match[2].split('.'):
-      value = value.get(name) if isinstance(value, Mapping | ConfigDict) else None
-    if isinstance(value, tuple):
-      items = [_literal(item) for item in (match[3] or '').split(',') if item.strip()]
-      argv[position] = f'{match[1]}{tuple(items)!r}'
+    for part in name.split('.'):
+      value = value.get(part) if isinstance(value, Mapping | ConfigDict) else None
+    if not isinstance(value, tuple):
+      continue
+    if name in names:
+      del argv[position]
+      continue
+    names.add(name)
+    if match.end() == len(argv[position]):
+      items = [_literal(item) for item in (text or '').split(',') if item.strip()]
+      argv[position] = f'{flag}{tuple(items)!r}'
 
 
 def _literal(text: str) -> Any:

@@ -120,6 +120,23 @@ def test_comma_lists_are_tuples_where_the_option_is_one(argument, expected):
   assert argv == ['main', expected]
 
 
+def test_of_a_tuple_that_comes_twice_the_last_counts():
+  arms = [f'--config.arms={value}' for value in ('none', '("all",)', 'none,all')]
+  argv = ['main', arms[0], '--seed=1', *arms[1:]]
+  config_file._rewrite_tuples(config.default(), argv)
+  assert argv == ['main', '--seed=1', "--config.arms=('none', 'all')"]
+  argv[1:] = ['--config.arms=none', "--config.arms=('all',)"]
+  config_file._rewrite_tuples(config.default(), argv)
+  assert argv == ['main', "--config.arms=('all',)"]
+
+
+def test_the_last_arms_of_the_command_line_are_trained():
+  process = main('--config=configs/demo.py', '--config.arms=none', '--config.arms=wrong')
+  assert "arms='wrong' is unknown" in error_line(process)
+  process = main('--config=configs/demo.py', '--config.arms=wrong', '--config.arms=')
+  assert 'arms is empty' in error_line(process)
+
+
 def test_an_override_starts_with_the_common_value():
   options = config.default()
   config_file._add_overrides(options, ['main', '--config.overrides.all.solver.learning_rate=0.1'])
