@@ -201,7 +201,7 @@ def _decode_with_pillow(data: bytes, reader: type, max_pixels: int) -> RGB:
       # Pillow accepts a file without its end if all pixels are there.
       if reader is PngImageFile and _PNG_END not in data:
         raise UnreadableError('is truncated')
-      exif = image.info.get('exif', b'').removeprefix(b'Exif\0\0')
+      exif = (image.info.get('exif') or b'').removeprefix(b'Exif\0\0')
       return _turn_upright(_convert_to_rgb(image, data, depth), _read_orientation(exif))
   except UnreadableError:
     raise

@@ -26,7 +26,7 @@ def write(folder, *names, shape=(40, 40, 3)):
     file.write_bytes(cv2.imencode('.png', pixels)[1].tobytes())
 
 
-def preview(path, *options, data='target', cwd=ROOT, python_path=(), **environment):
+def preview(path, *options, data='target', images=1, cwd=ROOT, python_path=(), **environment):
   """Start the command that opens a data set and draws a few images.
 
   Folders of `python_path` come before all others where Python looks for packages.
@@ -35,7 +35,14 @@ def preview(path, *options, data='target', cwd=ROOT, python_path=(), **environme
   module = f'cd {cwd} && exec {sys.executable} -m sjft_jax.data.preview "$@"'
   output = os.path.join(environment['HOME'], 'preview.png')
   config = f'--config={ROOT}/configs/folder.py'
-  arguments = [config, f'--data={data}', f'--output={output}', '--images=1', '--draws=0', *options]
+  arguments = [
+    config,
+    f'--data={data}',
+    f'--output={output}',
+    f'--images={images}',
+    '--draws=0',
+    *options,
+  ]
   python_path = os.pathsep.join(map(str, (*python_path, ROOT)))
   environment |= {'PYTHONPATH': python_path, 'XDG_CACHE_HOME': f'{environment["HOME"]}/cache'}
   return start(['sh', '-c', module, 'sh', *arguments], **environment)
@@ -189,13 +196,13 @@ def test_heic_images_are_read_if_there_is_the_package(tmp_path):
   red = PIL.Image.new('RGB', (60, 40), (200, 30, 30))
   pillow_heif.from_pillow(red).save(data / 'train/a/0.heic')
   shutil.copy(data / 'train/a/0.heic', data / 'train/a/no_suffix')
-  text = output(preview(data, '--images=3', HOME=str(tmp_path)))
+  text = output(preview(data, images=3, HOME=str(tmp_path)))
   assert 'Passed over' not in text
-  # Columns of a page: retrieval and test views; its first row shows the first image.
+  # Two images, each in a view for retrieval and one for testing of 144 × 144 pixels.
   page = np.asarray(PIL.Image.open(tmp_path / 'preview.png').convert('RGB')).reshape(-1, 3)
-  assert (np.abs(page.astype(int) - (200, 30, 30)).max(axis=1) <= 4).sum() > 100_000
+  assert (np.abs(page.astype(int) - (200, 30, 30)).max(axis=1) <= 4).sum() >= 4 * 144**2
   (data / 'train/a/2.heic').write_bytes((data / 'train/a/0.heic').read_bytes()[:300])
-  error = refusal(preview(data, '--images=4', HOME=str(tmp_path)))
+  error = refusal(preview(data, images=4, HOME=str(tmp_path)))
   assert '2.heic is ' in error
 
 
