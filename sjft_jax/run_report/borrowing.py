@@ -11,7 +11,6 @@ from sjft_jax.report import charts
 from sjft_jax.report.page import Chart, Explorer, Picture, Section, Table
 from sjft_jax.report.thumbnails import Name
 from sjft_jax.run_report.record import RoundDigest, RunRecord
-from sjft_jax.selection.borrowing import Borrowing, count_borrowing
 
 # Neighbours that the page shows of a target image, by rank.
 _RANKS = (1, 2, 3, 4, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560)
@@ -142,24 +141,12 @@ def _neighbor(
   }
 
 
-def _count_borrowing(run: RunRecord, arm: str) -> Borrowing:
-  target, _, source = run.domains
-  return count_borrowing(
-    run.ranking.indices,
-    run.rounds[arm][-1].num_neighbors,
-    target.labels,
-    source.labels,
-    num_target_classes=len(target.classes),
-    num_source_classes=len(source.classes),
-  )
-
-
 def class_section(run: RunRecord) -> Section | None:
   """Show which source classes were borrowed, and by which target classes."""
   if run.selecting_arm is None:
     return None
   target, _, source = run.domains
-  images, classes = _count_borrowing(run, run.selecting_arm)
+  images, classes = run.borrowing
   is_borrowed = images > 0
   if source.labels.ndim > 1:
     borrowed, total = is_borrowed @ source.labels, source.labels.sum(axis=0)
@@ -249,7 +236,7 @@ def hub_section(run: RunRecord) -> Section | None:
   if run.selecting_arm is None:
     return None
   target, _, source = run.domains
-  images, _ = _count_borrowing(run, run.selecting_arm)
+  images, _ = run.borrowing
   order = np.argsort(-images, kind='stable')
   shown = [int(i) for i in order[:_MAX_HUBS] if images[i] > 1]
   if not shown:

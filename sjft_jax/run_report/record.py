@@ -1,5 +1,6 @@
 """What a report is made of: the finished rounds of a run, its images, and its results."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from sjft_jax.data.dataset import Dataset, Domains
 from sjft_jax.report.thumbnails import SIDE, Name, Thumbnails
 from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
+from sjft_jax.selection.borrowing import Borrowing, count_borrowing
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,20 @@ class RunRecord:
   def main_arm(self) -> str:
     """Return the arm whose predictions are shown."""
     return self.selecting_arm or next(arm for arm in self.rounds if self.rounds[arm])
+
+  @functools.cached_property
+  def borrowing(self) -> Borrowing:
+    """Return what the selecting arm borrowed in its newest round."""
+    assert self.selecting_arm is not None
+    target, _, source = self.domains
+    return count_borrowing(
+      self.ranking.indices,
+      self.rounds[self.selecting_arm][-1].num_neighbors,
+      target.labels,
+      source.labels,
+      num_target_classes=len(target.classes),
+      num_source_classes=len(source.classes),
+    )
 
   def title(self, arm: str) -> str:
     """Return what the page calls an arm."""

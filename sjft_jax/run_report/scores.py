@@ -1,6 +1,9 @@
 """What was gained: the answer, the scores of all arms, their learning curves, and fusion."""
 
+import contextlib
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -107,6 +110,7 @@ def curve_section(run: RunRecord) -> Section:
       spec=charts.curves(rounds, run.titles, x='round', y='mean class accuracy', number='.0%'),
     )
   ]
+  logs = {arm: _read_log(run.workdir / 'arms' / arm / 'log.jsonl') for arm in run.rounds}
   for metric, caption, y, number in (
     ('target_loss', 'Training: loss of target images', 'cross-entropy in nats', '.2~f'),
     ('target_accuracy', 'Training: accuracy on target images, augmented', 'accuracy', '.0%'),
@@ -115,7 +119,7 @@ def curve_section(run: RunRecord) -> Section:
     rows = [
       {'arm': run.title(arm), 'x': step, 'y': value}
       for arm in run.rounds
-      for step, value in _curve(run.workdir / 'arms' / arm / 'log.jsonl', metric)
+      for step, value in _curve(logs[arm], metric)
     ]
     if rows:
       figures.append(
@@ -142,18 +146,18 @@ def curve_section(run: RunRecord) -> Section:
   return Section(id='curves', title='Learning curves', charts=figures, tables=[table])
 
 
-def _curve(path: epath.Path, metric: str) -> list[tuple[int, float]]:
-  """Return the steps and values of a metric in a log, averaged to a number that can be drawn."""
-  if not path.exists():
-    return []
-  points = []
-  for line in path.read_text().splitlines():
-    try:
-      entry = json.loads(line)
-    except ValueError:  # A line that is being written.
-      continue
-    if isinstance(entry.get(metric), int | float):
-      points.append((entry['step'], entry[metric]))
+def _read_log(path: epath.Path) -> list[dict[str, Any]]:
+  """Return the lines of a log; none if there is no log."""
+  entries = []
+  for line in path.read_text().splitlines() if path.exists() else ():
+    with contextlib.suppress(ValueError):  # The last line may be written at this moment.
+      entries.append(json.loads(line))
+  return entries
+
+
+def _curve(log: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[int, float]]:
+  """Return the steps and values of a metric, averaged to a number of points that can be drawn."""
+  points = [(e['step'], e[metric]) for e in log if isinstance(e.get(metric), int | float)]
   blocks = np.array_split(np.array(points), min(len(points), _CURVE_POINTS)) if points else []
   return [(round(step), float(f'{value:.5g}')) for step, value in (b.mean(axis=0) for b in blocks)]
 
