@@ -128,7 +128,7 @@ def class_accuracies(rows: Sequence[Row], arms: Sequence[str], classes: Sequence
   y = alt.Y('class:N', sort=list(classes), title=None, axis=alt.Axis(grid=True))
   x = alt.X(
     'accuracy:Q',
-    title='share of its test images classified correctly',
+    title='share classified correctly',
     scale=alt.Scale(domain=[0, 1]),
     axis=alt.Axis(format='%', orient='top', tickCount=5),
   )
