@@ -11,6 +11,7 @@ from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.run_report import record
 from sjft_jax.run_report.record import RunRecord
+from sjft_jax.runtime import artifacts
 
 ARMS = ('none', 'random', 'constant', 'rounds')
 
@@ -78,7 +79,7 @@ def make_run(
       if arm == 'rounds':
         num_neighbors = num_neighbors + np.where(round_.is_correct, 0, 4 * k0)
     _write_log(workdir / 'arms' / arm / 'log.jsonl', arm, log_lines, rng)
-  (workdir / 'versions.json').write_text(json.dumps({'jax': '0.10', 'numpy': '2.0'}))
+  artifacts.write_json(workdir / 'versions.json', {'jax': '0.10', 'numpy': '2.0'})
   (workdir / 'bad_images.csv').write_text('data_set,image,reason\nsource,a.jpg,is truncated\n')
   summary = {'fingerprint': 'f', 'seed': 0, 'device': '1 × cpu', 'seconds': {'rank': 3.0}}
   summary |= results.summarize(arms, domains.test, ('center',)) if is_finished else {}

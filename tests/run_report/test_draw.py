@@ -16,6 +16,8 @@ from small_run import make_config, write_data
 from sjft_jax import pipeline
 from sjft_jax.report import page, summary
 from sjft_jax.run_report import draw
+from sjft_jax.runtime import artifacts
+from sjft_jax.workdir import FORMAT
 
 
 def start(workdir):
@@ -132,7 +134,7 @@ def test_a_run_whose_images_have_changed_is_refused(tmp_path):
 )
 def test_what_is_no_work_directory_of_one_run_is_refused(tmp_path, options, message):
   if options:
-    (tmp_path / 'config.json').write_text(json.dumps({'format': 2, 'options': options}))
+    artifacts.write_json(tmp_path / 'config.json', {'format': FORMAT, 'options': options})
   with pytest.raises(ValueError, match=re.escape(message)):
     draw.open_run(tmp_path)
 
