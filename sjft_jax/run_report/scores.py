@@ -1,13 +1,12 @@
 """What was gained: the answer, the scores of all arms, their learning curves, and fusion."""
 
-import json
-
 import numpy as np
 from etils import epath
 
 from sjft_jax.report import charts, summary
 from sjft_jax.report.page import Chart, Section, Table
 from sjft_jax.run_report.record import RoundDigest, RunRecord
+from sjft_jax.training.metric_writer import parse_line
 
 _CURVE_POINTS = 200  # Of each arm.
 
@@ -147,12 +146,9 @@ def _curve(path: epath.Path, metric: str) -> list[tuple[int, float]]:
   if not path.exists():
     return []
   points = []
-  for line in path.read_text().splitlines():
-    try:
-      entry = json.loads(line)
-    except ValueError:  # A line that is being written.
-      continue
-    if isinstance(entry.get(metric), int | float):
+  for line in path.read_bytes().splitlines(keepends=True):
+    entry = parse_line(line)
+    if entry is not None and isinstance(entry.get(metric), int | float):
       points.append((entry['step'], entry[metric]))
   blocks = np.array_split(np.array(points), min(len(points), _CURVE_POINTS)) if points else []
   return [(round(step), float(f'{value:.5g}')) for step, value in (b.mean(axis=0) for b in blocks)]
