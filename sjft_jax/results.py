@@ -392,7 +392,7 @@ def load_results(workdir: epath.Path, fingerprint: str) -> dict[str, Any] | None
   ]
   missing = [file for file in files if not file.exists()]
   if missing:
-    console.say(f'{missing[0]} is missing and made anew.')
+    console.say(f'{missing[0]} is missing, so this run is not finished.')
     return None
   return results
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import sys
 import zipfile
 
@@ -216,7 +217,9 @@ def test_what_is_no_file_is_not_read(tmp_path, kind):
     assert refusal(artifacts.load, path, 'x').startswith(f'{path} is damaged (it is no file)')
 
 
-@pytest.mark.parametrize('attack', ['compressed', 'overlapping', 'empty elements', 'objects'])
+@pytest.mark.parametrize(
+  'attack', ['compressed', 'overlapping', 'empty elements', 'objects', 'without the last']
+)
 def test_arrays_take_no_more_memory_than_their_file(tmp_path, attack):
   path = tmp_path / 'a.npz'
   if attack == 'compressed':
@@ -227,6 +230,12 @@ def test_arrays_take_no_more_memory_than_their_file(tmp_path, attack):
       np.lib.format.write_array_header_1_0(file, header)
     with zipfile.ZipFile(path, 'w') as archive:
       archive.write(tmp_path / 'a.npy', 'images.npy')
+  elif attack == 'without the last':
+    np.savez(path, fingerprint='x', a=np.zeros(3), b=np.zeros(3))
+    content = path.read_bytes()
+    second, end = content.rindex(b'PK\1\2'), content.rindex(b'PK\5\6')
+    counts = struct.pack('<HHI', 2, 2, second - content.index(b'PK\1\2'))
+    path.write_bytes(content[:second] + content[end : end + 8] + counts + content[end + 16 :])
   elif attack == 'objects':
     np.savez(path, fingerprint='x', a=np.array([{}], object))
   else:

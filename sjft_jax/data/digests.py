@@ -107,7 +107,7 @@ def _stat_file(root: str, path: str) -> tuple[int, int, int]:
   try:
     # Cheaper than `os.path.isfile`, and it says which time stamps the file has.
     status = os.stat(os.path.join(root, path))
-  except OSError:
+  except (OSError, ValueError):  # ValueError: the path holds a zero byte.
     return -1, 0, 0
   is_file = (status.st_mode & 0o170000) == 0o100000
   return (status.st_size if is_file else -1), status.st_mtime_ns, status.st_ctime_ns

@@ -400,7 +400,7 @@ class ImageFiles(_FileDataset):
     listing = _Listing('')
     for path in paths:
       path = Path(os.path.expanduser(path))
-      if not path.is_file():
+      if not os.path.isfile(path):  # Path.is_file raises an error where a name is too long.
         raise ValueError(f'{path} is not a file')
       listing.add_file(os.fspath(path))
     labels = np.array(listing.labels, np.int32)

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -90,7 +91,26 @@ def _load_ahead(dataset: grain.MapDataset, workers: int) -> Iterator:
       grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4),
       worker_init_fn=preemption.init_worker,
     )
-  return iter(batches)
+  return _explain_killed_workers(iter(batches))
+
+
+def _explain_killed_workers(batches: Iterator[Batch]) -> Iterator[Batch]:
+  """Yield the batches; say what to change where the system has killed one of Grain's processes.
+
+  Raises:
+    ValueError: it has.
+  """
+  try:
+    yield from batches
+  except RuntimeError as error:
+    killed = re.search(r'terminated unexpectedly with exit code (-\d+)', str(error))
+    if not killed:
+      raise
+    raise ValueError(
+      f'a process that loads images was killed (exit code {killed[1]}), as the system does where '
+      'memory runs out; lower training.workers or descriptors.workers (0: threads of this process) '
+      'and run the same command: it goes on'
+    ) from error
 
 
 @functools.cache

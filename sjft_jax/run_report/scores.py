@@ -1,7 +1,5 @@
 """What was gained: the answer, the scores of all arms, their learning curves, and fusion."""
 
-import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +9,7 @@ from etils import epath
 from sjft_jax.report import charts, summary
 from sjft_jax.report.page import Chart, Section, Table
 from sjft_jax.run_report.record import RoundDigest, RunRecord
+from sjft_jax.training.metric_writer import parse_line
 
 _CURVE_POINTS = 200  # Of each arm.
 
@@ -147,12 +146,9 @@ def curve_section(run: RunRecord) -> Section:
 
 
 def _read_log(path: epath.Path) -> list[dict[str, Any]]:
-  """Return the lines of a log; none if there is no log."""
-  entries = []
-  for line in path.read_text().splitlines() if path.exists() else ():
-    with contextlib.suppress(ValueError):  # The last line may be written at this moment.
-      entries.append(json.loads(line))
-  return entries
+  """Return the lines of a log; none if there is no log, and without those that are damaged."""
+  lines = path.read_bytes().splitlines(keepends=True) if path.exists() else ()
+  return [entry for entry in map(parse_line, lines) if entry is not None]
 
 
 def _curve(log: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[int, float]]:

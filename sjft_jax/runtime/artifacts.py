@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import stat
+import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -234,10 +235,9 @@ def load(path: os.PathLike[str], fingerprint: str) -> dict[str, np.ndarray] | No
     if not epath.Path(path).is_file():  # A pipe would never end.
       raise ValueError('it is no file')
     with epath.Path(path).open('rb') as stream, np.load(stream) as file:
-      num_bytes = epath.Path(path).stat().length
-      _check_members(file.zip, num_bytes)
+      _check_members(file.zip)
       arrays = dict(file)
-      _check_arrays(arrays, num_bytes)
+      _check_arrays(arrays, epath.Path(path).stat().length)
     saved_fingerprint = str(arrays.pop('fingerprint'))
   except Exception as error:  # A damaged zip file raises nearly anything.
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
@@ -251,17 +251,25 @@ def load(path: os.PathLike[str], fingerprint: str) -> dict[str, np.ndarray] | No
   return arrays
 
 
-def _check_members(archive: zipfile.ZipFile, num_bytes: int) -> None:
-  """Check that an archive is as `save` writes it, and takes no more memory than its own size.
+def _check_members(archive: zipfile.ZipFile) -> None:
+  """Check that the members of an archive fill it, as `save` writes them.
+
+  So none is lost, which the checksums of the others do not reveal, and all take no more memory than
+  the file.
 
   Raises:
-    ValueError: members are compressed or overlap.
+    ValueError: members are missing, overlap or are compressed.
   """
-  members = archive.infolist()
-  if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-    raise ValueError('its arrays are compressed')
-  if sum(member.file_size for member in members) > num_bytes:
-    raise ValueError('its arrays overlap')
+  num_bytes = 0
+  for member in archive.infolist():
+    if member.compress_type != zipfile.ZIP_STORED:
+      raise ValueError('its arrays are compressed')
+    # A member has a head of 30 bytes, whose last four are the lengths of its name and of more.
+    archive.fp.seek(member.header_offset + 26)  # type: ignore[union-attr]
+    lengths = struct.unpack('<HH', archive.fp.read(4))  # type: ignore[union-attr]
+    num_bytes += 30 + sum(lengths) + member.file_size
+  if num_bytes != archive.start_dir:
+    raise ValueError('its arrays do not fill it')
 
 
 def _check_arrays(arrays: Mapping[str, Any], num_bytes: int) -> None:

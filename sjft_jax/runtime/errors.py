@@ -1,6 +1,7 @@
 """Explain in one line the errors of a full or lost disk, and those of the system's limits."""
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 
@@ -18,11 +19,8 @@ _SYSTEM_ERRORS = {
   errno.ENFILE: ('too many files are open in the whole system', 'end other programs'),
   errno.EAGAIN: ('no more processes or threads may start', 'raise the limit (ulimit -u)'),
 }
-# Where Python has the message alone, as in an ImportError.
-_MESSAGES = {
-  'Too many open files': errno.EMFILE,
-  "can't start new thread": errno.EAGAIN,
-}
+# In messages of TensorStore and ArrayRecord.
+_PATH = re.compile(r'(?<=")/[^"]+|(?<=writing )/[^;]+')
 
 
 def system_error(error: BaseException) -> str | None:
@@ -34,7 +32,7 @@ def system_error(error: BaseException) -> str | None:
     number = _error_number(cause)
     if number in _SYSTEM_ERRORS:
       fault, remedy = _SYSTEM_ERRORS[number]
-      path = getattr(cause, 'filename', None) or re.search(r'(?<=")/[^"]+', str(cause))
+      path = getattr(cause, 'filename', None) or _PATH.search(str(cause))
       where = f' at {path if isinstance(path, str) else path[0]}' if path else ''
       return f'{fault}{where}; {remedy} and run the same command: it goes on'
   return None
@@ -47,7 +45,12 @@ def _error_number(error: BaseException) -> int | None:
   code = re.search(r"\[os_error_code='(\d+)'", str(error))
   if code:
     return int(code[1])
-  return next((number for text, number in _MESSAGES.items() if text in str(error)), None)
+  if not isinstance(error, RuntimeError | ImportError):
+    return None
+  if "can't start new thread" in str(error):
+    return errno.EAGAIN
+  # ArrayRecord and the loader of shared libraries have the message alone.
+  return next((number for number in _SYSTEM_ERRORS if os.strerror(number) in str(error)), None)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -42,14 +42,16 @@ def reexec_with_huge_pages() -> None:
 
 
 def check_limits() -> None:
-  """Check that this process may open enough files and start enough threads.
+  """Check that this process may open enough files and start enough threads, and sees /proc.
 
   Where it may not, libraries abort the program, or leave threads out without a word.
 
   Raises:
-    ValueError: it may not open enough files.
+    ValueError: it may not open enough files, or sees no processors.
     RuntimeError: it cannot start enough threads; see `errors.system_error`.
   """
+  if sys.platform == 'linux' and not os.access('/proc/cpuinfo', os.R_OK):
+    raise ValueError('/proc is hidden, where XLA looks for the processors; mount it')
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   if soft < _MIN_FILES:
     if hard < _MIN_FILES:

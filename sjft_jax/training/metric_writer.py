@@ -223,7 +223,7 @@ class _JsonLines(_AppendOnlyFile):
     content = path.read_bytes() if path.exists() else b''
     remaining, num_damaged = [], 0
     for line in content.splitlines(keepends=True):
-      entry = _parse_line(line)
+      entry = parse_line(line)
       if entry is None:
         # That the last line of a killed training is incomplete is no damage.
         num_damaged += line.endswith((b'\n', b'\r'))
@@ -251,8 +251,8 @@ class _JsonLines(_AppendOnlyFile):
     return value if math.isfinite(value) else None
 
 
-def _parse_line(line: bytes) -> dict[str, Any] | None:
-  """Return the entry of a line of JSON, or None if it is damaged."""
+def parse_line(line: bytes) -> dict[str, Any] | None:
+  """Return the entry of a line of log.jsonl, or None if it is damaged or incomplete."""
   with contextlib.suppress(ValueError):
     entry = artifacts.parse_json(line)
     is_entry = isinstance(entry, dict) and isinstance(entry.get('step'), int)

@@ -131,3 +131,29 @@ def test_opencv_uses_one_thread_while_loading():
   loader._limit_opencv_threads.cache_clear()
   list(prefetch(lambda step: step, 0, 2))
   assert cv2.getNumThreads() == 1
+
+
+KILLED = """
+import os
+import numpy as np
+from sjft_jax.data.loader import prefetch
+
+def load(step):
+  if step == 2:
+    os.kill(os.getpid(), 9)
+  return np.array(step)
+
+if __name__ == '__main__':
+  list(prefetch(load, 0, 8, workers=2))
+"""
+
+
+@pytest.mark.slow
+def test_killed_worker_is_one_line(tmp_path):
+  """As the system does with processes when memory runs out."""
+  (tmp_path / 'program.py').write_text(KILLED)
+  environment = os.environ | {'PYTHONPATH': str(Path(loader.__file__).parents[2])}
+  command = [sys.executable, str(tmp_path / 'program.py')]
+  run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+  message = 'ValueError: a process that loads images was killed (exit code -9)'
+  assert message in run.stderr, run.stderr

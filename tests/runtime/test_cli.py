@@ -7,6 +7,8 @@ import sys
 import commands
 import pytest
 
+from sjft_jax.runtime import launch
+
 
 def start(work, main='cli.run_command(work, "Stopped.")', stderr=subprocess.PIPE, **environment):
   """Start a command whose `work` consists of these lines; signals work as in a foreground job."""
@@ -227,3 +229,9 @@ def test_limit_of_the_system_is_one_line(name, value, message):
 def test_soft_limit_of_files_is_raised():
   output, errors = start_limited('NOFILE', 60, 4096).communicate(timeout=60)
   assert (output, errors) == ('works\n', '')
+
+
+def test_hidden_proc_is_one_line(monkeypatch):
+  monkeypatch.setattr(launch.os, 'access', lambda path, mode: path != '/proc/cpuinfo')
+  with pytest.raises(ValueError, match='/proc is hidden, .*; mount it'):
+    launch.check_limits()

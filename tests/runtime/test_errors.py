@@ -33,8 +33,25 @@ def test_system_error_behind_other_errors_is_found():
 
 
 @pytest.mark.parametrize(
+  ('error', 'message'),
+  [
+    (
+      RuntimeError('write() failed: No space left on device; writing /data/x/train.0; at byte 8'),
+      'the disk is full at /data/x/train.0; make room and run the same command: it goes on',
+    ),
+    (ImportError('libx.so: cannot open shared object file: Too many open files'), 'ulimit -n'),
+    (RuntimeError("can't start new thread"), 'ulimit -u'),
+    (OSError(errno.EFBIG, 'File too large', 'a.npz'), 'a file may not grow so large at a.npz'),
+  ],
+)
+def test_limits_of_the_system_are_named(error, message):
+  assert message in system_error(error)
+
+
+@pytest.mark.parametrize(
   'error',
   [
+    ValueError('a.png cannot be opened: Permission denied'),
     ValueError('steps=0 is impossible'),
     FileNotFoundError(errno.ENOENT, 'No such file', 'images'),
     RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 28 bytes'),

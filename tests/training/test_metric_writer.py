@@ -452,3 +452,16 @@ def test_wandb_itself_keeps_runs_offline(tmp_path, monkeypatch):
     pytest.fail('the files do not hold all values')
   assert len(files) in (1, 2)
   assert [*tmp_path.glob('wandb/offline-run-*/files/media/images/neighbors_*.png')]
+
+
+@pytest.mark.parametrize('damage', [b'', b'[]', b'5', b'[' * 100_000, b'\xff\x00', b'{"loss": 1}'])
+def test_damaged_line_drops_only_that_line_and_says_so(directory, capsys, damage):
+  with open_writer(directory) as writer:
+    train(writer, 0, 60)
+  path = directory / 'log.jsonl'
+  lines = path.read_bytes().splitlines(keepends=True)
+  path.write_bytes(b''.join([*lines[:2], damage + b'\n', *lines[3:]]))
+  with open_writer(directory, 60):
+    pass
+  assert path.read_bytes() == b''.join(lines[:2] + lines[3:])
+  assert '1, which are dropped' in ' '.join(capsys.readouterr().out.split())
