@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 from sjft_jax.data.dataset import Dataset
-from sjft_jax.runtime import preemption
+from sjft_jax.runtime import host_memory, preemption
 
 Views = TypeVar('Views', np.ndarray, tuple[np.ndarray, ...])
 Batch = TypeVar('Batch')
@@ -88,9 +88,14 @@ def _load_ahead(dataset: grain.MapDataset, workers: int) -> Iterator:
       flags.FLAGS.mark_as_parsed()
     batches = batches.mp_prefetch(
       grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4),
-      worker_init_fn=preemption.init_worker,
+      worker_init_fn=functools.partial(_init_worker, workers),
     )
   return iter(batches)
+
+
+def _init_worker(workers: int, *_: int) -> None:
+  preemption.init_worker()
+  host_memory.share_with(workers)
 
 
 @functools.cache
