@@ -126,6 +126,7 @@ def decode_image(data: bytes, *, min_side: int = 0, max_pixels: int = MAX_PIXELS
 
   Raises:
     UnreadableError: the data is empty, truncated, damaged, too large, or no image.
+    host_memory.OutOfMemoryError: there is no memory for its pixels.
   """
   if not data:
     raise UnreadableError('is empty')
@@ -255,9 +256,7 @@ class _CountedFile(io.BytesIO):
 def _decode_with_pillow(data: bytes, reader: type, max_pixels: int) -> RGB:
   _ignore_pillow_warnings()
   try:
-    if reader is WebPImageFile:  # Older versions of Pillow take memory for its pixels at once.
-      _check_webp(data, max_pixels)
-    elif reader is TiffImageFile:
+    if reader is TiffImageFile:
       _check_strips(data)
     file = _CountedFile(data)
     with reader(file) as image:
@@ -301,16 +300,6 @@ def _ignore_pillow_warnings() -> None:
   # Pillow warns of odd metadata; what cannot be decoded raises. Once and for good at the first use:
   # to block warnings for the time of each call would block those of other threads too.
   warnings.filterwarnings('ignore', module=r'PIL\.')
-
-
-def _check_webp(data: bytes, max_pixels: int) -> None:
-  width = height = 0
-  if data[12:16] == b'VP8X':
-    width, height = (1 + int.from_bytes(data[place : place + 3], 'little') for place in (24, 27))
-  elif data[12:16] == b'VP8L':
-    bits = int.from_bytes(data[21:25], 'little')
-    width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-  _check_size(height, width, max_pixels)
 
 
 def _check_strips(data: bytes) -> None:

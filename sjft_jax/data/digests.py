@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +49,7 @@ def stat_files(root: str, paths: pa.LargeStringArray) -> Int64[np.ndarray, 'file
 
 
 def digest_files(
-  root: str, paths: pa.LargeStringArray, kind: str, name: str, *, max_bytes: int | None = None
+  root: str, paths: pa.LargeStringArray, kind: str, name: str, *, max_bytes: int = sys.maxsize
 ) -> UInt8[np.ndarray, 'file byte']:
   """Return a digest of the whole content of each file.
 
@@ -60,7 +61,7 @@ def digest_files(
     paths: the files below it.
     kind: tells data sets of the same root apart in the cache; '': their digests are not kept.
     name: what the progress bar calls the data set.
-    max_bytes: a larger file is one that cannot be read; None: there is no limit.
+    max_bytes: a larger file counts as one that cannot be read.
   """
   cache_key = artifacts.fingerprint('digests', os.path.realpath(root), kind)
   cache_path = artifacts.cache_dir() / 'digests' / f'{cache_key}.npz'
@@ -73,7 +74,7 @@ def digest_files(
       cached = artifacts.load(cache_path, cache_key)
       if cached is not None:
         is_known = _take_cached(cached, paths, stamps, digests)
-  unknown = np.flatnonzero(~is_known)
+  unknown = np.flatnonzero(~is_known & (stamps[:, 0] <= max_bytes))
   if not len(unknown):
     return digests
   is_settled = stamps[:, 1:].max(axis=1) < (start_time - _MIN_FILE_AGE_S) * 1e9
@@ -89,8 +90,7 @@ def digest_files(
   progress = console.progress(f'reading {name}', len(unknown)) if is_shown else _no_progress()
   save_time = time.monotonic()
   with progress as advance:
-    read = functools.partial(_digest_file, root, max_bytes)
-    results = _map_in_threads(read, paths.take(pa.array(unknown)))
+    results = _map_in_threads(functools.partial(_digest_file, root), paths.take(pa.array(unknown)))
     for count, (index, result) in enumerate(zip(unknown, results, strict=True), 1):
       digests[index] = result
       if count % _CHUNK == 0 or count == len(unknown):
@@ -139,12 +139,10 @@ def _open_regular(path: str, flags: int) -> int:
   raise OSError(errno.EINVAL, 'it is no regular file', path)
 
 
-def _digest_file(root: str, max_bytes: int | None, path: str) -> UInt8[np.ndarray, ' byte']:
+def _digest_file(root: str, path: str) -> UInt8[np.ndarray, ' byte']:
   try:
     with open_regular(os.path.join(root, path)) as file:
       content = hashlib.blake2b(digest_size=DIGEST_BYTES)
-      if max_bytes is not None and os.fstat(file.fileno()).st_size > max_bytes:
-        return np.zeros(DIGEST_BYTES, np.uint8)
       # Large files come piece by piece: one for each thread may be too much for the memory.
       while piece := file.read(2**24):
         content.update(piece)

@@ -231,10 +231,11 @@ class _FileDataset(EncodedDataset):
         if size > MAX_BYTES:
           raise UnreadableError(f'has {size:,} bytes, more than the limit of {MAX_BYTES:,}')
         # What is no image by its beginning, such as a file full of holes, is not read any further.
-        beginning = file.read(_BEGINNING) if size > 2**20 else b''
-        if beginning and not is_image(beginning):
-          return beginning
-        file.seek(0)
+        if size > 2**20:
+          beginning = file.read(_BEGINNING)
+          if not is_image(beginning):
+            return beginning
+          file.seek(0)
         return file.readall()
     except OSError as error:
       raise UnreadableError(f'cannot be opened: {error.strerror}') from error
@@ -622,7 +623,7 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
       rows['split'] = pc.utf8_trim_whitespace(rows['split'])
     return pa.table(rows)
   except (ValueError, OSError, pa.ArrowException) as error:
-    message = str(error).splitlines()[0]
+    message = (getattr(error, 'strerror', None) or str(error)).splitlines()[0]
     if 'invalid UTF8' in message:
       message = 'its text is not UTF-8; save it as UTF-8'
     raise ValueError(

@@ -27,7 +27,7 @@ MAX_MEMBER = 2**29
 _MAX_HEADER, _MAX_LIST = 2**16, 2**26
 # How many times its own bytes a packed archive may hold. Images can hardly be packed; lists of them
 # become a twentieth.
-_MAX_PACKING = 64
+_MAX_PACKING = 32
 _EXTENDED_TYPES = (
   tarfile.GNUTYPE_LONGNAME,
   tarfile.GNUTYPE_LONGLINK,
@@ -201,7 +201,7 @@ class _MemberError(Exception):
 
 
 def _check_packing(unpacked: gzip.GzipFile, file: io.BufferedIOBase) -> None:
-  if unpacked.tell() > _MAX_PACKING * file.tell() + MAX_MEMBER:
+  if unpacked.tell() > _MAX_PACKING * file.tell() + 2**26:
     raise _MemberError(f'it unpacks to more than {_MAX_PACKING} times its own bytes')
 
 
