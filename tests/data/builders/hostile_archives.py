@@ -96,7 +96,7 @@ def packed_zeros():
 
 
 def packed_members(size=1_000_000):
-  """Pack empty files into a 250th of their headers."""
+  """Pack empty files into a 228th of their headers."""
   piece = gzip.compress(header() * 8000, 9)
   return piece * (size // len(piece)) + gzip.compress(END)
 
