@@ -93,6 +93,7 @@ _MORE_BYTES_PER_PIXEL: dict[object, int] = {
   JpegImageFile: 24,
   WebPImageFile: 20,
   '16 bits': 32,
+  'HEIC': 20,
   'I': 24,
   'ppm_plain': 48,
 }
