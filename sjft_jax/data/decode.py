@@ -292,7 +292,7 @@ def _load_with_pillow(image: ImageFile, reader: type, data: bytes, depth: int) -
   # Pillow accepts a file without its end if all pixels are there.
   if reader is PngImageFile and _PNG_END not in data:
     raise UnreadableError('is truncated')
-  exif = image.info.get('exif', b'').removeprefix(b'Exif\0\0')
+  exif = (image.info.get('exif') or b'').removeprefix(b'Exif\0\0')
   return _turn_upright(_convert_to_rgb(pixels, data, depth), _read_orientation(exif))
 
 
