@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
 from sjft_jax.data.decode import UnreadableError, decode_image
+from sjft_jax.runtime import host_memory
 
 Image = UInt8[np.ndarray, 'height width 3']
 # Equal rows are images whose stored bytes are equal.
@@ -118,6 +119,11 @@ class EncodedDataset(abc.ABC):
   def __len__(self) -> int:
     return len(self.labels)
 
+  def encoded_bytes(self, index: int) -> int:
+    """Return the size of an image as it is stored, in bytes; 0: it is not known."""
+    del index
+    return 0
+
   @abc.abstractmethod
   def read_encoded(self, index: int) -> bytes:
     """Read the bytes of an image as they are stored."""
@@ -135,9 +141,19 @@ class EncodedDataset(abc.ABC):
 
   def read_image(self, index: int, *, min_side: int) -> Image:
     try:
-      return decode_image(self.read_encoded(index), min_side=min_side)
+      # A large file counts with what becomes of it.
+      with host_memory.turn(2 * self.encoded_bytes(index)):
+        return decode_image(self.read_encoded(index), min_side=min_side)
     except UnreadableError as error:
       raise UnreadableError(f'{self.location(index)} {error}; replace or remove it') from error
+    except host_memory.OutOfMemoryError as error:
+      raise host_memory.OutOfMemoryError(
+        f'{self.location(index)} {error}; free memory, or make the image smaller'
+      ) from error
+    except MemoryError as error:
+      raise host_memory.OutOfMemoryError(
+        f'{self.location(index)} takes more memory than there is; make the image smaller'
+      ) from error
 
 
 class ImageArrays:

@@ -2,9 +2,11 @@
 
 import functools
 import io
+import math
 import re
 import struct
 import warnings
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -21,8 +24,12 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from sjft_jax.runtime import host_memory
+
 # Pillow takes a larger image for a decompression bomb.
 MAX_PIXELS = 178_956_970
+# The largest image with four channels of 16 bits, as it is.
+MAX_BYTES = 8 * MAX_PIXELS
 
 RGB = UInt8[np.ndarray, '_height _width 3']
 
@@ -32,6 +39,8 @@ FORMATS = 'AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM (PBM, PGM), TIFF or WebP'
 HEIC_REMEDY = "the package pillow-heif reads: pip install 'sjft_jax[heic]'"
 
 _JPEG = b'\xff\xd8\xff'
+_SCAN = b'\xff\xda'
+_PROGRESSIVE = (b'\xc2', b'\xc6', b'\xca', b'\xce')  # beginnings of such frames
 # Pillow's readers by the first bytes of a file. `PIL.Image.open` would also try formats that run
 # other programs, and warn about images smaller than our own limit.
 _READERS = {
@@ -62,7 +71,34 @@ HEADER_BYTES = 64
 _PNG_END = b'IEND\xaeB`\x82'
 # Depths of the images that scanners, cameras and microscopes save with 16 bits a channel.
 _DEPTHS = (8, 10, 12, 14, 16)
-_BITS_PER_SAMPLE = 258  # a tag of TIFF
+# Tags of TIFF.
+_BITS_PER_SAMPLE, _ORIENTATION, _STRIPS, _TILES = 258, 274, 273, 324
+
+# Headers are read part by part in Python: so many parts take a fraction of a second, and no encoder
+# writes nearly as many. Those of the pixels, and what is behind them, take some seconds.
+_MAX_HEADER_PARTS, _MAX_PARTS = 20_000, 1_000_000
+_MAX_SEGMENTS = 5_000  # of a JPEG; a colour profile and a long description take some hundred.
+_MAX_STRIPS = 2**17  # of a TIFF
+# Pixels of a progressive JPEG times its passes over them: about seven seconds.
+_MAX_SCANNED = 2**34
+# Pillow reads BMPs of run lengths run by run, in Python.
+_MAX_RUNS_PIXELS, _MAX_RUNS_BYTES = 2**24, 2**22
+
+# Bytes that a decoder takes for each pixel at most, with the result and its reduction to a hash, as
+# measured. JPEGs are counted apart; those of 16 bits are read by OpenCV once more.
+_BYTES_PER_PIXEL = 12
+_MORE_BYTES_PER_PIXEL: dict[object, int] = {
+  AvifImageFile: 20,
+  Jpeg2KImageFile: 32,
+  JpegImageFile: 24,
+  WebPImageFile: 20,
+  '16 bits': 32,
+  'HEIC': 20,
+  'I': 24,
+  'ppm_plain': 48,
+}
+# What is converted at once, so that copies of an image in other modes are of a part of it.
+_STRIP_PIXELS = 2**22
 
 # Reduced sizes that libjpeg decodes faster than the full one; its other factors are slower.
 _FACTORS = (8, 4, 2)
@@ -91,6 +127,7 @@ def decode_image(data: bytes, *, min_side: int = 0, max_pixels: int = MAX_PIXELS
 
   Raises:
     UnreadableError: the data is empty, truncated, damaged, too large, or no image.
+    host_memory.OutOfMemoryError: there is no memory for its pixels.
   """
   if not data:
     raise UnreadableError('is empty')
@@ -152,26 +189,36 @@ def _check_size(height: int, width: int, max_pixels: int) -> None:
 
 
 def _decode_jpeg(data: bytes, min_side: int, max_pixels: int) -> RGB:
+  exif, is_progressive = _read_segments(data)
   try:
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data, strict=False)
   except (ValueError, KeyError):
     # Either damage, or an unusual subsampling, which Pillow can decode.
     return _decode_with_pillow(data, JpegImageFile, max_pixels)
   _check_size(height, width, max_pixels)
+  if is_progressive and height * width * data.count(_SCAN) > _MAX_SCANNED:
+    raise UnreadableError(f'has {data.count(_SCAN):,} scans of {width}×{height} pixels, too many')
   factor = next((f for f in _FACTORS if -(-min(height, width) // f) >= min_side > 0), 1)
   size = {
     'min_height': -(-height // factor),
     'min_width': -(-width // factor),
     'min_factor': factor,
   }
-  if colorspace not in ('CMYK', 'YCCK'):
-    image = _run_libjpeg(data, 'RGB', size)
-  else:
-    inks = _run_libjpeg(data, 'CMYK', size)
-    # Inks are stored inverted, as Adobe does; Pillow assumes so too.
-    cmyk = Image.frombuffer('CMYK', inks.shape[1::-1], inks, 'raw', 'CMYK;I', 0, 1)
-    image = np.asarray(cmyk.convert('RGB'))
-  return _turn_upright(image, _read_orientation(_find_exif(data)))
+  is_cmyk = colorspace in ('CMYK', 'YCCK')
+  # The result, a copy that is upright, and what becomes of it; all coefficients, of 2 bytes each.
+  num_bytes = 12 * height * width // factor**2 + is_progressive * height * width * (6 + 2 * is_cmyk)
+  with host_memory.turn(num_bytes):
+    if not is_cmyk:
+      image = _run_libjpeg(data, 'RGB', size)
+    else:
+      inks = _run_libjpeg(data, 'CMYK', size)
+      # Inks are stored inverted, as Adobe does; Pillow assumes so too.
+      strips = (
+        Image.frombuffer('CMYK', strip.shape[1::-1], strip, 'raw', 'CMYK;I', 0, 1)
+        for strip in np.array_split(inks, -(-inks.size // (4 * _STRIP_PIXELS)))
+      )
+      image = np.concatenate([np.asarray(strip.convert('RGB')) for strip in strips])
+    return _turn_upright(image, _read_orientation(exif))
 
 
 def _run_libjpeg(
@@ -191,22 +238,62 @@ def _run_libjpeg(
   raise UnreadableError(_reason(message, data))
 
 
+class _CountedFile(io.BytesIO):
+  """The bytes of a file, which can be read in a number of parts that is limited.
+
+  Attributes:
+    parts_left: how often it can still be read.
+  """
+
+  parts_left = _MAX_HEADER_PARTS
+
+  def read(self, size: int | None = -1, /) -> bytes:
+    self.parts_left -= 1
+    if self.parts_left < 0:
+      raise UnreadableError('has too many parts, in its header or around its pixels')
+    return super().read(size)
+
+
 def _decode_with_pillow(data: bytes, reader: type, max_pixels: int) -> RGB:
   _ignore_pillow_warnings()
   try:
-    with reader(io.BytesIO(data)) as image:
+    if reader is TiffImageFile:
+      _check_strips(data)
+    file = _CountedFile(data)
+    with reader(file) as image:
       _check_size(image.height, image.width, max_pixels)
+      file.parts_left = _MAX_PARTS
       depth = _stated_depth(image, data)
-      image.load()
-      # Pillow accepts a file without its end if all pixels are there.
-      if reader is PngImageFile and _PNG_END not in data:
-        raise UnreadableError('is truncated')
-      exif = (image.info.get('exif') or b'').removeprefix(b'Exif\0\0')
-      return _turn_upright(_convert_to_rgb(image, data, depth), _read_orientation(exif))
-  except UnreadableError:
+      kinds = (
+        reader,
+        image.mode[0],
+        *(tile[0] for tile in image.tile[:1]),
+        '16 bits' * (depth > 8),
+      )
+      bytes_per_pixel = max(_MORE_BYTES_PER_PIXEL.get(kind, _BYTES_PER_PIXEL) for kind in kinds)
+      with host_memory.turn(image.width * image.height * bytes_per_pixel):
+        return _load_with_pillow(image, reader, data, depth)
+  except (UnreadableError, host_memory.OutOfMemoryError, MemoryError):
     raise
   except Exception as error:  # Damaged files make Pillow raise nearly anything.
     raise UnreadableError(_reason(str(error), data)) from error
+
+
+def _load_with_pillow(image: ImageFile, reader: type, data: bytes, depth: int) -> RGB:
+  decoder, _, offset, arguments = image.tile[0] if image.tile else ('', None, 0, None)
+  num_pixels = image.width * image.height
+  if decoder == 'bmp_rle' and (num_pixels > _MAX_RUNS_PIXELS or len(data) > _MAX_RUNS_BYTES):
+    raise UnreadableError('is a BMP of run lengths over 16 million pixels or 4 MB; save it anew')
+  pixels: Image.Image = image
+  if decoder in ('ppm', 'ppm_plain'):
+    maximum = int(arguments[-1]) if isinstance(arguments, tuple) else 1
+    pixels = _read_ppm(image, data[offset:], is_text=decoder == 'ppm_plain', maximum=maximum)
+  pixels.load()
+  # Pillow accepts a file without its end if all pixels are there.
+  if reader is PngImageFile and _PNG_END not in data:
+    raise UnreadableError('is truncated')
+  exif = (image.info.get('exif') or b'').removeprefix(b'Exif\0\0')
+  return _turn_upright(_convert_to_rgb(pixels, data, depth), _read_orientation(exif))
 
 
 @functools.cache
@@ -214,6 +301,44 @@ def _ignore_pillow_warnings() -> None:
   # Pillow warns of odd metadata; what cannot be decoded raises. Once and for good at the first use:
   # to block warnings for the time of each call would block those of other threads too.
   warnings.filterwarnings('ignore', module=r'PIL\.')
+
+
+def _check_strips(data: bytes) -> None:
+  for tag, number, _ in _read_directory(data):
+    if tag in (_STRIPS, _TILES) and number > _MAX_STRIPS:
+      raise UnreadableError(f'has {number:,} strips, more than the limit of {_MAX_STRIPS:,}')
+
+
+def _read_ppm(image: ImageFile, body: bytes, *, is_text: bool, maximum: int) -> Image.Image:
+  """Read the pixels that Pillow reads one by one in Python, with the same result.
+
+  Args:
+    image: its header.
+    body: what follows the header.
+    is_text: whether the values are written as text.
+    maximum: of the values; they are scaled to one of 255, or of 65,535 where a mode has 32 bits.
+  """
+  shape = (image.height, image.width, 3) if image.mode == 'RGB' else (image.height, image.width)
+  count = math.prod(shape)
+  if not is_text:
+    kind = np.dtype('u1' if maximum < 256 else '>u2')
+    values = np.frombuffer(body[: kind.itemsize * count], kind)
+  else:
+    text = re.sub(rb'#[^\r\n]*[\r\n]?', b'', body) if b'#' in body else body
+    other = re.search(rb'[^0-9\s]', text)
+    text = text[: other.start()] if other else text
+    if image.mode == '1':  # Blanks between the digits may be missing, and 1 is black.
+      values = np.frombuffer(text.translate(None, b' \t\n\r\v\f')[:count], np.uint8) ^ ord('1')
+    else:
+      values = np.fromstring(text, np.int64, sep=' ')[:count]
+    if np.any((values < 0) | (values > maximum)):
+      raise UnreadableError(f'is damaged (a value is over {maximum})')
+  if len(values) < count:
+    raise UnreadableError('is truncated')
+  highest = 65_535 if image.mode == 'I' else 255
+  levels = np.rint(np.arange(256 if maximum < 256 else 65_536) / maximum * highest)
+  levels = np.minimum(levels, highest).astype(np.int32 if image.mode == 'I' else np.uint8)
+  return Image.fromarray(levels[values].reshape(shape))
 
 
 def _stated_depth(image: Image.Image, data: bytes) -> int:
@@ -259,6 +384,20 @@ def _convert_to_rgb(image: Image.Image, data: bytes, depth: int) -> RGB:
     raise UnreadableError('has floating-point pixels')
   if depth > 8 and image.mode in ('RGB', 'RGBA'):
     image = _restore_depth(image, data, depth)
+  width, height = image.size
+  if width * height <= _STRIP_PIXELS:
+    return _drop_alpha(image)
+  rgb = np.empty((height, width, 3), np.uint8)
+  rows, columns = max(_STRIP_PIXELS // width, 1), min(width, _STRIP_PIXELS)
+  for top in range(0, height, rows):
+    for left in range(0, width, columns):
+      box = (left, top, min(left + columns, width), min(top + rows, height))
+      rgb[top : box[3], left : box[2]] = _drop_alpha(image.crop(box))
+  return rgb
+
+
+def _drop_alpha(image: Image.Image) -> RGB:
+  """Return the colours of an image upon white."""
   if image.has_transparency_data:
     image = image.convert('RGBA')
     image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
@@ -267,9 +406,9 @@ def _convert_to_rgb(image: Image.Image, data: bytes, depth: int) -> RGB:
 
 def _restore_depth(image: Image.Image, data: bytes, depth: int) -> Image.Image:
   """Return an image of 16 bits a channel, of which Pillow keeps the upper 8, by its real depth."""
+  if np.max(image.getextrema()[:3]) > 64:
+    return image  # More than 14 bits, however Pillow rounds.
   pixels = np.asarray(image)
-  if pixels[..., :3].max() > 64:  # More than 14 bits, however Pillow rounds.
-    return image
   _silence_opencv()
   values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
   if values is None or values.dtype != np.uint16 or values.shape[:2] != pixels.shape[:2]:
@@ -292,31 +431,53 @@ def _reason(message: str, data: bytes) -> str:
   return f'is damaged ({(message or "no details").splitlines()[0]})'
 
 
-def _find_exif(jpeg: bytes) -> bytes:
-  """Return the EXIF data of a JPEG and everything behind it; nothing if there is none."""
-  # Segment by segment up to the first scan: a search would also find the EXIF of a thumbnail.
+def _read_segments(jpeg: bytes) -> tuple[bytes, bool]:
+  """Read the segments of a JPEG up to its first scan.
+
+  Returns:
+    The EXIF data and everything behind it, nothing if there is none; whether it is progressive.
+
+  Raises:
+    UnreadableError: there are too many.
+  """
+  # Segment by segment: a search would also find the EXIF of a thumbnail.
+  exif, is_progressive = b'', False
   position = 2
-  while jpeg.startswith(b'\xff', position) and not jpeg.startswith(b'\xff\xda', position):
-    if jpeg.startswith(b'Exif\0\0', position + 4):
-      return jpeg[position + 10 :]
+  for _ in range(_MAX_SEGMENTS):
+    if not jpeg.startswith(b'\xff', position) or jpeg.startswith(_SCAN, position):
+      return exif, is_progressive
+    if not exif and jpeg.startswith(b'Exif\0\0', position + 4):
+      exif = jpeg[position + 10 :]
+    is_progressive |= jpeg[position + 1 : position + 2] in _PROGRESSIVE
     is_fill = jpeg.startswith(b'\xff\xff', position)
     position += 1 if is_fill else 2 + int.from_bytes(jpeg[position + 2 : position + 4])
-  return b''
+  raise UnreadableError(f'has a header of more than {_MAX_SEGMENTS:,} segments')
 
 
 def _read_orientation(exif: bytes) -> int:
   """Return the EXIF orientation, 1–8; without one it is 1, upright."""
-  byte_order = {b'II': '<', b'MM': '>'}.get(exif[:2], '')
+  return next((value for tag, _, value in _read_directory(exif) if tag == _ORIENTATION), 1)
+
+
+def _read_directory(tiff: bytes) -> Iterator[tuple[int, int, int]]:
+  """Yield tag, number of values, and the first of them as 16 bits, of a TIFF's first directory."""
+  byte_order = {b'II': '<', b'MM': '>'}.get(tiff[:2])
+  if byte_order is None:
+    return
+  # BigTIFF has wider numbers, and says so.
+  is_big = tiff[2:4] in (b'+\0', b'\0+')
+  number, count, size = ('Q', 'Q', 20) if is_big else ('I', 'H', 12)
   try:
-    (directory,) = struct.unpack_from(f'{byte_order}I', exif, 4)
-    (count,) = struct.unpack_from(f'{byte_order}H', exif, directory)
-    for entry in range(count):
-      tag, _, _, value = struct.unpack_from(f'{byte_order}HHIH', exif, directory + 2 + 12 * entry)
-      if tag == 0x0112:
-        return value if byte_order else 1
-  except struct.error:
+    (directory,) = struct.unpack_from(byte_order + number, tiff, 8 if is_big else 4)
+    (length,) = struct.unpack_from(byte_order + count, tiff, directory)
+    start = directory + struct.calcsize(byte_order + count)
+    for index in range(min(length, 65_535)):
+      tag, _, values, first = struct.unpack_from(
+        f'{byte_order}HH{number}H', tiff, start + size * index
+      )
+      yield tag, values, first
+  except (struct.error, OverflowError):
     pass
-  return 1
 
 
 def _turn_upright(image: RGB, orientation: int) -> RGB:

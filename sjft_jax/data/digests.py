@@ -1,9 +1,13 @@
 """Digests of the content of files, remembered as long as their sizes and time stamps stay."""
 
 import contextlib
+import errno
 import functools
 import hashlib
+import io
 import os
+import stat
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +49,7 @@ def stat_files(root: str, paths: pa.LargeStringArray) -> Int64[np.ndarray, 'file
 
 
 def digest_files(
-  root: str, paths: pa.LargeStringArray, kind: str, name: str
+  root: str, paths: pa.LargeStringArray, kind: str, name: str, *, max_bytes: int = sys.maxsize
 ) -> UInt8[np.ndarray, 'file byte']:
   """Return a digest of the whole content of each file.
 
@@ -57,6 +61,7 @@ def digest_files(
     paths: the files below it.
     kind: tells data sets of the same root apart in the cache; '': their digests are not kept.
     name: what the progress bar calls the data set.
+    max_bytes: a larger file counts as one that cannot be read.
   """
   cache_key = artifacts.fingerprint('digests', os.path.realpath(root), kind)
   cache_path = artifacts.cache_dir() / 'digests' / f'{cache_key}.npz'
@@ -69,7 +74,7 @@ def digest_files(
       cached = artifacts.load(cache_path, cache_key)
       if cached is not None:
         is_known = _take_cached(cached, paths, stamps, digests)
-  unknown = np.flatnonzero(~is_known)
+  unknown = np.flatnonzero(~is_known & (stamps[:, 0] <= max_bytes))
   if not len(unknown):
     return digests
   is_settled = stamps[:, 1:].max(axis=1) < (start_time - _MIN_FILE_AGE_S) * 1e9
@@ -109,13 +114,34 @@ def _stat_file(root: str, path: str) -> tuple[int, int, int]:
     status = os.stat(os.path.join(root, path))
   except (OSError, ValueError):  # ValueError: the path holds a zero byte.
     return -1, 0, 0
-  is_file = (status.st_mode & 0o170000) == 0o100000
-  return (status.st_size if is_file else -1), status.st_mtime_ns, status.st_ctime_ns
+  return (
+    (status.st_size if stat.S_ISREG(status.st_mode) else -1),
+    status.st_mtime_ns,
+    status.st_ctime_ns,
+  )
+
+
+def open_regular(path: str) -> io.FileIO:
+  """Open a file to read it without a buffer, but no pipe or device, which may never end.
+
+  Raises:
+    OSError: it is one, or cannot be opened.
+  """
+  return io.FileIO(path, opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+  # Without waiting for somebody who writes into a pipe; a file is read as ever.
+  descriptor = os.open(path, flags | os.O_NONBLOCK)
+  if stat.S_ISREG(os.fstat(descriptor).st_mode):
+    return descriptor
+  os.close(descriptor)
+  raise OSError(errno.EINVAL, 'it is no regular file', path)
 
 
 def _digest_file(root: str, path: str) -> UInt8[np.ndarray, ' byte']:
   try:
-    with open(os.path.join(root, path), 'rb', buffering=0) as file:
+    with open_regular(os.path.join(root, path)) as file:
       content = hashlib.blake2b(digest_size=DIGEST_BYTES)
       # Large files come piece by piece: one for each thread may be too much for the memory.
       while piece := file.read(2**24):

@@ -23,6 +23,7 @@ from sjft_jax.data.decode import (
   FORMATS,
   HEADER_BYTES,
   HEIC_REMEDY,
+  MAX_BYTES,
   UnreadableError,
   is_heic,
   is_image,
@@ -47,6 +48,11 @@ LIST_SUFFIXES = ('.csv', '.tsv', '.parquet')
 # Folders with these names, in any case, are splits unless they hold images themselves.
 SPLITS = ('train', 'val', 'valid', 'validation', 'test')
 
+# So many bytes of a file tell a web page from other files that are no images.
+_BEGINNING = 512
+# Bytes of a list of 10 million images and more.
+_MAX_LIST = 2**31
+
 _LAYOUT = 'images are expected as <path>/<split>/<class>/<file>, the split may be empty'
 
 
@@ -60,10 +66,18 @@ def scan_visible(folder: str) -> list[os.DirEntry]:
     return sorted(filter(_is_visible, entries), key=lambda entry: entry.name)
 
 
+def is_folder(entry: os.DirEntry) -> bool:
+  """Return whether an entry is a folder or a link to one; a link to itself is none."""
+  try:
+    return entry.is_dir()
+  except OSError:
+    return False
+
+
 def has_folders(folder: str) -> bool:
   """Return whether a folder holds visible folders."""
   with os.scandir(folder) as entries:
-    return any(entry.is_dir() for entry in filter(_is_visible, entries))
+    return any(is_folder(entry) for entry in filter(_is_visible, entries))
 
 
 class _Listing:
@@ -82,15 +96,25 @@ class _Listing:
     self.labels = array('i')
     self.passed_over: dict[str, list[str]] = defaultdict(list)
 
-  def add_below(self, folder: str, label: int, parents: tuple[str, ...] = ()) -> None:
-    """Add the images of a folder below the root, at any depth, in the sorted order of paths."""
-    # A link to a folder that the link itself lies in is not followed.
-    parents = (*parents, os.path.realpath(os.path.join(self.root, folder)))
-    for entry in scan_visible(os.path.join(self.root, folder)):
-      path = f'{folder}/{entry.name}' if folder else entry.name
-      if entry.is_dir():
-        if os.path.realpath(entry.path) not in parents:
-          self.add_below(path, label, parents)
+  def add_below(self, folder: str, label: int) -> None:
+    """Add the images of a folder below the root, at any depth, in the sorted order of paths.
+
+    Links to folders are followed. A folder that several names lead to is read under the first one
+    alone: links can multiply, and lead in circles.
+    """
+    known: set[tuple[int, int]] = set()
+    pending: list[tuple[str, os.DirEntry | None]] = [(folder, None)]
+    while pending:
+      path, entry = pending.pop()
+      if entry is None or is_folder(entry):
+        place = os.path.join(self.root, path)
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in known:
+          self.passed_over['folders that are read under another name'].append(path)
+          continue
+        known.add((status.st_dev, status.st_ino))
+        prefix = f'{path}/' if path else ''
+        pending += [(f'{prefix}{inner.name}', inner) for inner in reversed(scan_visible(place))]
       elif reason := _why_no_image(entry):
         self.passed_over[reason].append(path)
       else:
@@ -131,7 +155,7 @@ def _why_no_image(entry: os.DirEntry) -> str:
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix in _SUFFIXES or (suffix in _HEIC_SUFFIXES and load_heic_reader()):
       return ''
-    with open(entry.path, 'rb', buffering=0) as file:
+    with digests.open_regular(entry.path) as file:
       header = file.read(HEADER_BYTES)
   except OSError:
     return 'links that lead nowhere' if entry.is_symlink() else 'that cannot be opened'
@@ -175,7 +199,7 @@ class _FileDataset(EncodedDataset):
   @functools.cached_property
   def digests(self) -> UInt8[np.ndarray, 'image byte']:  # type: ignore[override]
     """The digest of the content of each file; zeros where a file cannot be read."""
-    return digests.digest_files(self._root, self._paths, self._kind, self.name)
+    return digests.digest_files(self._root, self._paths, self._kind, self.name, max_bytes=MAX_BYTES)
 
   @functools.cached_property
   def fingerprint(self) -> str:  # type: ignore[override]
@@ -194,10 +218,25 @@ class _FileDataset(EncodedDataset):
     """Return the file's path."""
     return os.path.join(self._root, self.key(index))
 
+  def encoded_bytes(self, index: int) -> int:
+    try:
+      return os.stat(self.location(index)).st_size
+    except OSError as error:
+      raise UnreadableError(f'cannot be opened: {error.strerror}') from error
+
   def read_encoded(self, index: int) -> bytes:
     try:
-      with open(self.location(index), 'rb') as file:
-        return file.read()
+      with digests.open_regular(self.location(index)) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+          raise UnreadableError(f'has {size:,} bytes, more than the limit of {MAX_BYTES:,}')
+        # What is no image by its beginning, such as a file full of holes, is not read any further.
+        if size > 2**20:
+          beginning = file.read(_BEGINNING)
+          if not is_image(beginning):
+            return beginning
+          file.seek(0)
+        return file.readall()
     except OSError as error:
       raise UnreadableError(f'cannot be opened: {error.strerror}') from error
 
@@ -250,13 +289,13 @@ class ClassFolder(_FileDataset):
     root = os.path.join(path, split) if split else path
     if not path or not os.path.isdir(root):
       given = f'path={path!r}, split={split!r}: {root} is not a folder'
-      inner = [e.name for e in scan_visible(path) if e.is_dir()] if os.path.isdir(path) else []
+      inner = [e.name for e in scan_visible(path) if is_folder(e)] if os.path.isdir(path) else []
       present = f'{path} holds {_shorten(inner)}; ' if inner else ''
       raise ValueError(f'{given}; {present}{_LAYOUT}')
     listing = _Listing(root)
     folders: dict[str, str] = {}
     for entry in scan_visible(root):
-      if not entry.is_dir():
+      if not is_folder(entry):
         listing.passed_over['beside the class folders'].append(entry.name)
         continue
       name = _class_name(entry.name, root)
@@ -309,7 +348,7 @@ def _check_no_wrapper(root: str, split: str, folders: Sequence[str]) -> None:
     parents.add(os.path.realpath(path))
     path = os.path.join(path, inner[0])
     entries = scan_visible(path)
-    if not all(entry.is_dir() for entry in entries):
+    if not all(is_folder(entry) for entry in entries):
       return
     inner = [entry.name for entry in entries]
   if path == root or len(inner) < 2:
@@ -339,7 +378,7 @@ def _check_no_splits(root: str, folders: Sequence[str]) -> None:
   inner = {}
   for folder in folders:
     entries = scan_visible(os.path.join(root, folder))
-    if all(entry.is_dir() for entry in entries):
+    if all(is_folder(entry) for entry in entries):
       inner[folder] = {entry.name for entry in entries}
   for folder in inner:
     for other in inner:
@@ -552,8 +591,7 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
   """
   columns = ('path', 'label', 'split')
   try:
-    if _is_utf16(path):
-      raise ValueError('its text is UTF-16; save it as UTF-8')
+    _check_list(path)
     if path.lower().endswith('.parquet'):
       table = pa.parquet.read_table(path)
     else:
@@ -585,7 +623,7 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
       rows['split'] = pc.utf8_trim_whitespace(rows['split'])
     return pa.table(rows)
   except (ValueError, OSError, pa.ArrowException) as error:
-    message = str(error).splitlines()[0]
+    message = (getattr(error, 'strerror', None) or str(error)).splitlines()[0]
     if 'invalid UTF8' in message:
       message = 'its text is not UTF-8; save it as UTF-8'
     raise ValueError(
@@ -593,10 +631,19 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
     ) from error
 
 
-def _is_utf16(path: str) -> bool:
-  """Return whether a file begins as spreadsheets begin text in UTF-16."""
-  with open(path, 'rb') as file:
-    return file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+def _check_list(path: str) -> None:
+  """Check that a list is a file that can be read as a whole, and no text in UTF-16.
+
+  Raises:
+    ValueError: it is not.
+    OSError: it cannot be opened, or is a pipe or a device.
+  """
+  with digests.open_regular(path) as file:
+    size = os.fstat(file.fileno()).st_size
+    if size > _MAX_LIST:
+      raise ValueError(f'it has {size:,} bytes, more than the limit of {_MAX_LIST:,}')
+    if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+      raise ValueError('its text is UTF-16; save it as UTF-8')
 
 
 def _check_rows(rows: pa.Table, path: str, columns: Sequence[str] = ('path', 'label')) -> None:

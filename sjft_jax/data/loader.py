@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 from sjft_jax.data.dataset import Dataset
-from sjft_jax.runtime import preemption
+from sjft_jax.runtime import host_memory, preemption
 
 Views = TypeVar('Views', np.ndarray, tuple[np.ndarray, ...])
 Batch = TypeVar('Batch')
@@ -89,7 +89,7 @@ def _load_ahead(dataset: grain.MapDataset, workers: int) -> Iterator:
       flags.FLAGS.mark_as_parsed()
     batches = batches.mp_prefetch(
       grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4),
-      worker_init_fn=preemption.init_worker,
+      worker_init_fn=functools.partial(_init_worker, workers),
     )
   return _explain_killed_workers(iter(batches))
 
@@ -111,6 +111,11 @@ def _explain_killed_workers(batches: Iterator[Batch]) -> Iterator[Batch]:
       'memory runs out; lower training.workers or descriptors.workers (0: threads of this process) '
       'and run the same command: it goes on'
     ) from error
+
+
+def _init_worker(workers: int, *_: int) -> None:
+  preemption.init_worker()
+  host_memory.share_with(workers)
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from sjft_jax.data.folder import (
   ClassFolder,
   ListedImages,
   has_folders,
+  is_folder,
   is_list,
   scan_visible,
 )
@@ -207,7 +208,7 @@ def _find_splits(path: str, *splits: str) -> list[str]:
   return [
     entry.name
     for entry in scan_visible(path)
-    if entry.name.casefold() in known and entry.is_dir() and has_folders(entry.path)
+    if entry.name.casefold() in known and is_folder(entry) and has_folders(entry.path)
   ]
 
 

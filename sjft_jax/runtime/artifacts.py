@@ -289,7 +289,7 @@ def cache_dir() -> Path:
   try:
     folder = (Path(cache) if cache else Path.home() / '.cache') / 'sjft_jax'
   except RuntimeError:  # No HOME, and a user whom the system does not list, as in containers.
-    return _private_temporary_dir()
+    return private_temporary_dir()
   with contextlib.suppress(OSError):  # It is there, or cannot be made: then nothing is cached.
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700)
@@ -301,7 +301,7 @@ def code_cache_dir(name: str) -> Path:
 
   It is if the user owns it and nobody else may write to it: whoever may can run code as this user.
   """
-  folder, private = cache_dir() / name, _private_temporary_dir() / name
+  folder, private = cache_dir() / name, private_temporary_dir() / name
   with contextlib.suppress(OSError):  # The home can only be read.
     folder.mkdir(mode=0o700, exist_ok=True)
     if all(_is_private(path, 0o022) for path in (folder.parent, folder)):
@@ -347,7 +347,7 @@ def _is_private(path: Path, others: int) -> bool:
 
 
 @functools.cache
-def _private_temporary_dir() -> Path:
+def private_temporary_dir() -> Path:
   """Return a folder in the temporary directory that no other user can have prepared or can read."""
   path = Path(tempfile.gettempdir()) / f'sjft_jax-{os.getuid()}'
   with contextlib.suppress(FileExistsError):

@@ -1,18 +1,17 @@
-"""Measure memory: what is free, what a program needs; explain the errors when it runs out."""
+"""Measure what memory a program needs and may take; explain the errors when it runs out."""
 
 import contextlib
 import errno
 import math
-import os
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
 
 from sjft_jax.runtime import console
 from sjft_jax.runtime.compilation import CompiledFunction
+from sjft_jax.runtime.host_memory import OutOfMemoryError, format_bytes, free_host_bytes
 
 # The share of the free memory that a step may plan with. An accelerator also holds the next batch,
 # buffers of its libraries, and gaps. A host also holds what convolutions take besides XLA's plan
@@ -27,10 +26,6 @@ _OUT_OF_MEMORY = re.compile(
   r'out of memory|RESOURCE_EXHAUSTED.*(memory|alloc|reserve)|OUT_OF_MEMORY|ALLOC_FAILED|bad_alloc',
   re.DOTALL | re.IGNORECASE,
 )
-
-
-class OutOfMemoryError(ValueError):
-  """Memory ran out, or would run out; the message is one line with what to change."""
 
 
 def planned_bytes(program: Any) -> int | None:
@@ -58,43 +53,6 @@ def available_bytes() -> float:
   return min(
     _ACCELERATOR_SHARE * s.get('bytes_limit', math.inf) - s.get('bytes_in_use', 0) for s in stats
   )
-
-
-def free_host_bytes(root: Path = Path('/')) -> int:
-  """Return the bytes of host memory that this process can still take, within its control groups.
-
-  Args:
-    root: where the system's files are; tests have their own.
-  """
-  free = [os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')]
-  with contextlib.suppress(OSError):  # Other systems than Linux have no such file.
-    meminfo = (root / 'proc/meminfo').read_text()
-    free = [1024 * int(kib) for kib in re.findall(r'MemAvailable: *(\d+) kB', meminfo)] or free
-  groups = []
-  with contextlib.suppress(OSError):
-    groups = [
-      line.split(':', 2) for line in (root / 'proc/self/cgroup').read_text().splitlines() if line
-    ]
-  for _, controllers, name in groups:
-    if controllers == '':
-      mount, files = 'sys/fs/cgroup', ('memory.max', 'memory.current', 'inactive_file')
-    elif 'memory' in controllers.split(','):
-      mount = 'sys/fs/cgroup/memory'
-      files = ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file')
-    else:
-      continue
-    group = PurePosixPath(name)
-    # In a container the name may be the one on the host: then only the mount itself exists.
-    for folder in (group, *group.parents):
-      with contextlib.suppress(OSError, ValueError):  # ValueError: the limit is 'max', so none.
-        free.append(_group_free(root / mount / folder.relative_to('/'), *files))
-  return max(min(free), 0)
-
-
-def _group_free(folder: Path, limit: str, usage: str, cache: str) -> int:
-  used = int((folder / usage).read_text())
-  stat = dict(line.split() for line in (folder / 'memory.stat').read_text().splitlines())
-  return int((folder / limit).read_text()) - used + int(stat.get(cache, 0))
 
 
 def warn_if_too_large(
@@ -169,11 +127,3 @@ def batch_size_hint(option: str, value: int, otherwise: str) -> str:
 def tree_bytes(tree: Any) -> int:
   """Return the bytes of all arrays, or shapes of arrays, in a tree."""
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def format_bytes(count: float) -> str:
-  """Return '3.25 GiB' and the like, in the largest unit that leaves a digit before the point."""
-  if not 0 < count < math.inf:  # Without a plan the program was run: 0 if it ran, else infinite.
-    return 'too much' if count else 'enough'
-  exponent = min(max(int(math.log2(count)) // 10, 0), 4)
-  return f'{count / 1024**exponent:.3g} {("bytes", "KiB", "MiB", "GiB", "TiB")[exponent]}'

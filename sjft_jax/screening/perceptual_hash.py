@@ -17,6 +17,8 @@ WORDS = -(-BITS // 32)
 # the demo's images cropped by 5 % are within this radius, and five pairs of unlike photographs in a
 # million.
 RADIUS = 40
+# Pixels that are converted to luminance at once.
+_PART_PIXELS = 2**22
 # Source images that are compared at once.
 _BLOCK = 8192
 
@@ -27,8 +29,18 @@ def phash(image: UInt8[np.ndarray, 'height width 3']) -> UInt32[np.ndarray, ' wo
   They are those of the luminance. Brightness, contrast and colour change few bits; a mirror image
   has another hash.
   """
-  bits = imagehash.phash(PIL.Image.fromarray(image), hash_size=_SIDE).hash.ravel()
+  bits = imagehash.phash(_luminance(image), hash_size=_SIDE).hash.ravel()
   return np.packbits(np.pad(bits, (0, 32 * WORDS - BITS))).view(np.uint32)
+
+
+def _luminance(image: UInt8[np.ndarray, 'height width 3']) -> PIL.Image.Image:
+  """Return the luminance; of a large image part by part, as Pillow needs four bytes a pixel."""
+  if image.size <= 3 * _PART_PIXELS:
+    return PIL.Image.fromarray(image).convert('L')
+  parts = np.array_split(image, min(-(-image.size // (3 * _PART_PIXELS)), len(image)))
+  return PIL.Image.fromarray(
+    np.concatenate([np.asarray(PIL.Image.fromarray(part).convert('L')) for part in parts])
+  )
 
 
 def find_near_pairs(

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import PIL.PpmImagePlugin
 import pytest
 import simplejpeg
 from hypothesis import given, settings
@@ -56,6 +57,73 @@ def test_pixels_are_those_pillow_filters(name):
   decoded = decode_image(WHOLE[name])
   assert decoded.dtype == np.uint8
   np.testing.assert_array_equal(decoded, decode_with_pillow(WHOLE[name]))
+
+
+@pytest.mark.parametrize('strip', [30, 100])
+@pytest.mark.parametrize('name', WHOLE)
+def test_strips_have_the_same_pixels(monkeypatch, name, strip):
+  expected = decode_image(WHOLE[name])
+  monkeypatch.setattr(decode, '_STRIP_PIXELS', strip)  # Less than a row, and some rows.
+  np.testing.assert_array_equal(decode_image(WHOLE[name]), expected)
+
+
+@pytest.mark.parametrize('maximum', [1, 100, 254, 255, 256, 4095, 65535])
+@pytest.mark.parametrize('kind', [2, 3, 5, 6])
+def test_portable_maps_of_any_maximum_have_pillows_values(kind, maximum):
+  shape = (5, 7, 3) if kind in (3, 6) else (5, 7)
+  values = np.random.default_rng(maximum).integers(0, maximum + 1, shape)
+  values.flat[0] = maximum
+  data = f'P{kind}\n# size\n7 5\n{maximum}\n'.encode()
+  if kind < 4:
+    data += b'# all\n' + b'\n'.join(b'%d #x' % value for value in values.flat) + b'\nend'
+  else:
+    data += values.astype('u1' if maximum < 256 else '>u2').tobytes()
+  with PIL.Image.open(io.BytesIO(data.removesuffix(b'\nend'))) as image:
+    pillow = np.asarray(image)
+  decoder = PIL.Image.open(io.BytesIO(data)).tile[0]
+  if decoder[0].startswith('ppm'):
+    read = decode._read_ppm(
+      PIL.PpmImagePlugin.PpmImageFile(io.BytesIO(data)),
+      *(data[decoder[2] :],),
+      is_text=kind < 4,
+      maximum=maximum,
+    )
+    np.testing.assert_array_equal(np.asarray(read), pillow)
+  assert decode_image(data).shape == (5, 7, 3)
+
+
+def test_bitmaps_as_text_have_pillows_pixels():
+  data = b'P1\n7 5\n# all\n' + b'0110 1#\n\t10\r\n' * 5
+  np.testing.assert_array_equal(decode_image(data), decode_with_pillow(data))
+
+
+@pytest.mark.parametrize(
+  ('data', 'reason'),
+  [
+    (b'P1\n7 5\n0101', 'is truncated'),
+    (b'P1\n2 1\n02', 'is damaged (a value is over 1)'),
+    (b'P2\n2 1\n9\n1', 'is truncated'),
+    (b'P2\n2 1\n9\n', 'is truncated'),
+    (b'P2\n2 1\n9\n1 10', 'is damaged (a value is over 9)'),
+    (b'P2\n2 1\n9\n1 99999999999999999999', 'is damaged (a value is over 9)'),
+    (b'P2\n2 1\n9\n1 -1', 'is truncated'),
+    (b'P3\n1 1\n9\n1 2 x', 'is truncated'),
+    (b'P6\n1 1\n9\n\1\2', 'is truncated'),
+  ],
+)
+def test_damaged_portable_maps_are_refused(data, reason):
+  assert refusal(data) == reason
+
+
+@pytest.mark.parametrize('byte_order', ['<', '>'])
+@pytest.mark.parametrize('is_big', [False, True])
+def test_strips_of_a_tiff_are_counted_before_they_are_read(byte_order, is_big):
+  header = {'<': b'II', '>': b'MM'}[byte_order]
+  if is_big:
+    tiff = header + struct.pack(f'{byte_order}HHHQQHHQQ', 43, 8, 0, 16, 1, 273, 16, 10**7, 0)
+  else:
+    tiff = header + struct.pack(f'{byte_order}HIHHHII', 42, 8, 1, 273, 4, 10**7, 0)
+  assert refusal(tiff) == 'has 10,000,000 strips, more than the limit of 131,072'
 
 
 @pytest.mark.parametrize('subsampling', ['4:4:4', '4:2:2', '4:2:0'])

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import unicodedata
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +13,8 @@ import PIL.Image
 import pytest
 from commands import ROOT, refusal, start
 from small_run import command, write_data
+
+from sjft_jax.data.folder import ClassFolder
 
 LIST = 'path,label,split\n'
 
@@ -204,6 +207,44 @@ def test_heic_images_are_read_if_there_is_the_package(tmp_path):
   (data / 'train/a/2.heic').write_bytes((data / 'train/a/0.heic').read_bytes()[:300])
   error = refusal(preview(data, images=4, HOME=str(tmp_path)))
   assert '2.heic is ' in error
+
+
+def test_links_to_themselves_and_pipes_are_passed_over(tmp_path):
+  data = tmp_path / 'data'
+  write(data, 'a/1.png')
+  for name in ('a/self', 'a/self.png', 'itself'):
+    (data / name).symlink_to(Path(name).name)
+  os.mkfifo(data / 'a/pipe.png')
+  text = output(preview(data, data='source', HOME=str(tmp_path)))
+  assert (
+    f'Passed over in {data}: 1 beside the class folders (itself), 1 that are no files '
+    '(a/pipe.png), 2 links that lead nowhere (a/self, a/self.png)' in text
+  )
+
+
+def test_folders_of_links_that_multiply_are_read_once(tmp_path):
+  """Of eight folders, each links ten times to the next: a hundred million paths."""
+  data = tmp_path / 'data'
+  write(data, 'a/8/1.png', 'b/1.png')
+  for depth in range(1, 8):
+    (data / f'a/{depth}').mkdir()
+    for number in range(10):
+      (data / f'a/{depth}/{number}').symlink_to(f'../{depth + 1}')
+  (data / 'b/link').symlink_to('../a/8')  # In another class, the same folder counts again.
+  text = output(preview(data, data='source', HOME=str(tmp_path)))
+  assert '70 folders that are read under another name (a/1/0/0/0/0/0/0/1, ' in text
+  images = ClassFolder(str(data), '')
+  assert [images.key(i) for i in range(len(images))] == [
+    *('a/1/0/0/0/0/0/0/0/1.png', 'b/1.png', 'b/link/1.png')
+  ]
+
+
+def test_list_that_is_a_pipe_or_a_device_is_refused(tmp_path):
+  os.mkfifo(tmp_path / 'pipe.csv')
+  (tmp_path / 'zero.csv').symlink_to('/dev/zero')
+  for name in ('pipe.csv', 'zero.csv'):
+    error = refusal(preview(tmp_path / name, HOME=str(tmp_path)))
+    assert f'{name} cannot be read as a list of path and label: it is no regular file' in error
 
 
 @pytest.mark.parametrize('name', ['list.csv', 'list.CSV', 'list.tsv'])

@@ -134,16 +134,16 @@ def unknown_user(monkeypatch, tmp_path):
   for name in ('HOME', 'XDG_CACHE_HOME'):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setattr(artifacts.tempfile, 'tempdir', str(tmp_path))
-  artifacts._private_temporary_dir.cache_clear()
+  artifacts.private_temporary_dir.cache_clear()
   yield tmp_path
-  artifacts._private_temporary_dir.cache_clear()
+  artifacts.private_temporary_dir.cache_clear()
 
 
 def test_cache_of_an_unknown_user_is_a_private_temporary_folder(unknown_user):
   folder = artifacts.cache_dir()
   assert folder == unknown_user / f'sjft_jax-{os.getuid()}'
   assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-  artifacts._private_temporary_dir.cache_clear()
+  artifacts.private_temporary_dir.cache_clear()
   assert artifacts.cache_dir() == folder
 
 

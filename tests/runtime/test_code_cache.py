@@ -14,9 +14,9 @@ def home(tmp_path, monkeypatch):
   (tmp_path / 'tmp').mkdir()
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   monkeypatch.setattr(artifacts.tempfile, 'tempdir', str(tmp_path / 'tmp'))
-  artifacts._private_temporary_dir.cache_clear()
+  artifacts.private_temporary_dir.cache_clear()
   yield tmp_path
-  artifacts._private_temporary_dir.cache_clear()
+  artifacts.private_temporary_dir.cache_clear()
 
 
 def mode(path):

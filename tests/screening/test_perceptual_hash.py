@@ -102,3 +102,11 @@ def test_no_hashes_give_no_pairs():
   some, none = np.zeros((3, 5), np.uint32), np.zeros((0, 5), np.uint32)
   assert perceptual_hash.find_near_pairs(some, none).shape == (0, 3)
   assert perceptual_hash.find_near_pairs(none, some).shape == (0, 3)
+
+
+def test_a_large_image_has_the_same_hash_part_by_part(monkeypatch):
+  image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+  expected = perceptual_hash.phash(image)
+  for pixels in (10, 500):  # Less than a row, and some rows.
+    monkeypatch.setattr(perceptual_hash, '_PART_PIXELS', pixels)
+    np.testing.assert_array_equal(perceptual_hash.phash(image), expected)

@@ -12,7 +12,7 @@ import urllib.request
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import scipy.io
@@ -20,6 +20,21 @@ import scipy.io
 from sjft_jax.runtime import console
 
 _Label = TypeVar('_Label')
+
+# Bytes of a file in an archive, which is read as a whole: of an archive within it or a long list.
+MAX_MEMBER = 2**29
+# Bytes of a header that holds a long name, and of a list of a small data set.
+_MAX_HEADER, _MAX_LIST = 2**16, 2**26
+# How many times its own bytes a packed archive may hold. Images can hardly be packed; lists of them
+# become a twentieth.
+_MAX_PACKING = 32
+_EXTENDED_TYPES = (
+  tarfile.GNUTYPE_LONGNAME,
+  tarfile.GNUTYPE_LONGLINK,
+  tarfile.XHDTYPE,
+  tarfile.XGLTYPE,
+  tarfile.SOLARIS_XHDTYPE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,30 +152,21 @@ def check_archives(archives: Collection[Archive], paths: Mapping[str, Path]) -> 
         )
 
 
-class _Member(tarfile.TarInfo):
-  """A header that raises if it is damaged or missing; `tarfile` would take it for the end."""
-
-  @classmethod
-  def fromtarfile(cls, tar: tarfile.TarFile) -> Any:
-    try:
-      return super().fromtarfile(tar)
-    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-      raise
-    except tarfile.HeaderError as error:
-      raise tarfile.ReadError(str(error)) from error
-
-
 def members(file: Path | io.BufferedIOBase, name: str = '') -> Iterator[tuple[str, bytes]]:
-  """Yield name and content of each file in a tar archive, compressed or not, in its order.
+  """Yield name and content of each file in a tar archive, packed by gzip or not, in its order.
 
-  Memory does not grow with the archive.
+  Each header is parsed by `tarfile`; the way from one to the next is our own, because `tarfile`
+  reads whatever a header declares, follows sizes backwards and keeps all headers. Memory grows with
+  the largest file, which may have `MAX_MEMBER` bytes, and not with the archive. Links, folders and
+  devices are passed over; nothing is written.
 
   Args:
     file: the archive's path, or the archive itself.
     name: what errors call it; '': the path.
 
   Raises:
-    ValueError: the archive is truncated or no tar archive.
+    ValueError: the archive is truncated or no tar archive, or holds more than `_MAX_PACKING` times
+      its own bytes; a file in it is sparse, or has a size that is negative or too large.
   """
   if isinstance(file, Path):
     mib = -(-file.stat().st_size // 2**20)
@@ -173,17 +179,100 @@ def members(file: Path | io.BufferedIOBase, name: str = '') -> Iterator[tuple[st
       advance(mib - position)
     return
   try:
-    with tarfile.open(fileobj=file, mode='r:*', tarinfo=_Member) as tar:
-      while (header := tar.next()) is not None:
-        content = tar.extractfile(header) if header.isreg() else None
-        if content is not None:
-          yield posixpath.normpath(header.name), content.read()
-        # Otherwise `tarfile` would keep the headers of millions of files.
-        tar.members.clear()  # type: ignore[attr-defined]
-      while tar.fileobj.read(2**20):
-        pass  # A compressed archive is checked at its very end.
+    is_packed = file.read(2) == b'\x1f\x8b'
+    file.seek(0)
+    if not is_packed:
+      yield from _read_members(file)
+      return
+    with gzip.open(file) as unpacked:
+      for member in _read_members(unpacked):
+        _check_packing(unpacked, file)
+        yield member
+      while unpacked.read(2**20):  # What is packed is checked at its very end.
+        _check_packing(unpacked, file)
   except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
     raise ValueError(f'{name} is truncated or no tar archive ({error}); get it again') from error
+  except _MemberError as error:
+    raise ValueError(f'{name}: {error}; get it again') from error
+
+
+class _MemberError(Exception):
+  """A file in an archive is refused; the message names it."""
+
+
+def _check_packing(unpacked: gzip.GzipFile, file: io.BufferedIOBase) -> None:
+  if unpacked.tell() > _MAX_PACKING * file.tell() + 2**26:
+    raise _MemberError(f'it unpacks to more than {_MAX_PACKING} times its own bytes')
+
+
+def _read_members(stream: io.BufferedIOBase) -> Iterator[tuple[str, bytes]]:
+  """Yield name and content of each file in an unpacked tar archive.
+
+  Raises:
+    tarfile.TarError: the archive is truncated or no tar archive.
+    _MemberError: a member is refused.
+  """
+  records: dict[str, str] = {}  # What extended headers say of the member behind them.
+  while True:
+    try:
+      header = tarfile.TarInfo.frombuf(stream.read(tarfile.BLOCKSIZE), 'utf-8', 'surrogateescape')
+    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+      return
+    is_extended = header.type in _EXTENDED_TYPES
+    name = header.name if is_extended else records.get('path', header.name)
+    size = str(header.size) if is_extended else records.get('size', str(header.size))
+    limit = _MAX_HEADER if is_extended else MAX_MEMBER
+    if not (size.isdecimal() and len(size) < 20 and int(size) <= limit):
+      raise _MemberError(f'{name[:200]!r} has a size of {size[:20]} bytes, the limit is {limit:,}')
+    if is_extended:
+      records |= _read_records(header, _read_exactly(stream, int(size)))
+      continue
+    if header.type == tarfile.GNUTYPE_SPARSE or 'sparse' in records:
+      raise _MemberError(f'{name[:200]!r} is a sparse file')
+    if header.isreg():
+      yield posixpath.normpath(name), _read_exactly(stream, int(size))
+    elif header.type not in tarfile.SUPPORTED_TYPES:
+      _read_exactly(stream, int(size))
+    records = {}
+
+
+def _read_exactly(stream: io.BufferedIOBase, size: int) -> bytes:
+  """Read what a header announces, and the padding behind it; the last one may be missing."""
+  content = stream.read(size)
+  if len(content) < size:
+    raise tarfile.ReadError('unexpected end of data')
+  stream.read(-size % tarfile.BLOCKSIZE)
+  return content
+
+
+def _read_records(header: tarfile.TarInfo, content: bytes) -> dict[str, str]:
+  """Return 'path', 'size' and 'sparse' of the next member, as far as an extended header has them.
+
+  Raises:
+    tarfile.ReadError: it is damaged.
+    _MemberError: it gives them to all members.
+  """
+  if header.type == tarfile.GNUTYPE_LONGNAME:
+    return {'path': content.partition(b'\0')[0].decode('utf-8', 'surrogateescape')}
+  if header.type == tarfile.GNUTYPE_LONGLINK:
+    return {}
+  records = {}
+  position = 0
+  while position < len(content):
+    # 'length key=value', where the length counts itself and the line's end.
+    length, _, _ = content[position : position + 9].partition(b' ')
+    end = position + int(length) if length.isdigit() else position
+    key, _, value = content[position + len(length) + 1 : end].partition(b'=')
+    if not value.endswith(b'\n'):
+      raise tarfile.ReadError('damaged extended header')
+    position = end
+    if key.startswith(b'GNU.sparse.'):
+      records['sparse'] = ''
+    elif key in (b'path', b'size'):
+      records[key.decode()] = value[:-1].decode('utf-8', 'surrogateescape')
+  if records and header.type == tarfile.XGLTYPE:
+    raise _MemberError(f'{header.name[:200]!r} gives all members one {" and ".join(records)}')
+  return records
 
 
 def labelled_members(
@@ -213,8 +302,11 @@ def read_lines(path: Path) -> list[str]:
   """Read the lines of a text file, without blank ones.
 
   Raises:
-    ValueError: the file is no text.
+    ValueError: the file is no text, or too large for a list.
   """
+  size = path.stat().st_size
+  if size > _MAX_LIST:
+    raise ValueError(f'{path} has {size:,} bytes, too many for a list of images; get it again')
   try:
     return [line.strip() for line in path.read_text('utf-8').splitlines() if line.strip()]
   except UnicodeDecodeError as error:

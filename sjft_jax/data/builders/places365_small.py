@@ -13,6 +13,8 @@ from sjft_jax.data.builders.archive import Archive, labelled_members, members
 from sjft_jax.data.builders.base import ArchiveBuilder
 
 _URL = 'http://data.csail.mit.edu/places/places365/'
+# Places 205 has a list of 2.4 million.
+_MAX_IMAGES = 10_000_000
 
 
 class Builder(ArchiveBuilder):
@@ -82,8 +84,11 @@ def read_labels(archive: Path, list_: str, folder: str) -> dict[str, int]:
   """
   lists = (content for name, content in members(archive) if PurePosixPath(name).name == list_)
   try:
+    content = next(lists)
+    if content.count(b'\n') > _MAX_IMAGES:
+      raise ValueError(f'it has more than {_MAX_IMAGES:,} lines')
     # Read from one buffer, without a second copy of millions of lines.
-    lines = io.TextIOWrapper(io.BytesIO(next(lists)), 'utf-8')
+    lines = io.TextIOWrapper(io.BytesIO(content), 'utf-8')
     pairs = (line.rsplit(maxsplit=1) for line in lines if line.strip())
     return {f'{folder}/{name.lstrip("/")}': int(label) for name, label in pairs}
   except StopIteration:
