@@ -250,6 +250,7 @@ def test_arrays_take_no_more_memory_than_their_file(tmp_path, attack):
   assert message.startswith(f'{path} is damaged')
 
 
+@pytest.mark.slow
 def test_description_of_another_network_is_refused(trained_run, tmp_path):
   workdir = shutil.copytree(trained_run[0], tmp_path / 'run')
   saved = artifacts.unseal(json.loads((workdir / 'network.json').read_text()))

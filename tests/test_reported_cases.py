@@ -16,6 +16,9 @@ import pytest
 from commands import refusal, start
 from small_run import command, write_data
 
+# Every test starts a command, which takes seconds.
+pytestmark = pytest.mark.slow
+
 ROWS = 'path,label\na.png,x\nb.png,x\nc.png,y\nd.png,y\n'
 
 

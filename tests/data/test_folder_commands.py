@@ -16,6 +16,9 @@ from small_run import command, write_data
 
 from sjft_jax.data.folder import ClassFolder
 
+# Every test starts a command, which takes seconds.
+pytestmark = pytest.mark.slow
+
 LIST = 'path,label,split\n'
 
 
