@@ -28,14 +28,6 @@ from experiments import pairs
 from sjft_jax import results as result_files
 from sjft_jax.runtime import artifacts, compilation, console
 
-TABLE = flags.DEFINE_enum('table', None, ['1', '2', '3', '4', '5'], 'Table of the paper.')
-SCALE = flags.DEFINE_enum('scale', 'paper', ['paper', 'small'], 'Data, network and steps.')
-SEEDS = flags.DEFINE_integer('seeds', 1, 'Seeds of every row.', lower_bound=1)
-WORKDIR = flags.DEFINE_string('workdir', 'runs/tables', 'Where everything is kept.')
-TUNED = flags.DEFINE_string('tuned', None, 'A tuned.json, whose settings all runs take.')
-LIST = flags.DEFINE_bool('list', False, 'Print the rows and their runs, and train nothing.')
-flags.mark_flag_as_required('table')
-
 # Options that differ from a configuration, 'section.option' → value.
 Changes = dict[str, Any]
 
@@ -274,26 +266,19 @@ def score(row: Row, workdir: Path, seed: int, name: str) -> float | None:
   return 100 * result_files.fuse_predictions(predictions).scores()[name]
 
 
-def main(_: object) -> None:
-  table = get_table(TABLE.value, SCALE.value)
-  workdir = Path(WORKDIR.value) / f'{SCALE.value}{TABLE.value}'
-  if LIST.value:
-    for name, run in table.runs.items():
-      rows = [row.name for row in table.rows if name in row.runs]
-      console.say(f'{name}: {"; ".join(rows)}\n  {command(run, workdir / name / "seed0")}')
-    return
-  compilation.enable_cache()
-  errors = train(table.runs, workdir, SEEDS.value, TUNED.value)
-  shown = RichTable(title=f'Table {TABLE.value}, {SCALE.value}, {SEEDS.value} seeds, per cent')
+def run(table: Table, title: str, workdir: Path, seeds: int, tuned: str | None = None) -> None:
+  """Train the runs of a table, print its rows and write table.json into the work directory."""
+  errors = train(table.runs, workdir, seeds, tuned)
+  shown = RichTable(title=f'{title}, {seeds} seeds, per cent')
   for heading in ('row', 'measured', 'paper'):
     shown.add_column(heading, justify='left' if heading == 'row' else 'right')
   record = []
   for row in table.rows:
-    values = [score(row, workdir, seed, table.score) for seed in range(SEEDS.value)]
+    values = [score(row, workdir, seed, table.score) for seed in range(seeds)]
     scores = [value for value in values if value is not None]
     record.append({'row': row.name, 'scores': values, 'paper': row.paper})
     deviation = f' ± {np.std(scores, ddof=1):.1f}' if len(scores) > 1 else ''
-    missing = f' ({len(scores)} seeds)' if len(scores) < SEEDS.value else ''
+    missing = f' ({len(scores)} seeds)' if len(scores) < seeds else ''
     measured = f'{np.mean(scores):.1f}{deviation}{missing}' if scores else '–'
     paper = f'{row.paper}' + (f' ± {row.deviation}' if row.deviation is not None else '')
     shown.add_row(row.name, measured, paper)
@@ -303,5 +288,30 @@ def main(_: object) -> None:
     console.say(f'{path} failed: {error}')
 
 
+def define_flags() -> None:
+  """Define the flags of this program."""
+  flags.DEFINE_enum('table', None, ['1', '2', '3', '4', '5'], 'Table of the paper.', required=True)
+  flags.DEFINE_enum('scale', 'paper', ['paper', 'small'], 'Data, network and steps.')
+  flags.DEFINE_integer('seeds', 1, 'Seeds of every row.', lower_bound=1)
+  flags.DEFINE_string('workdir', 'runs/tables', 'Where everything is kept.')
+  flags.DEFINE_string('tuned', None, 'A tuned.json, whose settings all runs take.')
+  flags.DEFINE_bool('list', False, 'Print the rows and their runs, and train nothing.')
+
+
+def main(_: object) -> None:
+  options = flags.FLAGS
+  table = get_table(options.table, options.scale)
+  workdir = Path(options.workdir) / f'{options.scale}{options.table}'
+  if options.list:
+    for name, run_ in table.runs.items():
+      rows = [row.name for row in table.rows if name in row.runs]
+      console.say(f'{name}: {"; ".join(rows)}\n  {command(run_, workdir / name / "seed0")}')
+    return
+  compilation.enable_cache()
+  title = f'Table {options.table}, {options.scale}'
+  run(table, title, workdir, options.seeds, options.tuned)
+
+
 if __name__ == '__main__':
+  define_flags()
   app.run(main)

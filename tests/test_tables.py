@@ -5,8 +5,6 @@ import json
 import jax
 import pytest
 import small_run
-from absl import flags
-from absl.testing import flagsaver
 
 from experiments import pairs, tables
 from sjft_jax import config as configs
@@ -56,20 +54,16 @@ def test_rows_are_run_resumed_and_set_beside_the_papers(small_data, tmp_path, mo
   # It fails; the other rows are run all the same.
   short['gabor'] = short['gabor']._replace(changes={'selection.num_neighbors': 10_000})
   table = tables.get_table('2', 'small')._replace(runs=short)
-  monkeypatch.setattr(tables, 'get_table', lambda *_: table)
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
-  with flagsaver.flagsaver(table='2', scale='small', seeds=2, workdir=str(tmp_path)):
-    tables.main([])
-    first = capsys.readouterr().out
-    tables.main([])
-  record = json.loads((tmp_path / 'small2' / 'table.json').read_text())
+  tables.run(table, 'Table 2, small', tmp_path, seeds=2)
+  first = capsys.readouterr().out
+  tables.run(table, 'Table 2, small', tmp_path, seeds=2)
+  record = json.loads((tmp_path / 'table.json').read_text())
   rows = {row['row']: row for row in record['rows']}
   assert len(rows) == 9
   assert rows['Selective joint FT with Gabor filter bank']['scores'] == [None, None]
   assert len(record['errors']) == 2
   assert 'gabor/seed0 failed: ValueError: selection.num_neighbors=10000' in first
-  results = json.loads((tmp_path / 'small2/fine-tuned/seed1/results.json').read_text())
+  results = json.loads((tmp_path / 'fine-tuned/seed1/results.json').read_text())
   arms = {row['arm']: row for row in results['table']}
   growing = rows['Selective joint fine-tuning']
   assert growing['paper'] == 90.2

@@ -80,6 +80,12 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
   return '://' in os.fspath(path)
 
 
+def is_regular_file(path: str | os.PathLike[str]) -> bool:
+  """Return whether `path` is a file or an object, and no pipe or device, which would never end."""
+  # epath calls everything a file that is no folder.
+  return epath.Path(path).is_file() if is_remote(path) else os.path.isfile(path)
+
+
 def absolute_path(path: str | os.PathLike[str]) -> epath.Path:
   """Return the path from the root, where '~' is the user's home.
 
@@ -159,7 +165,7 @@ def load_json(
     OSError: it cannot be read.
   """
   try:
-    if not path.is_file():  # A pipe would never end.
+    if not is_regular_file(path):
       raise ValueError('it is no file')
     if path.stat().length > _MAX_JSON_BYTES:
       raise ValueError(f'it has over {_MAX_JSON_BYTES:,} bytes')
@@ -232,7 +238,7 @@ def load(path: os.PathLike[str], fingerprint: str) -> dict[str, np.ndarray] | No
   if not epath.Path(path).exists():
     return None
   try:
-    if not epath.Path(path).is_file():  # A pipe would never end.
+    if not is_regular_file(path):
       raise ValueError('it is no file')
     with epath.Path(path).open('rb') as stream, np.load(stream) as file:
       _check_members(file.zip)
