@@ -2,7 +2,7 @@
 
   python -m sjft_jax.tune --config=configs/folder.py --workdir=runs/tuning \\
     --config.target.path=DIR --config.source.path=DIR --minutes=60
-  python -m sjft_jax.main --config=configs/folder.py --workdir=runs/mine \\
+  python -m sjft_jax.main --config=configs/folder.py --workdir=runs/tuned \\
     --config.target.path=DIR --config.source.path=DIR --tuned=runs/tuning/tuned.json
 
 The learning rate, its factors by layer and for the heads, and the weight of the source's loss are

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sjft_jax.classifier import Classifier
+from sjft_jax.runtime import artifacts
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ def change_options(workdir, change):
   path = workdir / 'config.json'
   saved = json.loads(path.read_text())
   change(saved['options'])
-  path.write_text(json.dumps(saved))
+  artifacts.write_json(path, saved)
 
 
 def test_it_knows_its_classes_views_and_steps(classifier, trained_run):
@@ -77,7 +78,7 @@ def test_a_work_directory_without_options_is_refused(workdir):
 
 def test_a_work_directory_of_another_version_is_refused(workdir):
   path = workdir / 'config.json'
-  path.write_text(json.dumps(json.loads(path.read_text()) | {'format': 1}))
+  artifacts.write_json(path, json.loads(path.read_text()) | {'format': 1})
   with pytest.raises(ValueError, match='run was made by another version of sjft_jax'):
     Classifier(workdir / 'arms' / 'rounds')
 
