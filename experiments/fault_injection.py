@@ -352,8 +352,9 @@ def digest_artifacts(workdir: Path) -> dict[str, str]:
       values[name] = [_without_times(json.loads(line)) for line in lines]
     elif not path.name.startswith(('.', 'events.out.tfevents')):
       values[name] = path.read_bytes()
-  # Packages may be installed in between.
-  return {name: _digest(value) for name, value in values.items() if name != 'versions.json'}
+  # Packages may be installed in between; the report shows what the other files hold, and times.
+  compared = values.keys() - {'versions.json', 'report.html'}
+  return {name: _digest(values[name]) for name in sorted(compared)}
 
 
 def _without_times(value: Any) -> Any:
