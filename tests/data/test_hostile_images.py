@@ -1,14 +1,12 @@
 """Hostile image files take little memory and time; several at once take turns."""
 
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.csv
 import pytest
-from commands import ROOT, start
+from commands import start
 from data.hostile_images import (
   ATTACKS,
   gif_canvas,
@@ -18,6 +16,7 @@ from data.hostile_images import (
   tiff_strips,
   webp_canvas,
 )
+from measured_process import needs_linux, read_all, run
 from stripes import write_target_and_source
 
 from sjft_jax.data.decode import MAX_BYTES, MAX_PIXELS, UnreadableError
@@ -25,51 +24,26 @@ from sjft_jax.data.folder import ImageFiles
 from sjft_jax.runtime import host_memory
 from sjft_jax.screening.scan import scan
 
-pytestmark = pytest.mark.skipif(
-  not os.access('/proc/self/clear_refs', os.W_OK), reason='measures memory as in Linux'
-)
+pytestmark = needs_linux
 
-# Shows, for each file, the error, the peak of memory in MB beyond what was taken before, and the
-# seconds. The limit only saves the machine that tests a decoder that fails.
 DECODE = """
-import json, pathlib, resource, sys, time
-resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
-from sjft_jax.data.decode import UnreadableError, decode_image
+from sjft_jax.data.decode import decode_image
 
-def memory(name):
-  lines = pathlib.Path('/proc/self/status').read_text().splitlines()
-  return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1000
+def prepare(path):
+  return path.read_bytes()
 
-for path in map(pathlib.Path, sys.argv[1:]):
-  content, message = path.read_bytes(), None
-  pathlib.Path('/proc/self/clear_refs').write_text('5')
-  before, start = memory('VmRSS'), time.process_time()
-  try:
-    decode_image(content, min_side=64)
-  except UnreadableError as error:
-    message = str(error)
-  seconds = time.process_time() - start
-  result = {'message': message, 'megabytes': memory('VmHWM') - before, 'seconds': seconds}
-  print(json.dumps([path.name, result]), flush=True)
+def read(content):
+  decode_image(content, min_side=64)
 """
 
 LARGE = {'gif_canvas': 12, 'png_of_one_bit': 12, 'png_with_alpha': 12, 'webp_canvas': 20}
 
 
-def run(program, *arguments, **environment):
-  """Return what a program prints."""
-  environment = os.environ | {'PYTHONPATH': str(ROOT)} | environment
-  command = [sys.executable, '-c', program, *map(str, arguments)]
-  return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-
-
 def decode_all(folder, attacks):
   """Decode files in a process of its own; return the results by name."""
-  paths = [folder / attack.__name__ for attack in attacks]
-  for path, attack in zip(paths, attacks, strict=True):
-    path.write_bytes(attack())
-    assert path.stat().st_size <= 20_000_000
-  return dict(map(json.loads, run(DECODE, *paths).splitlines()))
+  results = read_all(DECODE, folder, attacks)
+  assert all((folder / name).stat().st_size <= 20_000_000 for name in results)
+  return results
 
 
 QUICK = [attack for attack in ATTACKS if attack not in (png_with_alpha, webp_canvas)]

@@ -1,15 +1,14 @@
 """Hostile archives end in one line, with little memory and time."""
 
 import io
-import json
 import os
-import subprocess
 import sys
 
 import pytest
-from commands import ROOT, refusal, start
+from commands import refusal, start
 from data.builders import archives, hostile_archives
 from data.builders.hostile_archives import ATTACKS, extended, header, pad, record
+from measured_process import needs_linux, read_all
 
 from sjft_jax.data.builders.archive import MAX_MEMBER, members, read_lines
 
@@ -27,49 +26,31 @@ REFUSED = {
 }
 DAMAGED = ('damaged_record', 'digits')
 
-# The limit only saves the machine that tests a reader that fails.
 READ = """
-import json, pathlib, resource, sys, time
-resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
 from sjft_jax.data.builders.archive import members
 
-def memory(name):
-  lines = pathlib.Path('/proc/self/status').read_text().splitlines()
-  return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1000
+def prepare(path):
+  return path
 
-for path in map(pathlib.Path, sys.argv[1:]):
-  pathlib.Path('/proc/self/clear_refs').write_text('5')
-  before, start, count, message = memory('VmRSS'), time.process_time(), 0, None
-  try:
-    with path.open('rb') as file:
-      for _ in members(file, str(path)):
-        count += 1
-  except ValueError as error:
-    message = str(error)
-  seconds, megabytes = time.process_time() - start, memory('VmHWM') - before
-  print(json.dumps([path.name, [count, message, megabytes, seconds]]), flush=True)
+def read(path):
+  with path.open('rb') as file:
+    return sum(1 for _ in members(file, str(path)))
 """
 
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
   folder = tmp_path_factory.mktemp('archives')
-  for attack in ATTACKS:
-    (folder / attack.__name__).write_bytes(attack())
-  environment = os.environ | {'PYTHONPATH': str(ROOT)}
-  command = [sys.executable, '-c', READ, *(str(folder / attack.__name__) for attack in ATTACKS)]
-  process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-  return folder, dict(map(json.loads, process.stdout.splitlines()))
+  return folder, read_all(READ, folder, ATTACKS)
 
 
-@pytest.mark.skipif(
-  not os.access('/proc/self/clear_refs', os.W_OK), reason='measures memory as in Linux'
-)
+@needs_linux
 @pytest.mark.parametrize('name', [attack.__name__ for attack in ATTACKS])
 def test_hostile_archive_takes_little_memory_and_time(results, name):
   folder, of_each = results
-  count, message, megabytes, seconds = of_each[name]
-  assert megabytes < 20
+  result = of_each[name]
+  count, message, seconds = result['value'], result['message'], result['seconds']
+  assert result['megabytes'] < 20
   # As long as 100 MB of headers take.
   assert seconds < (20 if name == 'packed_members' else 10)
   if name in REFUSED:
