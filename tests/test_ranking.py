@@ -85,8 +85,8 @@ def bank():
   return banks.load(**BANK)
 
 
-def rank(partial, source, bank, options=OPTIONS, target='target'):
-  return rank_sources(partial, RankingInputs(Images(target, 6), source, bank, DEPTH, options))
+def rank(partial, source, bank, depth=DEPTH, options=OPTIONS, target='target'):
+  return rank_sources(partial, RankingInputs(Images(target, 6), source, bank, depth, options))
 
 
 def load_or_rank_to(path, source, bank, depth=DEPTH, target='target'):
