@@ -3,6 +3,7 @@
 Cases name the report, where there is one.
 """
 
+import os
 import shutil
 import sys
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from commands import refusal, start
+from commands import ROOT, refusal, start
 from small_run import command, write_data
 
 # Every test starts a command, which takes seconds.
@@ -206,9 +207,38 @@ def test_tilde_in_a_flagfile_is_the_home(images, tmp_path):
   assert f'--output={images}/list.csv is the list of images itself' in error
 
 
-def predict(run, images, output):
+UNLISTED_USER = """
+import os
+import pwd
+
+def getpwuid(number):
+  raise KeyError(f'getpwuid(): uid not found: {number}')
+
+pwd.getpwuid = getpwuid
+os.environ.pop('HOME', None)
+"""
+
+
+def test_containers_user_without_a_name_or_a_home_trains_and_predicts(small_data, tmp_path):
+  """matplotlib/matplotlib 17707, "getpwuid(): uid not found: 99", in a container.
+
+  So may files of a mounted disk belong to a user of another machine.
+  """
+  (tmp_path / 'sitecustomize.py').write_text(UNLISTED_USER)
+  environment = {'PYTHONPATH': os.pathsep.join([str(tmp_path), str(ROOT)]), 'XDG_CACHE_HOME': ''}
+  options = '--config.pretrain.steps=0', '--config.arms=rounds', '--config.selection.rounds=1'
+  run = tmp_path / 'run'
+  printed = finish(start(command(small_data, run, *options), **environment))
+  assert 'report.html' in printed
+  assert 'could not be written' not in printed
+  assert (run / 'report.html').exists()
+  finish(predict(run, small_data / 'target' / 'test', tmp_path / 'p.csv', **environment))
+  assert len((tmp_path / 'p.csv').read_text().splitlines()) == 1 + 9
+
+
+def predict(run, images, output, **environment):
   arguments = f'--run={run}', f'--images={images}', f'--output={output}'
-  return start([sys.executable, '-m', 'sjft_jax.predict', *arguments])
+  return start([sys.executable, '-m', 'sjft_jax.predict', *arguments], **environment)
 
 
 @pytest.mark.parametrize(

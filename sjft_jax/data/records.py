@@ -131,7 +131,7 @@ def resolve_data_dir(data_dir: str) -> epath.Path:
 def _contents(folder: epath.Path, paths: Sequence[epath.Path]) -> list[str]:
   """Return what stands for the content of each file: a digest; its length in an object store."""
   if artifacts.is_remote(folder):
-    return [str(path.stat().length) for path in paths]
+    return [str(artifacts.file_size(path)) for path in paths]
   names = pa.array([path.name for path in paths], pa.large_string())
   return [
     row.tobytes().hex()

@@ -31,9 +31,10 @@ def report() -> None:
   """
   # After the flags: --help and a misspelt option should not wait for JAX.
   from sjft_jax.run_report import draw
+  from sjft_jax.runtime import artifacts
 
   path = draw.open_run(flags.FLAGS.run).write()
-  console.say(f'{path}: {path.stat().length / 1e6:,.1f} MB')
+  console.say(f'{path}: {artifacts.file_size(path) / 1e6:,.1f} MB')
 
 
 if __name__ == '__main__':

@@ -86,6 +86,12 @@ def is_regular_file(path: str | os.PathLike[str]) -> bool:
   return epath.Path(path).is_file() if is_remote(path) else os.path.isfile(path)
 
 
+def file_size(path: str | os.PathLike[str]) -> int:
+  """Return the bytes of a file or an object."""
+  # epath looks for the owner of a file, too, and fails if the system does not list that user.
+  return epath.Path(path).stat().length if is_remote(path) else os.path.getsize(path)
+
+
 def absolute_path(path: str | os.PathLike[str]) -> epath.Path:
   """Return the path from the root, where '~' is the user's home.
 
@@ -167,7 +173,7 @@ def load_json(
   try:
     if not is_regular_file(path):
       raise ValueError('it is no file')
-    if path.stat().length > _MAX_JSON_BYTES:
+    if file_size(path) > _MAX_JSON_BYTES:
       raise ValueError(f'it has over {_MAX_JSON_BYTES:,} bytes')
     value = unseal(parse_json(path.read_bytes()))
     for key, expected in types.items():
@@ -243,7 +249,7 @@ def load(path: os.PathLike[str], fingerprint: str) -> dict[str, np.ndarray] | No
     with epath.Path(path).open('rb') as stream, np.load(stream) as file:
       _check_members(file.zip)
       arrays = dict(file)
-      _check_arrays(arrays, epath.Path(path).stat().length)
+      _check_arrays(arrays, file_size(path))
     saved_fingerprint = str(arrays.pop('fingerprint'))
   except Exception as error:  # A damaged zip file raises nearly anything.
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):

@@ -211,7 +211,9 @@ def _declared_bytes(header: Any) -> int:
 
 def _size(folder: epath.Path) -> int:
   """Return the bytes of all files below a folder."""
-  return sum(_size(path) if path.is_dir() else path.stat().length for path in folder.iterdir())
+  return sum(
+    _size(path) if path.is_dir() else artifacts.file_size(path) for path in folder.iterdir()
+  )
 
 
 def _open(directory: epath.Path, arrays: _ArrayHandler, **options: Any) -> Any:

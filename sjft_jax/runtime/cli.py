@@ -35,6 +35,11 @@ def start(define_flags: Callable[[], None], main: Callable[[], None]) -> None:
   console.protect_stderr()
   logging.get_absl_handler().python_handler.stream = sys.stderr
   preemption.install_handlers()
+  if os.path.expanduser('~') == '~':
+    # No HOME, and a user whom the system does not list, as in containers: Altair needs one.
+    from sjft_jax.runtime import artifacts
+
+    os.environ['HOME'] = str(artifacts.private_temporary_dir())
   # Shells expand the ~ of a home directory only at the beginning of a word, in no --flagfile.
   sys.argv[1:] = _expand_home(_read_flagfiles(_expand_home(sys.argv[1:])))
   try:
