@@ -92,7 +92,7 @@ def predict() -> None:
   _check_flags(output)
   # After the flags: --help and a misspelt option should not wait for JAX.
   import sjft_jax
-  from sjft_jax.data.folder import open_images, open_labelled
+  from sjft_jax.data.image_paths import open_images, open_labelled
   from sjft_jax.runtime import compilation
   from sjft_jax.screening.screen import exclude_unreadable
 
