@@ -20,9 +20,9 @@ from sjft_jax.data.dataset import Domains
 from sjft_jax.inputs import Inputs
 from sjft_jax.models.weights import run_checkpoint
 from sjft_jax.report import summary
+from sjft_jax.report.draw import RunReport
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.rounds import resolve_num_neighbors, run_arms
-from sjft_jax.run_report.draw import RunReport
 from sjft_jax.runtime import artifacts, console, distributed
 from sjft_jax.runtime.lock import lock
 from sjft_jax.screening.screen import ScreeningResult, screen

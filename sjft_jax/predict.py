@@ -27,7 +27,8 @@ from jaxtyping import Float, Int
 
 from sjft_jax import config
 from sjft_jax.data.transforms import VIEWS
-from sjft_jax.report import summary, tables
+from sjft_jax.output import tables
+from sjft_jax.report import summary
 from sjft_jax.runtime import cli, console
 
 

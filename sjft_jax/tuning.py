@@ -23,7 +23,7 @@ from sjft_jax.data.folds import assign_folds
 from sjft_jax.report import summary
 from sjft_jax.runtime import artifacts, console
 from sjft_jax.runtime.lock import lock
-from sjft_jax.screening.duplicates import find_duplicates
+from sjft_jax.screening.near_duplicates import find_duplicates
 from sjft_jax.screening.screen import exclude_unreadable
 from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training import metrics, search, significance

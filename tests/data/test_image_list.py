@@ -15,7 +15,7 @@ from sjft_jax.data import image_list
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.folder import ClassFolder, UnlabelledFolder
 from sjft_jax.data.image_list import ListedImages
-from sjft_jax.report import tables
+from sjft_jax.output import tables
 
 
 def write_list(file, **columns):

@@ -12,11 +12,10 @@ from sjft_jax import ranking as rankings
 from sjft_jax import workdir as workdirs
 from sjft_jax.data.dataset import Domains
 from sjft_jax.models.weights import run_checkpoint
-from sjft_jax.report import page
+from sjft_jax.report import borrowing, conditions, page, predictions, record, scores
 from sjft_jax.report.page import Page
+from sjft_jax.report.record import RoundDigest, RunRecord
 from sjft_jax.retrieval.knn import Ranking
-from sjft_jax.run_report import borrowing, conditions, predictions, record, scores
-from sjft_jax.run_report.record import RoundDigest, RunRecord
 from sjft_jax.runtime import artifacts, console, distributed
 from sjft_jax.screening.screen import screen
 from sjft_jax.selection.growth import SelectionOptions
