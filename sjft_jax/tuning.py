@@ -18,7 +18,7 @@ from sjft_jax import config as configs
 from sjft_jax import inputs, pipeline
 from sjft_jax import results as result_files
 from sjft_jax import workdir as workdirs
-from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset
+from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset, image_groups
 from sjft_jax.data.folds import assign_folds
 from sjft_jax.report import summary
 from sjft_jax.runtime import artifacts, console
@@ -94,8 +94,8 @@ def tune(
 ) -> dict[str, Any]:
   """Choose the settings of every arm on held-out training images; called again, go on.
 
-  The target's training images are dealt to `tuning.folds` folds, copies of one image to one fold.
-  Every arm is trained without the first fold with each of its settings (see
+  The target's training images are dealt to `tuning.folds` folds, copies and groups of images to one
+  fold. Every arm is trained without the first fold with each of its settings (see
   `search.draw_settings`) and predicts it; the better half goes on to the next fold, and so on. The
   score is the cross-entropy at the best temperature, of all held-out images so far. Of the arms
   with their best settings, the one with the highest accuracy is chosen, or the cheapest of those
@@ -130,7 +130,7 @@ def tune(
     (target,) = exclude_unreadable(
       (target,), directory / 'bad_images.csv', max_bad_share=config.screening.max_bad_share
     )
-    folds = assign_folds(target.labels, _find_copies(target), options.folds, config.seed)
+    folds = assign_folds(target.labels, _find_groups(target), options.folds, config.seed)
     workdirs.save_config(config, directory)
     is_complete = _try_settings(directory, config, arms, target, source, folds, minutes)
     record = _choose(arms) | {
@@ -181,11 +181,17 @@ def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
   return result
 
 
-def _find_copies(target: Dataset) -> Int[np.ndarray, ' image']:
-  """Return a number for each image, the same for copies of one picture."""
+def _find_groups(target: Dataset) -> Int[np.ndarray, ' image']:
+  """Return a number for each image, the same for copies of one picture and for its group."""
   pairs = find_duplicates(target, target)
+  ends = [(pairs.source, pairs.target)]
+  groups = image_groups(target)
+  if groups is not None:
+    _, first_images, numbers = np.unique(groups, return_index=True, return_inverse=True)
+    ends.append((np.arange(len(target)), first_images[numbers]))
+  rows, columns = (np.concatenate(end) for end in zip(*ends, strict=True))
   shape = len(target), len(target)
-  links = scipy.sparse.coo_array((np.ones(len(pairs.source)), (pairs.source, pairs.target)), shape)
+  links = scipy.sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape)
   return scipy.sparse.csgraph.connected_components(links, directed=False)[1]
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import commands
+import cv2
 import numpy as np
 import pytest
 import small_run
@@ -14,6 +15,7 @@ from etils import epath
 from sjft_jax import config as configs
 from sjft_jax import pipeline, tuning
 from sjft_jax.data.dataset import Domains
+from sjft_jax.data.image_list import ListedImages
 from sjft_jax.tuning import ArmSearch, Trial, _choose_arm
 
 OPTIONS = {
@@ -181,3 +183,17 @@ def test_cheapest_arm_within_a_standard_error_is_chosen():
   assert choose() == 'none'
   correct['constant'][[7, 8, 17, 18, 27, 57, 67]] = True
   assert choose() == 'constant'
+
+
+def test_copies_and_groups_are_joined(tmp_path):
+  """Image 3 is a copy of image 0, and in a group with image 5; the others stand alone."""
+  rng = np.random.default_rng(0)
+  images = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(6)]
+  images[3] = images[0]
+  for number, pixels in enumerate(images):
+    cv2.imwrite(str(tmp_path / f'{number}.png'), pixels)
+  rows = '\n'.join(f'{n}.png,{"ab"[n % 2]},{"g" if n in (3, 5) else ""}' for n in range(6))
+  (tmp_path / 'list.csv').write_text(f'path,label,group\n{rows}\n')
+  groups = tuning._find_groups(ListedImages(str(tmp_path / 'list.csv'), ''))
+  assert groups[0] == groups[3] == groups[5]
+  assert len(set(groups.tolist())) == 4

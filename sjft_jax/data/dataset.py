@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Int32, UInt8
+from jaxtyping import Bool, Int32, Int64, UInt8
 
 from sjft_jax.data.decode import UnreadableError, decode_image
 from sjft_jax.runtime import host_memory
@@ -14,6 +14,8 @@ from sjft_jax.runtime import host_memory
 Image = UInt8[np.ndarray, 'height width 3']
 # Equal rows are images whose stored bytes are equal.
 Digests = UInt8[np.ndarray, 'image byte']
+# Equal numbers are images that belong together, such as photographs of one object.
+Groups = Int64[np.ndarray, ' image']
 # The class of each image; in a multi-label data set, whether it shows each class.
 Labels = Int32[np.ndarray, ' image'] | Bool[np.ndarray, 'image category']
 
@@ -94,6 +96,14 @@ def image_digests(dataset: Dataset) -> Digests | None:
   return dataset.digests if isinstance(dataset, EncodedDataset) else None
 
 
+def image_groups(dataset: Dataset) -> Groups | None:
+  """Return the group of each image, or None if the images have none."""
+  if isinstance(dataset, SubsetDataset):
+    groups = image_groups(dataset.whole)
+    return None if groups is None else groups[dataset.indices]
+  return dataset.groups if isinstance(dataset, EncodedDataset) else None
+
+
 class EncodedDataset(abc.ABC):
   """A data set of encoded images: files, or records that hold their bytes.
 
@@ -104,10 +114,12 @@ class EncodedDataset(abc.ABC):
   Attributes:
     digests: [image, byte], of each image's bytes as they are stored; zeros where these cannot be
       read. None: they are not known.
+    groups: of each image, or None. A group is not divided between training and held-out images.
   """
 
   fingerprint: str
   digests: Digests | None = None
+  groups: Groups | None = None
 
   def __init__(
     self, name: str, classes: Sequence[str], labels: Labels, fingerprint: str | None = None

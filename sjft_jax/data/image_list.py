@@ -24,8 +24,10 @@ class ListedImages(FileDataset):
   """The images of a list, a .csv, .tsv or .parquet file, in its order.
 
   Its columns, in any case, are 'path', absolute or from the list's own folder, 'label', and, where
-  there are splits, 'split'; others are passed over. Labels become classes in sorted order, by value
-  if all are numbers. Blanks around labels and their Unicode form do not matter.
+  there are splits, 'split'; others are passed over. Images with the same value in a column 'group',
+  such as the photographs of one object, are never divided between training and held-out images.
+  Labels become classes in sorted order, by value if all are numbers. Blanks around labels and their
+  Unicode form do not matter.
 
   Args:
     path: the list; '~' is the user's home, here and in the list.
@@ -42,6 +44,9 @@ class ListedImages(FileDataset):
     rows = _read_columns(path)
     _check_rows(rows, path)
     _check_distinct(rows['path'].to_pylist(), path)
+    if 'group' in rows.column_names:
+      # Before the split is taken, so that numbers are the same in all splits of the list.
+      rows = rows.set_column(rows.column_names.index('group'), 'group', _number_groups(rows))
     if split:
       rows = _select_split(rows, path, split)
     names = [_clean_path(name) for name in rows['path'].to_pylist()]
@@ -54,6 +59,8 @@ class ListedImages(FileDataset):
     name = Path(path).stem + (f'/{split}' if split else '')
     kind = f'list {os.path.basename(path)} {split}'
     super().__init__(name, root, names, classes, positions[labels.indices.to_numpy()], kind)
+    if 'group' in rows.column_names:
+      self.groups = rows['group'].to_numpy()
 
   @staticmethod
   def splits(path: str) -> list[str]:
@@ -79,6 +86,16 @@ def read_paths(path: str) -> list[Path]:
   _check_rows(rows, path, ('path',))
   names = rows['path'].to_pylist()
   return [Path(os.path.dirname(path), _clean_path(name)) for name in names]
+
+
+def _number_groups(rows: pa.Table) -> pa.Array:
+  """Return the number of each image's group; an image without a group is one by itself."""
+  names = pc.utf8_trim_whitespace(rows['group']).combine_chunks()
+  encoded = names.dictionary_encode()
+  numbers = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+  is_alone = pc.equal(pc.fill_null(names, ''), '').to_numpy(zero_copy_only=False)
+  numbers[is_alone] = len(encoded.dictionary) + np.flatnonzero(is_alone)
+  return pa.array(numbers)
 
 
 def _clean_path(name: str) -> str:
@@ -137,7 +154,7 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
   Raises:
     ValueError: the file cannot be read, or a column is missing or occurs twice.
   """
-  columns = ('path', 'label', 'split')
+  columns = ('path', 'label', 'split', 'group')
   try:
     _check_list(path)
     if path.lower().endswith('.parquet'):

@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from sjft_jax.data.builders import BUILDERS
-from sjft_jax.data.dataset import ConcatDataset, Dataset, SubsetDataset
+from sjft_jax.data.dataset import ConcatDataset, Dataset, Groups, SubsetDataset, image_groups
 from sjft_jax.data.demo import DemoDiverse, DemoTextures
 from sjft_jax.data.folder import SPLITS, ClassFolder
+from sjft_jax.data.folds import assign_folds
 from sjft_jax.data.image_list import ListedImages, is_list
 from sjft_jax.data.records import Records, resolve_data_dir
 from sjft_jax.data.walk import has_folders, is_folder, scan_visible
@@ -108,7 +109,7 @@ def open_target(
   """Open the target's training and test images.
 
   Where the data set has no such splits (`test_split` is empty, or neither of the two folders is
-  there), they are drawn, class by class.
+  there), they are drawn, class by class; groups of images stay together.
 
   Args:
     dataset, path: as for `load`.
@@ -120,13 +121,23 @@ def open_target(
     split_seed: seed of the draw.
 
   Raises:
-    ValueError: a class is in one of the splits only or has too few images, or the images have
-      several classes each.
+    ValueError: a class is in one of the splits only or has too few images, a group is in both, or
+      the images have several classes each.
   """
   is_unsplit = dataset == 'folder' and _is_unsplit(path, train_split, test_split)
   train = load(dataset=dataset, path=path, split='' if is_unsplit else train_split)
   if train.labels.ndim > 1:
     raise ValueError(f'{dataset} has several classes per image and cannot be the target')
+  groups = image_groups(train)
+  if (is_unsplit or not test_split) and groups is not None:
+    if train_per_class:
+      raise ValueError(
+        f'train_per_class={train_per_class} cannot be drawn from images with groups, as in {path}; '
+        'write the splits into its column split'
+      )
+    test_indices = _draw_groups(train, groups, test_share, split_seed)
+    train_indices = np.setdiff1d(np.arange(len(train)), test_indices)
+    return SubsetDataset(train, train_indices), SubsetDataset(train, test_indices)
   if is_unsplit or not test_split:
     train_indices, test_indices = stratified_split(
       train.labels,
@@ -140,12 +151,50 @@ def open_target(
     _check_test_split(path, test_split)
   test = load(dataset=dataset, path=path, split=test_split)
   _check_same_classes(train.classes, test.classes, train_split, test_split)
+  _check_groups(train, test)
   if train_per_class:
     train_indices, _ = stratified_split(
       train.labels, train.classes, train_per_class=train_per_class, seed=split_seed, min_test=0
     )
     return SubsetDataset(train, train_indices), test
   return train, test
+
+
+def _draw_groups(
+  data: Dataset, groups: Groups, test_share: float, seed: int
+) -> Int[np.ndarray, ' test']:
+  """Draw test images, about a share of each class, without dividing a group.
+
+  Raises:
+    ValueError: a class has no test image or no training image then.
+  """
+  smaller = min(test_share, 1 - test_share)
+  is_smaller = assign_folds(data.labels, groups, round(1 / smaller), seed) == 0
+  is_test = is_smaller if test_share == smaller else ~is_smaller
+  for label, name in enumerate(data.classes):
+    if not 0 < is_test[data.labels == label].sum() < (data.labels == label).sum():
+      raise ValueError(
+        f'class {name!r} has too few groups for training and test images; add images of other '
+        'groups, or write the splits into the column split'
+      )
+  return np.flatnonzero(is_test)
+
+
+def _check_groups(train: Dataset, test: Dataset) -> None:
+  """Check that no group has both training and test images.
+
+  Raises:
+    ValueError: one has.
+  """
+  train_groups, test_groups = image_groups(train), image_groups(test)
+  if train_groups is None or test_groups is None:
+    return
+  both = np.flatnonzero(np.isin(test_groups, train_groups))
+  if len(both):
+    raise ValueError(
+      f'{len(both):,} test images, such as {test.key(int(both[0]))!r}, share a group with training '
+      'images; move each group to one split, or rename the column group'
+    )
 
 
 def _check_same_classes(

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pyarrow as pa
@@ -125,6 +127,46 @@ def test_a_list_is_split_by_its_column_or_drawn(tmp_path, suffix):
   train, test = registry.open_target(**options, path=path, **DRAWN)
   assert (keys(train), keys(test)) == (rows['path'][:6], rows['path'][6:])
   np.testing.assert_array_equal(test.labels, [0, 1])
+
+
+def groups_of(data, groups):
+  """Return the groups of a data set's images, whose keys are the rows' paths."""
+  return {groups[int(Path(key).stem)] for key in keys(data)}
+
+
+@pytest.mark.parametrize('share', [0.2, 0.5, 0.75])
+def test_groups_of_a_list_are_not_divided_when_test_images_are_drawn(tmp_path, share):
+  """Three images of each of seven objects; two of the images belong to no object."""
+  write(tmp_path / 'images', 23)
+  groups = [*(f'object {i // 3}' for i in range(21)), '', None]
+  rows = {'path': [f'images/{i}.png' for i in range(23)], 'label': ['cat', 'dog'] * 11 + ['cat']}
+  pa.parquet.write_table(pa.table(rows | {'GROUP': groups}), tmp_path / 'list.parquet')
+  options = {'dataset': 'folder', 'train_split': 'train', 'test_split': 'test'}
+  options |= {'path': str(tmp_path / 'list.parquet')}
+  train, test = registry.open_target(**options, **DRAWN | {'test_share': share})
+  assert sorted(keys(train) + keys(test)) == sorted(rows['path'])
+  assert len(test) == pytest.approx(share * 23, abs=3)
+  assert not groups_of(train, groups) & groups_of(test, groups) - {'', None}
+  other, _ = registry.open_target(**options, **DRAWN | {'test_share': share, 'split_seed': 1})
+  assert keys(other) != keys(train)
+  with pytest.raises(ValueError, match='train_per_class=3 cannot be drawn from images with groups'):
+    registry.open_target(**options, **DRAWN | {'train_per_class': 3})
+
+
+def test_a_class_of_one_group_or_a_group_in_two_splits_is_an_error(tmp_path):
+  write(tmp_path / 'images', 8)
+  rows = {'path': [f'images/{i}.png' for i in range(8)], 'label': ['cat'] * 4 + ['dog'] * 4}
+  rows['group'] = ['a', 'a', 'b', 'b', 'c', 'c', 'c', 'c']
+  options = {'dataset': 'folder', 'train_split': 'train', 'test_split': 'test'}
+  options |= {'path': str(tmp_path / 'list.csv')}
+  pa.csv.write_csv(pa.table(rows), tmp_path / 'list.csv')
+  with pytest.raises(ValueError, match="class 'dog' has too few groups for training and test"):
+    registry.open_target(**options, **DRAWN)
+  split = {'split': ['train', 'test', 'train', 'train'] * 2}
+  pa.csv.write_csv(pa.table(rows | split), tmp_path / 'list.csv')
+  message = r"2 test images, such as 'images/1.png', share a group with training images; move"
+  with pytest.raises(ValueError, match=message):
+    registry.open_target(**options, **DRAWN)
 
 
 def test_several_data_sets_become_one(tmp_path):
