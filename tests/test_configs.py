@@ -217,15 +217,8 @@ def test_each_task_runs_on_its_official_archives(task, sizes, classes, data_dir,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  'file',
-  [
-    *('dogs.py', 'flowers.py', 'indoor.py', 'caltech256.py'),
-    *(f'indoor.py:{source}' for source in ('places', 'imagenet', 'hybrid')),
-    *(f'caltech256.py:{per_class}' for per_class in (15, 30, 45, 60)),
-  ],
-)
-def test_each_configuration_is_found_from_the_command_line(file, tmp_path):
+@pytest.mark.parametrize('file', ['dogs.py', 'indoor.py:places', 'caltech256.py:60'])
+def test_configuration_is_found_from_the_command_line(file, tmp_path):
   """Without prepared data sets, the command ends at the first one that is missing."""
   main = [sys.executable, '-m', 'sjft_jax.main', f'--config=configs/{file}']
   paths = f'--workdir={tmp_path / "run"}', f'--config.target.path={tmp_path}'
