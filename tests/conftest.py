@@ -8,11 +8,15 @@ import tempfile
 
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
 
+import hypothesis
 import jax
 import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+# Under load a single example may take seconds.
+hypothesis.settings.register_profile('without a deadline', deadline=None)
+hypothesis.settings.load_profile('without a deadline')
 # Tests share compiled programs. JAX reads these settings once, so they are set before any test.
 _COMPILATION_CACHE = tempfile.TemporaryDirectory()
 jax.config.update('jax_compilation_cache_dir', _COMPILATION_CACHE.name)

@@ -128,9 +128,7 @@ NAMES = st.text(CHARACTERS, min_size=1, max_size=9).filter(
 )
 
 
-@settings(
-  max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(NAMES, st.sets(NAMES, min_size=1, max_size=4), min_size=1, max_size=4))
 def test_a_folder_and_a_list_of_the_same_files_agree(tmp_path_factory, classes):
   root = tmp_path_factory.mktemp('data')

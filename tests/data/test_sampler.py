@@ -61,7 +61,7 @@ def test_generators_whose_keys_differ_by_a_zero_are_different():
   assert keyed_rng(0, 1).random() != keyed_rng(0, 1, 0).random()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sampler=samplers(), start=st.integers(0, 300), number=st.integers(1, 300))
 def test_any_part_is_that_of_the_whole_also_in_another_process(sampler, start, number):
   whole = sampler(0, start + number)
@@ -69,7 +69,7 @@ def test_any_part_is_that_of_the_whole_also_in_another_process(sampler, start, n
   np.testing.assert_array_equal(part, whole[start:])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(sampler=samplers())
 def test_options_keep_their_promises_alone_and_together(sampler):
   labels, cap = sampler.labels, sampler.class_cap
@@ -91,7 +91,7 @@ def test_options_keep_their_promises_alone_and_together(sampler):
       assert max(np.bincount(row).max() for row in rows) <= cap
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(sampler=samplers(min_cap=1))
 def test_under_a_cap_an_epoch_is_no_longer_than_it_has_to_be(sampler):
   minimum = 1 if sampler.repeats is None else sampler.repeats

@@ -58,7 +58,7 @@ crops = st.tuples(st.integers(2, 40), st.integers(2, 40)).map(sorted)
 
 
 @given(sizes, crops)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_view_has_its_size(size, crop_resize):
   crop, resize = crop_resize
   image = noise(*size)
@@ -73,7 +73,7 @@ def test_every_view_has_its_size(size, crop_resize):
 
 
 @given(st.integers(4, 60), st.integers(0, 30), st.integers(1, 60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_crops_equal_slices_where_nothing_is_resized(short, extra, crop):
   """The short side is already `resize`: all views are plain slices."""
   crop = min(crop, short)
@@ -160,7 +160,7 @@ def test_resnet_colour_shift_is_uniform_within_the_view():
 
 @pytest.mark.parametrize('kind', ['resnet', 'pursuit'])
 @given(sizes, crops, st.integers(0, 2**32))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_augmentation_leaves_no_dark_borders(kind, size, crop_resize, seed):
   """Of a white image every view is white, but for the colour shift."""
   crop, resize = crop_resize
@@ -247,7 +247,7 @@ def test_pursuit_look_stays_in_the_ranges_of_its_families():
 
 
 @given(st.sampled_from(['resnet', 'pursuit', 'none']), crops, st.integers(0, 2**32))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_an_image_of_the_augmentation_side_is_not_enlarged(kind, crop_resize, seed):
   crop, resize = crop_resize
   side = transforms.augmentation_side(kind, resize)

@@ -101,7 +101,7 @@ def test_constant_filter_fills_one_bin(value):
   np.testing.assert_array_equal(masses(np.full(100, value), edges), [1, 0, 0, 0, 0])
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
   hnp.arrays(
     np.float32,
@@ -123,7 +123,7 @@ def test_edges_are_ordered_and_independent_of_the_order_of_values(values, num_bi
   np.testing.assert_array_equal(sketch(*parts, size=40).edges(num_bins=num_bins), edges)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(hnp.arrays(np.int8, st.integers(1, 200)), st.integers(2, 9))
 def test_no_bin_of_a_discrete_filter_is_too_full_unless_it_is_an_atom(values, num_bins):
   """Each small integer has its own bucket, so that nothing is interpolated."""
@@ -220,7 +220,7 @@ def test_forms_of_counting_agree():
   np.testing.assert_array_equal(histogram._count_above_blockwise(edges, pixels), expected)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
   hnp.arrays(np.float32, (2, 3, 5, 2), elements=FLOATS),
   hnp.arrays(np.float32, (2, 4), elements=st.floats(width=32, allow_nan=False)),

@@ -36,7 +36,7 @@ def oracle(x, kernel, bias, *, stride, padding, groups):
   groups=st.sampled_from([1, 2, 3]),
   sides=st.tuples(st.integers(5, 9), st.integers(5, 9)),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_convolution_is_a_correlation(seed, size, stride, padding, groups, sides):
   random = np.random.default_rng(seed)
   x = random.normal(size=(2, *sides, 2 * groups)).astype(np.float32)

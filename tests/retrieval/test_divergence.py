@@ -24,7 +24,7 @@ def array(request):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
   seed=st.integers(0, 2**32 - 1),
   shape=st.tuples(*(st.integers(1, 6) for _ in range(3)), st.integers(1, 9)),

@@ -58,7 +58,7 @@ def test_of_more_copies_than_neighbours_the_first_are_kept(small_tiles):
   assert (divergences[0] == 0).all()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
   seed=st.integers(0, 2**32 - 1),
   sizes=st.lists(st.integers(1, 1500), min_size=1, max_size=5),
@@ -79,7 +79,7 @@ def test_indices_do_not_depend_on_blocks_or_devices(seed, sizes, num_sources, nu
     np.testing.assert_array_equal(ours, expected)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), copies=st.integers(2, 6))
 def test_ties_are_ordered_by_source_index(seed, copies):
   """The same images, far apart in the stream, are ranked in the order of their index."""

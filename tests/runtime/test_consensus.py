@@ -121,7 +121,7 @@ class Process(threading.Thread):
 
 
 # Without shrinking: threads do not repeat themselves.
-@settings(max_examples=150, deadline=None, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=150, phases=(Phase.explicit, Phase.generate))
 @given(st.data())
 def test_all_processes_stop_at_one_step_or_where_they_are(data):
   number = data.draw(st.integers(2, 4), 'processes')

@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import skimage.data
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sjft_jax.screening import perceptual_hash
@@ -78,7 +78,6 @@ def hashes(random, count):
   )
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), radius=st.integers(0, 20), max_targets=st.integers(1, 5))
 def test_pairs_are_those_of_brute_force(seed, radius, max_targets):
   random = np.random.default_rng(seed)

@@ -11,7 +11,7 @@ def slow_count(ranking, num_neighbors):
 
 
 @given(st.integers(1, 12), st.integers(1, 30), st.integers(0, 2**32 - 1), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_smallest_number_of_neighbors_with_enough_source_images_is_chosen(
   num_targets, num_source, seed, data
 ):

@@ -50,7 +50,7 @@ FLAGS = st.one_of(
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
   seed=st.integers(0, 999),
   is_source=FLAGS,
@@ -81,7 +81,7 @@ def test_contributions_add_up_to_the_joint_loss(seed, is_source, cut, smoothing)
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 999), is_source=FLAGS)
 def test_gradient_of_an_image_reaches_only_the_head_of_its_domain(seed, is_source):
   logits, labels = draw_batch(seed, is_source)
@@ -111,7 +111,7 @@ def test_labels_outside_the_mask_are_ignored():
   assert np.isfinite(gradient).all()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 999), is_source=FLAGS, smoothing=st.sampled_from([0.0, 0.2]))
 def test_multi_label_loss_is_the_likelihood_of_independent_classes(seed, is_source, smoothing):
   logits, labels = draw_batch(seed, is_source)

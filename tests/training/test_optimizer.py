@@ -110,7 +110,7 @@ def test_updates_follow_the_recurrence_of_the_paper_through_drops(style):
     assert_close(params, oracle(start, gradients, other)[0], atol=1e-2)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
   seed=st.integers(0, 999),
   changes=st.fixed_dictionaries(

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from data.builders import archives
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sjft_jax.data.builders import archive
@@ -38,7 +38,6 @@ def test_members_come_in_order_without_folders(tmp_path, mode):
 
 
 @pytest.mark.parametrize('mode', TARS)
-@settings(deadline=None)
 @given(data=st.data())
 def test_any_truncation_is_noticed(mode, data):
   """Also between two members, which is the end of the archive for `tarfile`."""

@@ -92,9 +92,7 @@ def files(tmp_path_factory):
 
 
 # The fixtures only lend a folder and files, which no example changes for the next.
-@settings(
-  max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damage_gives_an_error_or_tensors(tmp_path, files, data):
   content = bytearray(data.draw(st.sampled_from(files)))
