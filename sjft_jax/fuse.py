@@ -1,12 +1,12 @@
-"""Average the predictions of several runs on the same test images (the paper's model fusion).
+"""Average the predictions of several runs on the same test images (last row of the paper's Table 5).
 
   python -m sjft_jax.fuse --run=runs/seeds/repeat1/arms/rounds --run=runs/seeds/repeat2/arms/rounds
 
 Every run is an arm of a work directory, finished, with the same test images in the same classes.
 Nothing is computed again: the class probabilities that the runs have scored are averaged, those of
 each run's last round or, with --fused, of all its rounds. The table shows each run by itself and
-their average; with --output, the probabilities are written as well, a row for each test image.
-The last row of the paper's Table 5 is made so.
+their average; with --output, the probabilities are written as well, a row for each test image. The
+paper's fusion of the rounds of one run needs no command: every closing table has it.
 """
 
 from pathlib import Path

@@ -291,7 +291,7 @@ def _load_or_train(path: epath.Path, domains: Domains, config: ConfigDict) -> Tr
 
 
 def _train(workdir: epath.Path, domains: Domains, config: ConfigDict) -> Trial:
-  """Train one arm; one whose loss is not finite or too large knows nothing of any image."""
+  """Train one arm; one whose loss is not finite or too large gets uniform probabilities."""
   (arm,) = config.arms
   try:
     results = pipeline.run_on_datasets(

@@ -14,8 +14,8 @@ from sjft_jax.data import digests
 from sjft_jax.data.dataset import EncodedDataset
 from sjft_jax.data.decode import MAX_BYTES, UnreadableError, is_image
 
-# So many bytes of a file tell a web page from other files that are no images.
-_BEGINNING = 512
+# So many bytes of a file that is no image are enough for the error to say what it is.
+_NAMING_BYTES = 512
 
 
 class FileDataset(EncodedDataset):
@@ -90,7 +90,7 @@ class FileDataset(EncodedDataset):
           raise UnreadableError(f'has {size:,} bytes, more than the limit of {MAX_BYTES:,}')
         # What is no image by its beginning, such as a file full of holes, is not read any further.
         if size > 2**20:
-          beginning = file.read(_BEGINNING)
+          beginning = file.read(_NAMING_BYTES)
           if not is_image(beginning):
             return beginning
           file.seek(0)

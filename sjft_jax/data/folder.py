@@ -51,7 +51,7 @@ class ClassFolder(FileDataset):
     folders: dict[str, str] = {}
     for entry in scan_visible(root):
       if not is_folder(entry):
-        walk.passed_over['beside the class folders'].append(entry.name)
+        walk.passed_over['files beside the class folders'].append(entry.name)
         continue
       name = normalize_class_name(entry.name, root)
       if name in folders:

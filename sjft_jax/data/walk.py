@@ -71,8 +71,8 @@ class FolderWalk:
   def add_below(self, folder: str, label: int) -> None:
     """Add the images of a folder below the root, at any depth, in the sorted order of paths.
 
-    Links to folders are followed. A folder that several names lead to is read under the first one
-    alone: links can multiply, and lead in circles.
+    Links to folders are followed. A folder that several names in `folder` lead to is read under the
+    first one alone: links can multiply, and lead in circles.
     """
     known: set[tuple[int, int]] = set()
     pending: list[tuple[str, os.DirEntry | None]] = [(folder, None)]
@@ -110,14 +110,14 @@ def _why_no_image(entry: os.DirEntry) -> str:
   """Return why a file is passed over; '': it is an image, or has the name of one."""
   try:
     if not entry.is_file():
-      return 'links that lead nowhere' if entry.is_symlink() else 'that are no files'
+      return 'links that lead nowhere' if entry.is_symlink() else 'pipes and devices'
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix in _SUFFIXES or (suffix in _HEIC_SUFFIXES and load_heic_reader()):
       return ''
     with digests.open_regular(entry.path) as file:
       header = file.read(HEADER_BYTES)
   except OSError:
-    return 'links that lead nowhere' if entry.is_symlink() else 'that cannot be opened'
+    return 'links that lead nowhere' if entry.is_symlink() else 'files that cannot be opened'
   # Cameras' raw files are TIFFs with a thumbnail in front, and so are other formats.
   if is_image(header) and not (suffix and is_tiff(header)):
     return ''

@@ -27,7 +27,7 @@ def test_files_that_are_passed_over_are_counted(tmp_path):
   write(data, 'beside.png')
   text = output(preview(data, data='source', HOME=str(tmp_path)))
   assert (
-    f'Passed over in {data}: 2 beside the class folders (LICENSE, beside.png), 1 .mp4 files '
+    f'Passed over in {data}: 2 files beside the class folders (LICENSE, beside.png), 1 .mp4 files '
     '(a/7.mp4), 1 .cr2 files (a/8.cr2), 1 links that lead nowhere (a/9.png), 1 files of no known '
     'format (a/BMW)' in text
   )
@@ -84,7 +84,7 @@ def test_links_to_themselves_and_pipes_are_passed_over(tmp_path):
   os.mkfifo(data / 'a/pipe.png')
   text = output(preview(data, data='source', HOME=str(tmp_path)))
   assert (
-    f'Passed over in {data}: 1 beside the class folders (itself), 1 that are no files '
+    f'Passed over in {data}: 1 files beside the class folders (itself), 1 pipes and devices '
     '(a/pipe.png), 2 links that lead nowhere (a/self, a/self.png)' in text
   )
 
