@@ -127,8 +127,8 @@ def default() -> ConfigDict:
   i.crop = 224  # Pixels; side of the square that the network sees.
 
   c.training = t = ConfigDict()
-  # Optimizer updates of each round, as in the released code. (The paper's "most of the experiments can
-  # finish in 16000 iterations" leaves open whether it counts all rounds.)
+  # Optimizer updates of each round, as in the released code. (The paper's "most of the experiments
+  # can finish in 16000 iterations" leaves open whether it counts all rounds.)
   t.steps = 16000
   t.batch_size = 100  # Target images in a step; each brings one neighbour along.
   # Gradient-accumulation steps; they affect batch norm. 0 takes the fewest that fit in memory.

@@ -1,4 +1,4 @@
-"""Average the predictions of several runs on the same test images (last row of the paper's Table 5).
+"""Average the predictions of several runs on the same test images (the paper's Table 5, last row).
 
   python -m sjft_jax.fuse --run=runs/seeds/repeat1/arms/rounds --run=runs/seeds/repeat2/arms/rounds
 
