@@ -53,7 +53,7 @@ OF_CONFIG = {
   'configs/demo.py': {'source.dataset': 'demo_textures'},
   'experiments/pairs.py': {'source.dataset': 'demo_textures'},
   'configs/caltech256.py': {'target.train_per_class': 2},
-  'configs/flowers.py:table1': {'pretrain.steps': 2},
+  'configs/flowers.py:table1': {'pretrain.steps': 2, 'pretrain.warmup_steps': 0},
 }
 # What '...' in a docstring stands for: the flags of the command above.
 ELLIPSIS = ('--target=DIR', '--source=DIR', '--output=neighbors.csv')
