@@ -37,7 +37,8 @@ def export_program(
     weights: dict[str, Float[Array, '...']], images: UInt8[Array, 'b h w 3']
   ) -> Float[Array, 'b classes']:
     variables = libraries.to_variables(weights, shapes, architecture)
-    return jax.nn.softmax(model.apply(variables, images)['target'])
+    logits: Any = model.apply(variables, images)
+    return jax.nn.softmax(logits['target'])
 
   weights = {
     name: jax.ShapeDtypeStruct(shape, jnp.float32)

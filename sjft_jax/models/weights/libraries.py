@@ -7,6 +7,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sjft_jax.models import trunk
+from sjft_jax.models.resnet import STYLES
 from sjft_jax.models.trunk import TrunkSpec
 from sjft_jax.models.weights.layouts import Layout, layouts
 from sjft_jax.models.weights.stored_variables import Path, Shape, StoredVariable, locate
@@ -37,12 +38,13 @@ def find_architecture(spec: TrunkSpec, image_size: int) -> Architecture | None:
   """Return the network of another library that equals a trunk with a head; None if there is none.
 
   Args:
-    spec: the trunk; its style is not 'auto' if it is a ResNet.
+    spec: the trunk.
     image_size: side of the square images in pixels.
   """
   if spec.name in trunk.RESNETS:
     depth, version = trunk.RESNETS[spec.name]
-    if spec.style != 'torch' or spec.width != 1 or depth not in _TIMM_RESNETS[version]:
+    style = next(iter(STYLES[version])) if spec.style == 'auto' else spec.style
+    if style != 'torch' or spec.width != 1 or depth not in _TIMM_RESNETS[version]:
       return None
     if version == 1:
       return _architecture('timm', f'resnet{depth}', spec.name, 'fc', ('classifier',))
@@ -125,7 +127,11 @@ def _locate(
     shape = _convolution_shape(shape)
   stored = locate(architecture.layout, (collection, *layer, path[-1]), shape, ())
   ((name, shapes),) = stored.tensors.items()
-  return name, shapes[int(path[-1] == 'kernel' and '/'.join(layer) in architecture.matrices)], stored
+  return (
+    name,
+    shapes[int(path[-1] == 'kernel' and '/'.join(layer) in architecture.matrices)],
+    stored,
+  )
 
 
 def _convolution_shape(shape: Shape) -> Shape:
