@@ -31,6 +31,13 @@ _SECTIONS = (
   *('seed', 'bank', 'descriptors', 'selection', 'model', 'pretrain'),
   *('images', 'training', 'loss', 'solver', 'evaluation'),
 )
+# What the target was fine-tuned together with, by the method of selection.
+_TRAININGS = {
+  'none': 'alone, without a source',
+  'random': 'together with source images drawn at random',
+  'all': 'together with the whole source',
+  'nearest': 'together with the source images that are nearest to each by their filter responses',
+}
 _MAX_BORROWED = 20  # Source classes.
 
 
@@ -119,7 +126,7 @@ def _make_card(
     name=name,
     network=description['name'],
     classes=classifier.classes,
-    training=result_files.arm_title(arm, prediction.num_rounds),
+    training=_TRAININGS[config.selection.method],
     step=network.step,
     num_steps=prediction.num_steps,
     files=exported.weight_files(prediction.num_rounds if fused else 1),
@@ -144,10 +151,9 @@ def _make_card(
 
 
 def _name_data(options: ConfigDict) -> str:
-  """Return what the card calls a data set; a path on this machine is nobody's business."""
-  if options.dataset != 'folder':
-    return str(options.dataset)
-  return f'the images in {Path(os.path.abspath(options.path)).name}'
+  """Return what the card calls a data set: where it lies on this machine is nobody's business."""
+  name = Path(options.path).name if options.dataset == 'folder' else ''
+  return name or str(options.dataset)
 
 
 def _name_weights(pretrained: str) -> str:

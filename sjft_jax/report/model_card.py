@@ -39,7 +39,7 @@ class ModelCard:
     name: of the export.
     network: the name of the trunk.
     classes: their names.
-    training: in words.
+    training: what it was fine-tuned together with, in words.
     step, num_steps: how far the training has come.
     files: of weights, one for each round if there are several.
     library, architecture: whose network it equals, and which; '' if none.
