@@ -84,13 +84,15 @@ def _check_output(output: str | os.PathLike[str]) -> Path:
   if folder.exists():
     if not folder.is_dir():
       raise ValueError(f'{output} is a file; give a folder')
-    own = (exported.CONFIG, exported.PROGRAM, exported.CARD)
-    others = [p.name for p in folder.iterdir() if p.name not in own and p.suffix != '.safetensors']
-    if others or (any(folder.iterdir()) and not exported.is_export(folder)):
+    names = sorted(path.name for path in folder.iterdir())
+    own = {exported.CONFIG, exported.PROGRAM, exported.CARD}
+    others = [name for name in names if name not in own and not name.endswith('.safetensors')]
+    if others:
       raise ValueError(
-        f'{output} is there and is no export alone ({", ".join(others[:3]) or "unknown files"}); '
-        'give a new folder'
+        f'{output} holds {others[0]}, which is no part of an export; give a new folder'
       )
+    if names and not exported.is_export(folder):
+      raise ValueError(f'{output} is a folder of something else; give a new one')
   return folder
 
 

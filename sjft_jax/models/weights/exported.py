@@ -15,12 +15,14 @@ import numpy as np
 import safetensors.numpy
 from etils import epath
 
+from sjft_jax.data.transforms import VIEWS
 from sjft_jax.models import build, joint, preprocess
 from sjft_jax.models.trunk import TrunkSpec
 from sjft_jax.models.weights import formats, libraries
 from sjft_jax.models.weights.libraries import Architecture
 from sjft_jax.models.weights.run_checkpoint import TrainedNetwork, drop_source_statistics
 from sjft_jax.runtime import artifacts
+from sjft_jax.runtime.options import choose
 
 # The names of the files; timm looks for the first two.
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
@@ -250,6 +252,8 @@ class Folder:
       raise ValueError(f'resize={resize}, crop={crop} or batch_size={batch_size} is impossible')
     if not classes or not self._saved['views']:
       raise ValueError('it has no classes or no views')
+    for view in self._saved['views']:
+      choose('views', view, VIEWS)
 
 
 def _sha256(path: Path) -> str:
