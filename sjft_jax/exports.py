@@ -91,7 +91,7 @@ def _check_output(output: str | os.PathLike[str]) -> Path:
       raise ValueError(
         f'{output} holds {others[0]}, which is no part of an export; give a new folder'
       )
-    if names and not exported.is_export(folder):
+    if names and exported.PROGRAM not in names:
       raise ValueError(f'{output} is a folder of something else; give a new one')
   return folder
 

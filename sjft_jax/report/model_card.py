@@ -86,7 +86,8 @@ class ModelCard:
     """Return whose names the weights have, in words."""
     if not self.library:
       return 'the names and layouts of sjft_jax, for Flax'
-    also = ', which are torchvision’s too' if re.fullmatch(r'resnet\d+', self.architecture) else ''
+    is_shared = re.fullmatch(r'resnet(18|34|50|101|152)', self.architecture)
+    also = ', which are torchvision’s too' if is_shared else ''
     return f'{self.library}’s names{also}'
 
 
