@@ -5,6 +5,7 @@ config = sjft_jax.load_config('configs/folder.py')
 results = sjft_jax.train(config, 'runs/mine')
 classifier = sjft_jax.load('runs/mine/arms/rounds')
 probabilities = classifier.predict('new_images')
+sjft_jax.export('runs/mine/arms/rounds', 'exported')
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from collections.abc import Mapping
+  from pathlib import Path
 
   from ml_collections import ConfigDict
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
   from sjft_jax.folder_ranking import FolderRanking
 
 __version__ = metadata.version('sjft_jax')
-__all__ = ['__version__', 'load', 'load_config', 'rank', 'train', 'tune']
+__all__ = ['__version__', 'export', 'load', 'load_config', 'rank', 'train', 'tune']
 
 # While `python -m sjft_jax.main` looks for the module, argv is ['-m', …]. Until the command handles
 # signals itself there is nothing to save: Ctrl-C ends it with its status, and without a traceback.
@@ -160,11 +162,11 @@ def train(
 
 
 def load(run: str | os.PathLike[str]) -> Classifier:
-  """Load a trained run as a classifier, whose `predict` gives class probabilities.
+  """Load a trained run, or an export, as a classifier, whose `predict` gives class probabilities.
 
   Args:
-    run: an arm in a work directory, such as 'runs/mine/arms/rounds', or a work directory with one
-      arm only.
+    run: an arm in a work directory, such as 'runs/mine/arms/rounds', a work directory with one arm
+      only, or a folder that `export` has written.
 
   Raises:
     ValueError: there is no trained network, or its files are damaged or of another version.
@@ -172,3 +174,28 @@ def load(run: str | os.PathLike[str]) -> Classifier:
   from sjft_jax.classifier import Classifier
 
   return Classifier(run)
+
+
+def export(
+  run: str | os.PathLike[str], output: str | os.PathLike[str], *, fused: bool = False
+) -> Path:
+  """Export the network of a run to a folder that needs neither the run nor this package.
+
+  Args:
+    run: an arm in a work directory, such as 'runs/mine/arms/rounds', or a work directory with one
+      arm only.
+    output: the folder to write. One that is there is replaced if it is an export and holds nothing
+      else.
+    fused: export the networks that each round ended with, whose probabilities are averaged.
+
+  Returns:
+    The folder, with the network as a program of StableHLO, its weights as safetensors, config.json
+    and a model card; docs/export.md describes them.
+
+  Raises:
+    ValueError: there is no trained network, its files are damaged or of another version, or the
+      output cannot be written.
+  """
+  from sjft_jax import exports
+
+  return exports.export(run, output, fused=fused)

@@ -1,6 +1,7 @@
-"""A trained run that predicts: the network of an arm, applied to images of any kind."""
+"""A trained run that predicts: the network of an arm or of an export, applied to any images."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,9 @@ from sjft_jax.config import arm_config
 from sjft_jax.data import transforms
 from sjft_jax.data.dataset import Dataset, ImageArrays
 from sjft_jax.data.image_paths import ImageFiles, open_images
-from sjft_jax.models import joint, trunk
-from sjft_jax.models.weights import run_checkpoint
+from sjft_jax.models import build, joint
+from sjft_jax.models.weights import exported, run_checkpoint
+from sjft_jax.models.weights.exported import PredictionOptions
 from sjft_jax.models.weights.run_checkpoint import TrainedNetwork
 from sjft_jax.runtime.options import choose
 from sjft_jax.training import step
@@ -37,7 +39,9 @@ class Classifier:
     views: the run's evaluation views, of which the first is the default of `predict`.
     step: how many steps the network has been trained for.
     num_steps: how many steps the whole training has.
-    directory: the directory of the arm.
+    directory: the directory of the arm, or the exported folder.
+    network: the network.
+    options: of the prediction.
   """
 
   classes: tuple[str, ...]
@@ -45,40 +49,37 @@ class Classifier:
   step: int
   num_steps: int
   directory: epath.Path
+  network: TrainedNetwork
+  options: PredictionOptions
 
   def __init__(self, run: PathLike):
-    """Load the newest checkpoint of an arm.
+    """Load the newest checkpoint of an arm, or an export.
 
     Args:
-      run: an arm in a work directory ('runs/mine/arms/rounds'), or a work directory with one only.
+      run: an arm in a work directory ('runs/mine/arms/rounds'), a work directory with one only, or
+        a folder that `sjft_jax.export` has written.
 
     Raises:
       ValueError: there is no checkpoint, there are several arms, the run was a pretraining, or a
         file is damaged or was written by another version of this package.
     """
-    trained = run_checkpoint.load_newest(os.fspath(run))
-    self.directory = trained.directory
-    if self.directory.parent.name != 'arms':
-      raise ValueError(
-        f'{self.directory} was trained on the source alone and knows no class of the target; '
-        f'give a folder below {trained.workdir / "arms"}'
-      )
-    saved_options = workdirs.load_config(trained.workdir)
-    if saved_options is None:
-      raise ValueError(f'{trained.workdir} has no config.json; it is no work directory')
-    options, arm = ConfigDict(saved_options), self.directory.name
-    if arm in options.overrides:  # Not in a copy under another name.
-      options = arm_config(options, arm)
-    self.classes = tuple(trained.description['classes'])
-    self.views = tuple(options.evaluation.views)
-    self.step = trained.step
-    self.num_steps = options.training.steps * options.selection.rounds
-    self._num_rounds: int = options.selection.rounds
-    self._trained = trained
+    if exported.is_export(run):
+      folder = exported.Folder(run)
+      self.network, self.options = folder.load(), folder.options
+      self._load_rounds = folder.load_rounds
+    else:
+      self.network = run_checkpoint.load_newest(os.fspath(run))
+      self.options = _load_options(self.network)
+      self._load_rounds = functools.partial(_load_rounds, self.network, self.options)
+    self.directory = self.network.directory
+    self.classes = tuple(self.network.description['classes'])
+    self.views = self.options.views
+    self.step = self.network.step
+    self.num_steps = self.options.num_steps
     self._evaluator = Evaluator(
-      step.make_predict(_build_model(trained, options.model).apply),
-      transforms.ImageSize(**options.images),
-      EvaluationOptions(views=self.views, batch_size=options.evaluation.batch_size),
+      step.make_predict(_build_model(self.network, self.options).apply),
+      transforms.ImageSize(resize=self.options.resize, crop=self.options.crop),
+      EvaluationOptions(views=self.views, batch_size=self.options.batch_size),
     )
 
   def predict(
@@ -112,36 +113,63 @@ class Classifier:
         raise ValueError(f'batch_size={batch_size} must be 1 or more')
       options = dataclasses.replace(evaluator.options, batch_size=batch_size)
       evaluator = dataclasses.replace(evaluator, options=options)
-    networks = self._load_rounds() if fused else [self._trained]
+    networks = self.load_rounds() if fused else [self.network]
     p = [evaluator(_replicate(network), dataset, view) for network in networks]
     return np.asarray(np.mean(p, axis=0))
 
-  def _load_rounds(self) -> list[TrainedNetwork]:
-    """Load the network that each round ended with, in the order of the rounds."""
-    directories = [
-      self.directory / 'rounds' / str(number) / results.NETWORK
-      for number in range(1, self._num_rounds + 1)
-    ]
-    existing = [directory for directory in directories if directory.exists()]
-    if existing != directories:
-      raise ValueError(
-        f'{self.directory} holds the networks of {len(existing)} of its {len(directories)} rounds; '
-        'finish the run, with training.keep_rounds=True'
-      )
-    return [run_checkpoint.load_network(directory, self._trained) for directory in directories]
+  def load_rounds(self) -> list[TrainedNetwork]:
+    """Load the network that each round ended with, in the order of the rounds.
+
+    Raises:
+      ValueError: the run did not keep them, is not finished, or was exported without them.
+    """
+    return self._load_rounds()
 
 
-def _build_model(trained: TrainedNetwork, options: ConfigDict) -> joint.Joint:
-  description = trained.description
-  num_target_classes, num_source_classes = (
-    trained.params[head]['kernel'].shape[1] for head in ('target', 'source')
+def _load_options(network: TrainedNetwork) -> PredictionOptions:
+  """Return how an arm predicts, from the options of its work directory."""
+  directory, workdir = network.directory, network.workdir
+  if directory.parent.name != 'arms':
+    raise ValueError(
+      f'{directory} was trained on the source alone and knows no class of the target; '
+      f'give a folder below {workdir / "arms"}'
+    )
+  saved_options = workdirs.load_config(workdir)
+  if saved_options is None:
+    raise ValueError(f'{workdir} has no config.json; it is no work directory')
+  options, arm = ConfigDict(saved_options), directory.name
+  if arm in options.overrides:  # Not in a copy under another name.
+    options = arm_config(options, arm)
+  return PredictionOptions(
+    dtype=options.model.dtype,
+    **options.images,
+    views=tuple(options.evaluation.views),
+    batch_size=options.evaluation.batch_size,
+    num_steps=options.training.steps * options.selection.rounds,
+    num_rounds=options.selection.rounds,
   )
-  shared_trunk = trunk.build_trunk(
-    **{name: description[name] for name in ('name', 'width', 'style', 'fully_connected')},
-    **{name: options[name] for name in ('batch_norm', 'batch_norm_momentum', 'dtype')},
-  )
-  return joint.Joint(
-    shared_trunk, num_target_classes, num_source_classes, description['normalization']
+
+
+def _load_rounds(network: TrainedNetwork, options: PredictionOptions) -> list[TrainedNetwork]:
+  """Load the network that each round of an arm ended with."""
+  directories = [
+    network.directory / 'rounds' / str(number) / results.NETWORK
+    for number in range(1, options.num_rounds + 1)
+  ]
+  existing = [directory for directory in directories if directory.exists()]
+  if existing != directories:
+    raise ValueError(
+      f'{network.directory} holds the networks of {len(existing)} of its {options.num_rounds} '
+      'rounds; finish the run, with training.keep_rounds=True'
+    )
+  return [run_checkpoint.load_network(directory, network) for directory in directories]
+
+
+def _build_model(network: TrainedNetwork, options: PredictionOptions) -> joint.Joint:
+  source = network.params.get('source')
+  num_source_classes = 0 if source is None else source['kernel'].shape[1]
+  return build.rebuild(
+    network.description, dtype=options.dtype, num_source_classes=num_source_classes
   )
 
 

@@ -215,11 +215,11 @@ def load_predictions(run: str, view: str | None = None, fused: bool = False) -> 
   directory = artifacts.absolute_path(run)
   workdir = directory.parent.parent
   is_arm = directory.parent.name == 'arms'
-  if not is_arm or not (workdir / RESULTS).exists():
+  saved = read_results(workdir) if is_arm else None
+  if saved is None:
     raise ValueError(
       f'{run} is no arm of a finished run; give a path such as runs/mine/arms/rounds'
     )
-  saved = artifacts.load_json(workdir / RESULTS, _RESULT_TYPES)
   arm = saved['arms'].get(directory.name)
   if not isinstance(arm, dict):
     raise ValueError(f'{workdir} has no arm {directory.name}, but {", ".join(saved["arms"])}')
@@ -369,6 +369,16 @@ def summarize(
   return {'test_images': len(test), 'view': view, 'table': table, 'arms': arms}
 
 
+def read_results(workdir: epath.Path) -> dict[str, Any] | None:
+  """Read what results.json of a work directory holds; return None if the run is not finished.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  path = workdir / RESULTS
+  return artifacts.load_json(path, _RESULT_TYPES) if path.exists() else None
+
+
 def load_results(workdir: epath.Path, fingerprint: str) -> dict[str, Any] | None:
   """Load the results of a finished run, or return None if there are none.
 
@@ -378,12 +388,13 @@ def load_results(workdir: epath.Path, fingerprint: str) -> dict[str, Any] | None
   Raises:
     ValueError: they were made from other data or weights, or the file is damaged.
   """
-  path = workdir / RESULTS
-  if not path.exists():
+  results = read_results(workdir)
+  if results is None:
     return None
-  results = artifacts.load_json(path, _RESULT_TYPES)
   if results['fingerprint'] != fingerprint:
-    raise ValueError(f'{path} was made from other data or weights; use a new --workdir')
+    raise ValueError(
+      f'{workdir / RESULTS} was made from other data or weights; use a new --workdir'
+    )
   files = [workdir / name for name in (CONFIG, run_checkpoint.DESCRIPTION, TEST_IMAGES)]
   files += [
     _round_dir(workdir / 'arms' / arm, number) / ROUND

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sjft_jax.models import joint, trunk
+from sjft_jax.models import joint, preprocess, trunk
 from sjft_jax.models.weights import convert, run_checkpoint
 from sjft_jax.models.weights.convert import Weights
 from sjft_jax.runtime import artifacts
+from sjft_jax.runtime.options import choose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,26 @@ def build_network(
   digest = '' if weights is None else _digest(weights)
   description = spec._asdict() | {'normalization': normalization, 'weights_digest': digest}
   return Network(model, variables, description)
+
+
+def rebuild(description: dict[str, Any], *, dtype: str, num_source_classes: int) -> joint.Joint:
+  """Build the network that was trained, to predict.
+
+  Args:
+    description: of the network, as in `run_checkpoint.TrainedNetwork`.
+    dtype: of activations and products.
+    num_source_classes: outputs of the source head; 0: it is left out.
+
+  Raises:
+    ValueError: there is no such network.
+  """
+  spec = {name: description[name] for name in trunk.TrunkSpec._fields}
+  # Prediction takes the running statistics, of the target if there are those of both domains.
+  shared = trunk.build_trunk(**spec, batch_norm='frozen', dtype=dtype)
+  choose('normalization', description['normalization'], preprocess.NORMALIZATIONS)
+  return joint.Joint(
+    shared, len(description['classes']), num_source_classes, description['normalization']
+  )
 
 
 def _digest(weights: Weights) -> str:

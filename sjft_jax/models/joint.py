@@ -20,7 +20,7 @@ class Joint(nn.Module):
   Attributes:
     trunk: `trunk(images, train, is_source)` → features `[b, f]` (see `trunk.build_trunk`).
     num_target_classes: outputs of the target head.
-    num_source_classes: outputs of the source head.
+    num_source_classes: outputs of the source head; 0: there is no source head.
     normalization: of the images, as the trunk's weights were trained (`preprocess.normalize`).
   """
 
@@ -44,7 +44,7 @@ class Joint(nn.Module):
       is_source: the domain of each image, for the trunk's batch norm.
 
     Returns:
-      {'target': logits, 'source': logits}.
+      {'target': logits, 'source': logits}; without a source head, the former alone.
     """
     features = self.trunk(normalize(images, self.normalization), train=train, is_source=is_source)
     heads = {'target': self.num_target_classes, 'source': self.num_source_classes}
@@ -52,6 +52,7 @@ class Joint(nn.Module):
     return {
       domain: nn.Dense(num_classes, kernel_init=kernel_init, name=domain)(features)
       for domain, num_classes in heads.items()
+      if num_classes
     }
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 import struct
 import tempfile
@@ -146,6 +147,34 @@ def atomic_write(path: os.PathLike[str]) -> Iterator[IO[bytes]]:
     with contextlib.suppress(OSError):
       os.unlink(temporary)
     raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+  """Make a folder that appears under its name only once it is complete.
+
+  Args:
+    path: on a disk; a folder that is there is replaced.
+
+  Yields:
+    The folder under another name, to be filled.
+  """
+  temporary, earlier = Path(temporary_path(path)), Path(temporary_path(path))
+  try:
+    temporary.mkdir()
+    yield temporary
+    if path.exists():
+      path.rename(earlier)
+    try:
+      temporary.rename(path)
+    except BaseException:
+      if earlier.exists():
+        earlier.rename(path)
+      raise
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+  shutil.rmtree(earlier, ignore_errors=True)
 
 
 def write_json(path: os.PathLike[str], value: Mapping[str, Any]) -> None:

@@ -57,20 +57,38 @@ def paired_gain(
     labels: the class of each image.
     seed: of the permutations.
   """
-  _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
-  weights = 1 / (len(counts) * counts[classes])
   difference = is_correct.astype(np.float64) - baseline_is_correct
-  gain = float(weights @ difference)
-  deviations = weights * (difference - gain)
+  gain, error = class_mean(difference, labels)
+  terms = (_class_weights(labels) * difference)[difference != 0]
+  return PairedGain(gain, error, _permutation_p_value(terms, seed))
+
+
+def class_mean(
+  values: Float[np.ndarray, ' image'], labels: Int[np.ndarray, ' image']
+) -> tuple[float, float]:
+  """Return the mean over classes of the mean value of an image, and its standard error.
+
+  Args:
+    values: 1 where a classifier is right, say, and 0 where it is wrong; or a difference of two.
+    labels: the class of each image.
+  """
+  weights = _class_weights(labels)
+  mean = float(weights @ values)
+  deviations = weights * (values - mean)
   num_images = len(labels)
   scale = num_images / max(num_images - 1, 1)
   # Two classifiers that differ nowhere have no error; two that differ in all images alike (every d
   # is 1, say) have no deviation either, but one image more could have been otherwise.
   error = math.sqrt(scale * float(deviations @ deviations))
-  if not error and difference.any():
-    error = float(np.linalg.norm(weights * difference)) / math.sqrt(num_images)
-  terms = (weights * difference)[difference != 0]
-  return PairedGain(gain, error, _permutation_p_value(terms, seed))
+  if not error and values.any():
+    error = float(np.linalg.norm(weights * values)) / math.sqrt(num_images)
+  return mean, error
+
+
+def _class_weights(labels: Int[np.ndarray, ' image']) -> Float[np.ndarray, ' image']:
+  """Return the weight of each image in a mean over classes."""
+  _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+  return 1 / (len(counts) * counts[classes])
 
 
 def _permutation_p_value(terms: Float[np.ndarray, ' image'], seed: int) -> float:

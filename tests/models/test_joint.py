@@ -32,6 +32,16 @@ def test_both_heads_read_the_trunk_of_the_normalised_images(normalization):
     )
 
 
+def test_the_source_head_can_be_left_out():
+  images = jnp.zeros((2, 8, 8, 3), jnp.uint8)
+  both, target = Joint(MeanColor(), 3, 5), Joint(MeanColor(), 3, 0)
+  params = init(both, jax.random.key(0), 8)['params']
+  assert set(init(target, jax.random.key(0), 8)['params']) == {'trunk', 'target'}
+  outputs = target.apply({'params': params}, images)
+  assert set(outputs) == {'target'}
+  np.testing.assert_array_equal(outputs['target'], both.apply({'params': params}, images)['target'])
+
+
 def test_heads_start_small():
   params = init(Joint(MeanColor(), 200, 300), jax.random.key(0), 8)['params']
   for domain in ('target', 'source'):

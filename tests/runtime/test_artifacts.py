@@ -42,6 +42,28 @@ def test_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
   assert list(tmp_path.iterdir()) == [path]
 
 
+def write_half_folder(path):
+  with artifacts.atomic_folder(path) as temporary:
+    (temporary / 'half.txt').write_text('half')
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('has_earlier', [False, True])
+def test_a_folder_appears_once_it_is_complete_and_replaces_an_earlier_one(tmp_path, has_earlier):
+  folder = tmp_path / 'folder'
+  if has_earlier:
+    folder.mkdir()
+    (folder / 'old.txt').write_text('old')
+  with artifacts.atomic_folder(folder) as temporary:
+    (temporary / 'new.txt').write_text('new')
+    assert folder.exists() == has_earlier
+  assert [path.name for path in folder.iterdir()] == ['new.txt']
+  with pytest.raises(KeyboardInterrupt):
+    write_half_folder(folder)
+  assert [path.name for path in folder.iterdir()] == ['new.txt']
+  assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_interrupted_write_to_a_store_leaves_the_old_object(store):
   artifacts.save(store / 'a.npz', 'x')
   with pytest.raises(KeyboardInterrupt):

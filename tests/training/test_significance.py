@@ -6,7 +6,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sjft_jax.training.significance import LEVEL, paired_gain
+from sjft_jax.training.significance import LEVEL, class_mean, paired_gain
 
 outcomes = st.lists(
   st.tuples(st.booleans(), st.booleans(), st.integers(0, 3)), min_size=1, max_size=9
@@ -100,3 +100,10 @@ def test_verdict_is_rarely_given_without_a_difference(images):
   )
   # At 5 in 100, 20 or more of 180 come about once in 1,400 times.
   assert alarms < 20
+
+
+def test_the_error_of_an_accuracy_in_one_class_is_that_of_a_mean():
+  is_correct = np.array([1.0, 1, 0, 1, 0, 1, 1])
+  mean, error = class_mean(is_correct, np.zeros(7, int))
+  assert mean == pytest.approx(5 / 7)
+  assert error == pytest.approx(scipy.stats.sem(is_correct))

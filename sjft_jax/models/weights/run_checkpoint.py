@@ -85,7 +85,7 @@ def load_trunk(path: str, *, name: str, width: float, style: str, fully_connecte
   trained = _load(training)
   return Weights(
     trained.params['trunk'],
-    _drop_source_statistics(trained.batch_stats.get('trunk', {})),
+    drop_source_statistics(trained.batch_stats.get('trunk', {})),
     trained.description['style'] if style == 'auto' else style,
     trained.description['normalization'],
     None,
@@ -163,10 +163,10 @@ def _remedy(training: epath.Path, workdir: epath.Path) -> str:
   )
 
 
-def _drop_source_statistics(batch_stats: dict[str, Any]) -> dict[str, Any]:
+def drop_source_statistics(batch_stats: dict[str, Any]) -> dict[str, Any]:
   """Return the statistics of the target alone, where per-domain batch norm has the source's too."""
   return {
-    name: _drop_source_statistics(value) if isinstance(value, dict) else value
+    name: drop_source_statistics(value) if isinstance(value, dict) else value
     for name, value in batch_stats.items()
     if not name.startswith('source_')
   }

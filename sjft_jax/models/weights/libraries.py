@@ -1,0 +1,139 @@
+"""The networks of timm and torchvision that equal one of ours, and weights in their names."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sjft_jax.models import trunk
+from sjft_jax.models.resnet import STYLES
+from sjft_jax.models.trunk import TrunkSpec
+from sjft_jax.models.weights.layouts import Layout, layouts
+from sjft_jax.models.weights.stored_variables import Path, Shape, StoredVariable, locate
+
+# The versions of ResNets that timm has, by depth.
+_TIMM_RESNETS = {1: (18, 34, 50, 101, 152, 200), 2: (18, 34, 50, 101, 152)}
+# torchvision's AlexNet pools the last map to 6×6 pixels, which ours has at these image sides.
+_TORCHVISION_ALEXNET_SIDES = range(223, 255)
+
+
+class Architecture(NamedTuple):
+  """A network of another library that computes the logits of a trunk and its target head.
+
+  Attributes:
+    library: 'timm' or 'torchvision'.
+    name: of the network there.
+    layout: the names of its layers.
+    matrices: the layers whose kernels are [outputs, inputs] there; the others are convolutions.
+  """
+
+  library: str
+  name: str
+  layout: Layout
+  matrices: tuple[str, ...]
+
+
+def find_architecture(spec: TrunkSpec, image_size: int) -> Architecture | None:
+  """Return the network of another library that equals a trunk with a head; None if there is none.
+
+  Args:
+    spec: the trunk.
+    image_size: side of the square images in pixels.
+  """
+  if spec.name in trunk.RESNETS:
+    depth, version = trunk.RESNETS[spec.name]
+    style = next(iter(STYLES[version])) if spec.style == 'auto' else spec.style
+    if style != 'torch' or spec.width != 1 or depth not in _TIMM_RESNETS[version]:
+      return None
+    if version == 1:
+      return _architecture('timm', f'resnet{depth}', spec.name, 'fc', ('classifier',))
+    return _architecture('timm', f'resnetv2_{depth}', spec.name, 'head.fc', ())
+  if not spec.fully_connected:
+    return None
+  if spec.name in trunk.VGGS:
+    return _architecture('timm', spec.name, spec.name, 'head.fc', ('classifier',))
+  if spec.name == 'alexnet' and image_size in _TORCHVISION_ALEXNET_SIDES:
+    matrices = ('fc6', 'fc7', 'classifier')
+    return _architecture('torchvision', 'alexnet', spec.name, 'classifier.6', matrices)
+  return None
+
+
+def _architecture(
+  library: str, name: str, trunk_name: str, classifier: str, matrices: tuple[str, ...]
+) -> Architecture:
+  """Return an architecture in the layout that gives its last layer the name `classifier`."""
+  (layout,) = (
+    layout for layout in layouts(trunk_name, 'torch') if layout.names['classifier'] == classifier
+  )
+  return Architecture(library, name, layout, matrices)
+
+
+def tensor_shapes(
+  variables: Mapping[str, Any], architecture: Architecture | None
+) -> dict[str, Shape]:
+  """Return the name and the shape of every tensor that a file of weights has.
+
+  Args:
+    variables: the network's 'params', of 'trunk' and 'target', and 'batch_stats', or their shapes.
+    architecture: whose names and layouts the tensors have. None: ours, where a name is the path of
+      a variable, such as 'params/trunk/stem/kernel'.
+  """
+  return dict(
+    _locate(path, leaf.shape, architecture)[:2] for path, leaf in flatten_dict(variables).items()
+  )
+
+
+def to_tensors(
+  variables: Mapping[str, Any], architecture: Architecture | None
+) -> dict[str, np.ndarray]:
+  """Return a network's variables as the tensors of a file; arguments as for `tensor_shapes`."""
+  tensors = {}
+  for path, value in flatten_dict(variables).items():
+    name, shape, _ = _locate(path, value.shape, architecture)
+    if architecture is not None and path[-1] == 'kernel':
+      value = value.reshape(_convolution_shape(value.shape)).transpose(3, 2, 0, 1)
+    tensors[name] = np.ascontiguousarray(value.reshape(shape))
+  return tensors
+
+
+def to_variables(
+  tensors: Mapping[str, Any], shapes: Mapping[str, Any], architecture: Architecture | None
+) -> dict[str, Any]:
+  """Return the variables of a network from the tensors of a file, which may be traced.
+
+  Args:
+    tensors: by name.
+    shapes: the network's variables, or their shapes.
+    architecture: as for `tensor_shapes`.
+  """
+  variables = {}
+  for path, leaf in flatten_dict(shapes).items():
+    name, _, stored = _locate(path, leaf.shape, architecture)
+    variables[path] = stored.convert(tensors[name]).reshape(leaf.shape)
+  return {'batch_stats': {}, **unflatten_dict(variables)}
+
+
+def _locate(
+  path: Path, shape: Shape, architecture: Architecture | None
+) -> tuple[str, Shape, StoredVariable]:
+  """Return the name and the shape of a variable's tensor, and how the variable is made of it."""
+  if architecture is None:
+    name = '/'.join(path)
+    return name, shape, StoredVariable({name: (shape,)}, lambda tensor: tensor)
+  collection, module, *rest = path
+  layer = (*rest[:-1],) if module == 'trunk' else ('classifier',)
+  if path[-1] == 'kernel':
+    shape = _convolution_shape(shape)
+  stored = locate(architecture.layout, (collection, *layer, path[-1]), shape, ())
+  ((name, shapes),) = stored.tensors.items()
+  return (
+    name,
+    shapes[int(path[-1] == 'kernel' and '/'.join(layer) in architecture.matrices)],
+    stored,
+  )
+
+
+def _convolution_shape(shape: Shape) -> Shape:
+  """Return the shape of a kernel as one of a convolution, (height, width, inputs, outputs)."""
+  return shape if len(shape) == 4 else (1, 1, *shape)

@@ -1,0 +1,118 @@
+"""The model card of an exported network, in Hugging Face's format: YAML, then Markdown."""
+
+import html
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import jinja2
+
+from sjft_jax.runtime import console
+
+
+@dataclass(frozen=True)
+class Score:
+  """A score of the network on the test images.
+
+  Attributes:
+    view: of the evaluation.
+    name: of the score.
+    value: as a share.
+    low, high: its 95 % interval.
+  """
+
+  view: str
+  name: str
+  value: float
+  low: float
+  high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+  """What a model card says.
+
+  Attributes:
+    name: of the export.
+    network: the name of the trunk.
+    classes: their names.
+    training: what it was fine-tuned together with, in words.
+    step, num_steps: how far the training has come.
+    files: of weights, one for each round if there are several.
+    library, architecture: whose network it equals, and which; '' if none.
+    resize, crop: of its images, in pixels.
+    mean, deviation: of the normalisation, by channel.
+    dtype: of activations.
+    views: of the evaluation, the first one first.
+    num_test: test images.
+    scores: none if they are not known.
+    gain: a line on the gain over plain fine-tuning; '' if that is not known.
+    target, source, pretrained: what it was trained on and started from; '' for none.
+    data: further lines, as name and value.
+    borrowed: the most borrowed source classes with the number and share of pairs.
+    settings: name, value and default of each option that is not at its default.
+  """
+
+  name: str
+  network: str
+  classes: Sequence[str]
+  training: str
+  step: int
+  num_steps: int
+  files: Sequence[str]
+  library: str
+  architecture: str
+  resize: int
+  crop: int
+  mean: Sequence[float]
+  deviation: Sequence[float]
+  dtype: str
+  views: Sequence[str]
+  num_test: int
+  scores: Sequence[Score]
+  gain: str
+  target: str
+  source: str
+  pretrained: str
+  data: Sequence[tuple[str, str]]
+  borrowed: Sequence[tuple[str, int, float]]
+  settings: Sequence[Sequence[str]]
+
+  @property
+  def names(self) -> str:
+    """Return whose names the weights have, in words."""
+    if not self.library:
+      return 'the names and layouts of sjft_jax, for Flax'
+    is_shared = re.fullmatch(r'resnet(18|34|50|101|152)', self.architecture)
+    also = ', which are torchvision’s too' if is_shared else ''
+    return f'{self.library}’s names{also}'
+
+
+def render(card: ModelCard) -> str:
+  """Return a card as text; names of classes and files are text in it, whatever they hold."""
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    # It is Markdown; every name passes one of these filters.
+    autoescape=False,
+    undefined=jinja2.StrictUndefined,
+    auto_reload=False,
+    keep_trailing_newline=True,
+  )
+  environment.filters |= {'text': escape_markdown, 'quote': quote_yaml}
+  return environment.get_template('model_card.jinja').render(
+    card=card, version=metadata.version('sjft_jax')
+  )
+
+
+def escape_markdown(text: str) -> str:
+  """Return text of any origin such that Markdown shows it as it is, in one line."""
+  escaped = html.escape(console.printable(text), quote=False)
+  return re.sub(r'([\\`*_{}\[\]()#+!|~$^])', r'\\\1', escaped)
+
+
+def quote_yaml(text: str) -> str:
+  """Return text of any origin as a scalar of YAML."""
+  return json.dumps(console.printable(text), ensure_ascii=False)
