@@ -80,7 +80,7 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
     summarized = {'name': row['name'], 'source_images': round(_mean(same, 'source_images'))}
     for score in ('mean_class_accuracy', 'top1', 'fused', 'gain'):
       if score in row:
-        summarized[score] = _spread([r[score] for r in same])
+        summarized[score] = spread([r[score] for r in same])
     rows.append(summarized)
   return {
     'seeds': [result['seed'] for result in results],
@@ -94,7 +94,8 @@ def _mean(rows: list[dict[str, Any]], score: str) -> float:
   return float(np.mean([row[score] for row in rows]))
 
 
-def _spread(values: list[float]) -> dict[str, Any]:
+def spread(values: list[float]) -> dict[str, Any]:
+  """Return mean, standard deviation, the mean's 95 % interval (Student's t) and the values."""
   mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
   half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
   return {
