@@ -4,10 +4,9 @@
 
 Each arm is the plain fine-tuning of the pair textures_imagenet (pairs.py) with one more option, or
 its selection with one more option of the sampling; all arms of a seed share the ranking. Learning
-rates are the pair's. The table has
-the mean class accuracy over the seeds, ten crops, and the gain over plain fine-tuning; ± is the
-larger of its spread over the seeds, divided by the root of their number, and the mean standard
-error over the test images.
+rates are the pair's. The table has the mean class accuracy over the seeds, ten crops, and the gain
+over plain fine-tuning; ± is the larger of its spread over the seeds, divided by the root of their
+number, and the mean standard error over the test images.
 """
 
 import math

@@ -2,8 +2,9 @@
 
   python -m experiments.quality_knobs --output=experiments/quality_knobs.json
 
-A variant is that of the pair textures_imagenet (pairs.py) with some options of its sections `bank` and `descriptors`
-changed, such as `num_bins=16`, `layers=conv1:conv3` or `tap=relu+smoothing=2`. Measured are
+A variant is the pair textures_imagenet (pairs.py) with some options of its sections `bank` and
+`descriptors` changed, such as `num_bins=16`, `layers=conv1:conv3` or `tap=relu+smoothing=2`.
+Measured are
 
 - relevance, of the ranking for the whole target training set: which share of the selected source
   images comes from families that cannot help; the same in the deepest prefix that rounds can grow
