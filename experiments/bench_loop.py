@@ -52,7 +52,7 @@ JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else.
 
 
 def get_config(folder: Path) -> ConfigDict:
-  """Return the configuration of a pair with the flags' options; images of its own are in `folder`."""
+  """Return a pair's configuration with the flags' options; images of its own are in `folder`."""
   c = pairs.get_config('textures_imagenet')
   if SIZE.value != c.images.crop:
     write_class_folders(folder, 4, 16, seed=0, height=400, width=500, suffix='.jpg')
