@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 
 from sjft_jax import results
 from sjft_jax import workdir as workdirs
-from sjft_jax.config import arm_config
+from sjft_jax.config import FROZEN_ARMS, arm_config
 from sjft_jax.data import transforms
 from sjft_jax.data.dataset import Dataset, ImageArrays
 from sjft_jax.data.folder import ImageFiles, open_images
 from sjft_jax.models import joint, trunk
 from sjft_jax.models.weights import run_checkpoint
 from sjft_jax.models.weights.run_checkpoint import TrainedNetwork
+from sjft_jax.runtime import artifacts
 from sjft_jax.runtime.options import choose
 from sjft_jax.training import step
 from sjft_jax.training.evaluation import EvaluationOptions, Evaluator
@@ -56,6 +57,12 @@ class Classifier:
       ValueError: there is no checkpoint, there are several arms, the run was a pretraining, or a
         file is damaged or was written by another version of this package.
     """
+    directory = artifacts.absolute_path(run)
+    if directory.name == 'knn' and (directory / 'rounds').is_dir():
+      raise ValueError(
+        f'{directory} has no network, since its classifier is the training images themselves; give '
+        'another arm'
+      )
     trained = run_checkpoint.load_newest(os.fspath(run))
     self.directory = trained.directory
     if self.directory.parent.name != 'arms':
@@ -67,12 +74,12 @@ class Classifier:
     if saved_options is None:
       raise ValueError(f'{trained.workdir} has no config.json; it is no work directory')
     options, arm = ConfigDict(saved_options), self.directory.name
-    if arm in options.overrides:  # Not in a copy under another name.
+    if arm in FROZEN_ARMS or arm in options.overrides:  # Not in a copy under another name.
       options = arm_config(options, arm)
     self.classes = tuple(trained.description['classes'])
     self.views = tuple(options.evaluation.views)
     self.step = trained.step
-    self.num_steps = options.training.steps * options.selection.rounds
+    self.num_steps = 0 if arm in FROZEN_ARMS else options.training.steps * options.selection.rounds
     self._num_rounds: int = options.selection.rounds
     self._trained = trained
     self._evaluator = Evaluator(

@@ -17,6 +17,9 @@ from sjft_jax.selection.subset import METHODS
 
 # The sections that arms can differ in: data, network and ranking are the same for all.
 OVERRIDABLE = ('selection', 'training', 'loss', 'solver')
+# The arms that train no network, only a classifier on the features of the one that others start
+# from. They have one round, and no options.
+FROZEN_ARMS = ('knn', 'probe')
 
 
 def default() -> ConfigDict:
@@ -135,6 +138,9 @@ def default() -> ConfigDict:
   t.oversample_hard = False  # True repeats an image K_i / K0 times an epoch, 10 times at most.
   # 'pursuit' is transformation pursuit; 'resnet' changes scale, crop, side and colour; 'none'.
   t.augment = 'pursuit'
+  # Layers that stay as they start, with their batch statistics: 'trunk', all but the heads;
+  # 'below:<layer>', those below a layer of the trunk, such as 'below:conv4'; '', none.
+  t.freeze = ''
   # Every round starts with a fresh optimizer and schedule, as in the released code; False has one
   # schedule over all rounds, whose last ones then hardly learn.
   t.restart_schedule = True
@@ -191,12 +197,13 @@ def default() -> ConfigDict:
   t.steps = (1.0,)  # Factors on training.steps; drops and warm-up move along.
   t.source_weights = (1.0, 0.3)  # Factors on loss.source_weight, in arms with a source.
 
-  # The runs to compare, in this order, any of: none, plain fine-tuning; random, as many source
-  # images as rounds has in the same round; all, the whole source; constant, K0 neighbours
-  # throughout (the paper's "without iterative retrieval"); rounds, growing neighbourhoods. All have
-  # the same rounds, steps, schedule and target images a step.
-  c.arms = ('none', 'rounds')
-  # How the options of each arm differ from those above.
+  # The runs to compare, in this order, any of: knn and probe, nearest neighbours and logistic
+  # regression on the features of the trunk as it starts; none, plain fine-tuning; random, as many
+  # source images as rounds has in the same round; all, the whole source; constant, K0 neighbours
+  # throughout (the paper's "without iterative retrieval"); rounds, growing neighbourhoods. All but
+  # the first two have the same rounds, steps, schedule and target images a step.
+  c.arms = ('knn', 'probe', 'none', 'rounds')
+  # How the options of each arm that trains differ from those above.
   c.overrides = o = ConfigDict()
   o.none = ConfigDict({'selection': {'method': 'none'}, 'loss': {'target_weight': 1.0}})
   o.random = ConfigDict({'selection': {'method': 'random'}})
@@ -214,13 +221,13 @@ def arm_configs(config: ConfigDict) -> dict[str, ConfigDict]:
   Raises:
     ValueError: no arms, an arm twice, or what `arm_config` refuses.
   """
-  known = ', '.join(config.overrides)
+  known = ', '.join((*FROZEN_ARMS, *config.overrides))
   if not config.arms:
     raise ValueError(f'arms is empty; use any of {known}')
   if len(set(config.arms)) < len(config.arms):
     raise ValueError(f'arms={tuple(config.arms)} names an arm twice; use each of {known} once')
   # Of all arms, so that a wrong override of one that is not trained is found too.
-  options = {name: arm_config(config, name) for name in config.overrides}
+  options = {name: arm_config(config, name) for name in (*FROZEN_ARMS, *config.overrides)}
   for name in config.arms:
     choose('arms', name, options)
   return {name: options[name] for name in config.arms}
@@ -232,7 +239,11 @@ def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
   Raises:
     ValueError: an unknown arm, or an override of something that is no option.
   """
-  choose('arms', arm, config.overrides)
+  choose('arms', arm, (*FROZEN_ARMS, *config.overrides))
+  if arm in FROZEN_ARMS:
+    if arm in config.overrides:
+      raise ValueError(f'overrides.{arm}: this arm trains nothing; remove its overrides')
+    return with_changes(config, {'selection': {'method': 'none', 'rounds': 1}})
   for section in set(config.overrides[arm]) - set(OVERRIDABLE):
     raise ValueError(f'overrides.{arm}.{section}: arms can differ in {", ".join(OVERRIDABLE)}')
   with option_section(f'overrides.{arm}'):
@@ -262,7 +273,7 @@ def pretrain_config(config: ConfigDict) -> ConfigDict:
   """Return the options of pretraining, whose trunk has no start worth keeping."""
   result = config.copy_and_resolve_references()
   schedule = config.pretrain.to_dict()
-  result.training.update(steps=schedule.pop('steps'), restart_schedule=True)
+  result.training.update(steps=schedule.pop('steps'), restart_schedule=True, freeze='')
   result.solver.update(schedule, l2_sp=0.0, layer_decay=1.0, head_rate=1.0)
   return result
 

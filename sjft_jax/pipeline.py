@@ -16,6 +16,7 @@ from sjft_jax import config as configs
 from sjft_jax import ranking as rankings
 from sjft_jax import results as result_files
 from sjft_jax import workdir as workdirs
+from sjft_jax.arms import run_arms
 from sjft_jax.data import registry, transforms
 from sjft_jax.data.dataset import Domains
 from sjft_jax.descriptors import bank as banks
@@ -23,13 +24,14 @@ from sjft_jax.models.build import ModelOptions, build_network
 from sjft_jax.models.weights import run_checkpoint
 from sjft_jax.report import summary
 from sjft_jax.retrieval.knn import Ranking
-from sjft_jax.rounds import resolve_num_neighbors, run_arms
+from sjft_jax.rounds import resolve_num_neighbors
 from sjft_jax.run_report.draw import RunReport
 from sjft_jax.runtime import artifacts, console, distributed
 from sjft_jax.runtime.lock import lock
 from sjft_jax.screening.screen import ScreeningResult, screen
 from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training import evaluation, losses, metric_writer, optimizer
+from sjft_jax.training.freeze import frozen_layers
 from sjft_jax.training.pretrain import PretrainOptions, pretrain_trunk
 from sjft_jax.training.search import TuningOptions
 from sjft_jax.training.trainer import TrainerFactory, TrainingOptions
@@ -122,6 +124,9 @@ def run_on_datasets(
       image_size=config.images.crop,
       seed=config.seed,
     )
+  for options in arms.values():
+    with configs.option_section('training'):
+      frozen_layers(options.training.freeze, network.variables['params']['trunk'])
   fingerprint = workdirs.run_fingerprint(
     config, bank.fingerprint, network.description['weights_digest'], domains
   )

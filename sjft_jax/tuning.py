@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse
 from etils import epath
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
@@ -24,7 +23,7 @@ from sjft_jax.data.folds import assign_folds
 from sjft_jax.report import summary
 from sjft_jax.runtime import artifacts, console
 from sjft_jax.runtime.lock import lock
-from sjft_jax.screening.duplicates import find_duplicates
+from sjft_jax.screening.duplicates import copy_groups
 from sjft_jax.screening.screen import exclude_unreadable
 from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training import metrics, search, significance
@@ -33,7 +32,7 @@ from sjft_jax.training.search import Setting, TuningOptions
 # What the settings were chosen for: a run of other images or another network needs others.
 _SECTIONS = ('target', 'source', 'screening', 'bank', 'descriptors', 'model', 'pretrain', 'images')
 # From cheap to expensive; of arms that are as good as each other, the first is chosen.
-_COSTS = ('none', 'random', 'all', 'constant', 'rounds')
+_COSTS = (*configs.FROZEN_ARMS, 'none', 'random', 'all', 'constant', 'rounds')
 
 
 class Trial(NamedTuple):
@@ -126,7 +125,13 @@ def tune(
   with configs.option_section('config.source'):
     source = registry.load(**config.source)
   arms = {
-    name: ArmSearch(arm_config, search.draw_settings(arm_config, options, config.seed))
+    name: ArmSearch(
+      arm_config,
+      # Those that train nothing choose for themselves, on folds of their training images.
+      [{}]
+      if name in configs.FROZEN_ARMS
+      else search.draw_settings(arm_config, options, config.seed),
+    )
     for name, arm_config in configs.arm_configs(config).items()
   }
   with lock(directory):
@@ -134,7 +139,7 @@ def tune(
     (target,) = exclude_unreadable(
       (target,), directory / 'bad_images.csv', max_bad_share=config.screening.max_bad_share
     )
-    folds = assign_folds(target.labels, _find_copies(target), options.folds, config.seed)
+    folds = assign_folds(target.labels, copy_groups(target), options.folds, config.seed)
     workdirs.save_config(config, directory)
     is_complete = _try_settings(directory, config, arms, target, source, folds, minutes)
     record = _choose(arms) | {
@@ -179,18 +184,12 @@ def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
     )
   result = config.copy_and_resolve_references()
   for arm in config.arms:
+    if arm in configs.FROZEN_ARMS:
+      continue
     if arm not in chosen:
       raise ValueError(f'tuned={path} has no arm {arm}, but {", ".join(chosen)}; tune it too')
     result.overrides[arm] = _merge(config.overrides[arm].to_dict(), chosen[arm]['setting'])
   return result
-
-
-def _find_copies(target: Dataset) -> Int[np.ndarray, ' image']:
-  """Return a number for each image, the same for copies of one picture."""
-  pairs = find_duplicates(target, target)
-  shape = len(target), len(target)
-  links = scipy.sparse.coo_array((np.ones(len(pairs.source)), (pairs.source, pairs.target)), shape)
-  return scipy.sparse.csgraph.connected_components(links, directed=False)[1]
 
 
 def _try_settings(
@@ -231,8 +230,8 @@ def _try_settings(
       )
       finished += 1
       if not path.exists():
-        values = ', '.join(f'{n.partition(".")[2]} {v:g}' for n, v in setting.items())
-        console.say(f'{finished:,} of {total:,}, fold {fold + 1}: {name}, {values}{remaining}')
+        values = [name, *(f'{n.partition(".")[2]} {v:g}' for n, v in setting.items())]
+        console.say(f'{finished:,} of {total:,}, fold {fold + 1}: {", ".join(values)}{remaining}')
         trained += 1
       trial = _load_or_train(path, domains, _trial_config(config, name, setting))
       arm.trials.setdefault(number, []).append(trial)
@@ -257,7 +256,8 @@ def _trial_config(config: ConfigDict, arm: str, setting: Setting) -> ConfigDict:
   result.evaluation.views = ('center',)
   result.training.keep_rounds = False
   result.logging.update(tensorboard=False, wandb='', report=False)
-  result.overrides[arm] = _merge(config.overrides[arm].to_dict(), setting)
+  if setting:
+    result.overrides[arm] = _merge(config.overrides[arm].to_dict(), setting)
   return result
 
 
@@ -319,7 +319,9 @@ def _choose(arms: Mapping[str, ArmSearch]) -> dict[str, Any]:
   fold that were tried where none has.
   """
   folds = min(arm.folds_tried() for arm in arms.values())
-  tried = min(len(arm.trials) for arm in arms.values())
+  # An arm with fewer settings than others has nothing more to try.
+  unfinished = [len(arm.trials) for arm in arms.values() if len(arm.trials) < len(arm.settings)]
+  tried = min(unfinished, default=1)
   if not tried:
     raise ValueError('the time was too short for one training of every arm; give more')
   chosen: dict[str, dict[str, Any]] = {}

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int64
+import scipy.sparse
+from jaxtyping import Float, Int, Int64
 
 from sjft_jax.data import transforms
 from sjft_jax.data.dataset import Dataset, SubsetDataset
@@ -62,6 +63,18 @@ def find_duplicates(source: Dataset, target: Dataset) -> DuplicatePairs:
     'duplicates', fingerprint, lambda: _compare(source, target)._asdict()
   )
   return DuplicatePairs(**arrays)
+
+
+def copy_groups(data: Dataset) -> Int[np.ndarray, ' image']:
+  """Return a number for each image, the same for copies of one picture.
+
+  Args:
+    data: without unreadable images.
+  """
+  pairs = find_duplicates(data, data)
+  shape = len(data), len(data)
+  links = scipy.sparse.coo_array((np.ones(len(pairs.source)), (pairs.source, pairs.target)), shape)
+  return scipy.sparse.csgraph.connected_components(links, directed=False)[1]
 
 
 def _compare(source: Dataset, target: Dataset) -> DuplicatePairs:
