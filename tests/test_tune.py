@@ -17,7 +17,7 @@ from sjft_jax.data.dataset import Domains
 from sjft_jax.tuning import ArmSearch, Trial, _choose_arm
 
 OPTIONS = {
-  'arms': ('none', 'constant', 'rounds'),
+  'arms': ('probe', 'none', 'constant', 'rounds'),
   'pretrain.steps': 0,
   'selection.rounds': 2,
   'tuning.folds': 2,
@@ -69,7 +69,8 @@ def test_everything_is_tried_and_the_best_chosen(tuned):
   assert 'Test images' not in output
   for arm in OPTIONS['arms']:
     tried = [trial for trial in record['tried'] if trial['arm'] == arm]
-    assert [trial['fold'] for trial in tried].count(1) == 2  # Both settings.
+    # Both settings; the probe has nothing to be set.
+    assert [trial['fold'] for trial in tried].count(1) == (1 if arm == 'probe' else 2)
     assert [trial['fold'] for trial in tried].count(2) == 1  # The better half.
     in_first = [trial for trial in tried if trial['fold'] == 1]
     best = min(in_first, key=lambda trial: trial['cross_entropy'])
@@ -103,6 +104,7 @@ def test_main_trains_with_what_was_chosen(tuned, small_data, data, tmp_path):
   assert process.returncode == 0, output
   saved = json.loads((workdir / 'config.json').read_text())['options']['overrides']
   for arm, chosen in json.loads(path.read_text())['arms'].items():
+    assert bool(chosen['setting']) == (arm != 'probe')
     for name, value in chosen['setting'].items():
       section, _, option = name.partition('.')
       assert saved[arm][section][option] == value
@@ -165,6 +167,14 @@ def test_half_of_the_settings_go_on_by_the_score_of_all_folds_so_far():
 def test_partly_tried_fold_does_not_count():
   arm = make_search([[0.9, 0.4], [0.4], [0.8], [0.2]])
   assert arm.folds_tried() == 1
+
+
+def test_arm_with_one_setting_lets_the_others_try_theirs_within_the_time():
+  arms = {'probe': make_search([[0.6]]), 'none': make_search([[0.5], [0.9], [0.1]])}
+  arms['none'].settings.append({'a': 3.0})  # It was not tried yet.
+  record = tuning._choose(arms)
+  assert record['folds'] == 0
+  assert record['arms']['none']['setting'] == {'a': 1.0}
 
 
 def test_cheapest_arm_within_a_standard_error_is_chosen():

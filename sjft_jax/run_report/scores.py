@@ -95,7 +95,7 @@ def _score_cells(round_: RoundDigest) -> list[str]:
   return [f'{scores["mean_class_accuracy"]:.1%}', f'{scores["top1"]:.1%}']
 
 
-def curve_section(run: RunRecord) -> Section:
+def curve_section(run: RunRecord) -> Section | None:
   """Show test accuracy by round, and what the logs hold of each training."""
   trained = {arm: rounds for arm, rounds in run.rounds.items() if arm not in FROZEN_ARMS}
   rounds = [
@@ -104,6 +104,8 @@ def curve_section(run: RunRecord) -> Section:
     for number, round_ in enumerate(digests, 1)
     for scores in [next(iter(round_.scores.values()))]
   ]
+  if not rounds:
+    return None
   figures = [
     Chart(
       caption=f'Test images: mean class accuracy after each round, {run.view}',
