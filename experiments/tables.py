@@ -7,10 +7,10 @@
 The scale `paper` has the paper's data sets, network and steps (see configs/), `small` the same rows
 on the demo's textures with a small network and no pretrained weights (see pairs.py; the rows that
 need pretrained weights start from a trunk that has learned from the source). Tables 2 and 3 end
-with rows that the paper lacks and a sceptic asks for. Rows that differ only in their arm share a run;
-runs share what they can. Everything is kept in the work directory: a command that was stopped goes
-on, a run that fails does not stop the others, and its rows are listed. With --tuned every arm has
-the settings of a tuned.json.
+with rows that the paper lacks and a sceptic asks for. Rows that differ only in their arm share a
+run; runs share what they can. Everything is kept in the work directory: a command that was stopped
+goes on, a run that fails does not stop the others, and its rows are listed. With --tuned every arm
+has the settings of a tuned.json.
 """
 
 import shlex
