@@ -18,7 +18,8 @@ import pyarrow.csv
 from absl import app, flags
 
 from experiments.peak_memory import peak_mib
-from sjft_jax.data.folder import ClassFolder, ListedImages
+from sjft_jax.data.folder import ClassFolder
+from sjft_jax.data.image_list import ListedImages
 
 AT = flags.DEFINE_string('at', tempfile.gettempdir(), 'Folder in which the files are made.')
 CLASSES = flags.DEFINE_integer('classes', 1000, 'Class folders, of 1,000 files each.')

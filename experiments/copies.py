@@ -12,7 +12,7 @@ from absl import app, logging
 
 from sjft_jax.data import demo, demo_pictures, transforms
 from sjft_jax.data.dataset import ImageArrays
-from sjft_jax.screening.duplicates import find_duplicates
+from sjft_jax.screening.near_duplicates import find_duplicates
 
 
 def compress(image: np.ndarray, quality: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.rounds import predict_round, run_rounds
 from sjft_jax.runtime import artifacts, console, distributed
-from sjft_jax.screening.duplicates import copy_groups
+from sjft_jax.screening.near_duplicates import copy_groups
 from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training import probe, step
 from sjft_jax.training.loop import Progress

@@ -16,7 +16,7 @@ from sjft_jax import workdir as workdirs
 from sjft_jax.config import FROZEN_ARMS, arm_config
 from sjft_jax.data import transforms
 from sjft_jax.data.dataset import Dataset, ImageArrays
-from sjft_jax.data.folder import ImageFiles, open_images
+from sjft_jax.data.image_paths import ImageFiles, open_images
 from sjft_jax.models import joint, trunk
 from sjft_jax.models.weights import run_checkpoint
 from sjft_jax.models.weights.run_checkpoint import TrainedNetwork

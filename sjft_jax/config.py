@@ -367,7 +367,7 @@ def check_values(config: ConfigDict, domains: Domains, *, num_devices: int) -> N
 
 def _check_choices(config: ConfigDict) -> None:
   # Here, since these modules load JAX: whoever reads options should not wait for it.
-  from sjft_jax.report.tables import FORMATS
+  from sjft_jax.output.tables import FORMATS
   from sjft_jax.screening.screen import DUPLICATES_OF
   from sjft_jax.training.optimizer import MOMENTUM_STYLES
   from sjft_jax.training.schedules import SCHEDULES

@@ -14,8 +14,8 @@ from jaxtyping import Float32, Int32
 from sjft_jax.config import option_section
 from sjft_jax.data.folder import UnlabelledFolder
 from sjft_jax.descriptors import bank as banks
+from sjft_jax.output import tables
 from sjft_jax.ranking import DescriptorOptions, RankingInputs, load_or_rank
-from sjft_jax.report import tables
 from sjft_jax.runtime import console
 from sjft_jax.screening.screen import exclude_unreadable
 

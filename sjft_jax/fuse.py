@@ -15,7 +15,7 @@ import pyarrow as pa
 from absl import flags
 
 from sjft_jax.data.transforms import VIEWS
-from sjft_jax.report import tables
+from sjft_jax.output import tables
 from sjft_jax.runtime import cli
 
 

@@ -27,7 +27,8 @@ from jaxtyping import Float, Int
 
 from sjft_jax import config
 from sjft_jax.data.transforms import VIEWS
-from sjft_jax.report import summary, tables
+from sjft_jax.output import tables
+from sjft_jax.report import summary
 from sjft_jax.runtime import cli, console
 
 
@@ -92,7 +93,7 @@ def predict() -> None:
   _check_flags(output)
   # After the flags: --help and a misspelt option should not wait for JAX.
   import sjft_jax
-  from sjft_jax.data.folder import open_images, open_labelled
+  from sjft_jax.data.image_paths import open_images, open_labelled
   from sjft_jax.runtime import compilation
   from sjft_jax.screening.screen import exclude_unreadable
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset, class_names
 from sjft_jax.models.weights import run_checkpoint
-from sjft_jax.report import tables
-from sjft_jax.report.image_grid import image_grid
+from sjft_jax.output import tables
+from sjft_jax.output.image_grid import image_grid
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.runtime import artifacts, console
 from sjft_jax.selection.subset import Subset

@@ -22,7 +22,7 @@ from absl import flags
 from etils import epath
 
 from sjft_jax import config
-from sjft_jax.report import tables
+from sjft_jax.output import tables
 from sjft_jax.runtime import cli, console, launch
 
 

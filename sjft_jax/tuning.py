@@ -14,16 +14,15 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from sjft_jax import config as configs
-from sjft_jax import pipeline
+from sjft_jax import inputs, pipeline
 from sjft_jax import results as result_files
 from sjft_jax import workdir as workdirs
-from sjft_jax.data import registry
 from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset
 from sjft_jax.data.folds import assign_folds
 from sjft_jax.report import summary
 from sjft_jax.runtime import artifacts, console
 from sjft_jax.runtime.lock import lock
-from sjft_jax.screening.duplicates import copy_groups
+from sjft_jax.screening.near_duplicates import copy_groups
 from sjft_jax.screening.screen import exclude_unreadable
 from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training import metrics, search, significance
@@ -118,12 +117,9 @@ def tune(
     raise ValueError(f'{directory} is no path; tune works in a folder on a disk')
   with configs.option_section('tuning'):
     options = TuningOptions(**config.tuning)
-  configs.check_consumers(config, pipeline.CONSUMERS)
+  configs.check_consumers(config, inputs.CONSUMERS)
   workdirs.check_unchanged(config, directory, resume_with_changes=True)
-  with configs.option_section('config.target'):
-    target, _ = registry.open_target(**config.target)
-  with configs.option_section('config.source'):
-    source = registry.load(**config.source)
+  target, _, source = inputs.open_domains(config)
   arms = {
     name: ArmSearch(
       arm_config,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sjft_jax import config, pipeline
+from sjft_jax import config, inputs
 from sjft_jax.data.dataset import Domains
 
 
@@ -35,7 +35,7 @@ def check(c, domains=DOMAINS, num_devices=1):
 
 def test_every_option_has_a_consumer_and_the_defaults_are_possible():
   c = config.default()
-  config.check_consumers(c, pipeline.CONSUMERS)
+  config.check_consumers(c, inputs.CONSUMERS)
   check(c)
   for arm in c.overrides:
     check(config.arm_config(c, arm))
@@ -46,7 +46,7 @@ def test_an_option_that_nothing_reads_is_an_error_with_a_suggestion():
   with c.unlocked():
     c.solver.learning_rat = 0.1
   with pytest.raises(ValueError, match=r'solver\.learning_rat is .* did you mean learning_rate'):
-    config.check_consumers(c, pipeline.CONSUMERS)
+    config.check_consumers(c, inputs.CONSUMERS)
 
 
 def test_a_missing_option_is_an_error():
@@ -54,7 +54,7 @@ def test_a_missing_option_is_an_error():
   with c.unlocked():
     del c.solver.momentum
   with pytest.raises(ValueError, match=r'solver\.momentum is missing'):
-    config.check_consumers(c, pipeline.CONSUMERS)
+    config.check_consumers(c, inputs.CONSUMERS)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from PIL import Image
 
 from sjft_jax import results
 from sjft_jax.data.dataset import Domains, ImageArrays, SubsetDataset
-from sjft_jax.report import tables
-from sjft_jax.report.image_grid import GAP, LINE, LINES, SIDE
+from sjft_jax.output import tables
+from sjft_jax.output.image_grid import GAP, LINE, LINES, SIDE
 from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.runtime import artifacts

@@ -8,7 +8,7 @@ import small_run
 
 from experiments import pairs, tables
 from sjft_jax import config as configs
-from sjft_jax import pipeline
+from sjft_jax import inputs
 from sjft_jax.ranking import DescriptorOptions
 from sjft_jax.selection.growth import SelectionOptions
 
@@ -20,7 +20,7 @@ def test_every_run_has_possible_options_and_every_row_a_run(number, scale):
   table = tables.get_table(number, scale)
   for run in table.runs.values():
     config = tables.make_config(run, seed=3)
-    configs.check_consumers(config, pipeline.CONSUMERS)
+    configs.check_consumers(config, inputs.CONSUMERS)
     for options in configs.arm_configs(config).values():
       configs.check_ranges(options)
       DescriptorOptions(**options.descriptors)

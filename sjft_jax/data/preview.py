@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from sjft_jax.data import registry, transforms
 from sjft_jax.data.dataset import Dataset, class_names
 from sjft_jax.data.transforms import ImageSize
-from sjft_jax.report import image_grid, tables
+from sjft_jax.output import image_grid, tables
 from sjft_jax.runtime import cli, config_file, console
 from sjft_jax.runtime.options import choose
 

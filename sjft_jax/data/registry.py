@@ -9,16 +9,10 @@ from jaxtyping import Int, Int32
 from sjft_jax.data.builders import BUILDERS
 from sjft_jax.data.dataset import ConcatDataset, Dataset, SubsetDataset
 from sjft_jax.data.demo import DemoDiverse, DemoTextures
-from sjft_jax.data.folder import (
-  SPLITS,
-  ClassFolder,
-  ListedImages,
-  has_folders,
-  is_folder,
-  is_list,
-  scan_visible,
-)
+from sjft_jax.data.folder import SPLITS, ClassFolder
+from sjft_jax.data.image_list import ListedImages, is_list
 from sjft_jax.data.records import Records, resolve_data_dir
+from sjft_jax.data.walk import has_folders, is_folder, scan_visible
 from sjft_jax.runtime.options import choose
 
 DEMOS = {'demo_textures': DemoTextures, 'demo_diverse': DemoDiverse}

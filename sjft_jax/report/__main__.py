@@ -30,7 +30,7 @@ def report() -> None:
     ValueError: it is no run, has no finished round, or its images have changed.
   """
   # After the flags: --help and a misspelt option should not wait for JAX.
-  from sjft_jax.run_report import draw
+  from sjft_jax.report import draw
 
   path = draw.open_run(flags.FLAGS.run).write()
   console.say(f'{path}: {path.stat().length / 1e6:,.1f} MB')

@@ -224,6 +224,11 @@ class Ranking(NamedTuple):
   indices: Int32[np.ndarray, 'target k']
   divergences: Float32[np.ndarray, 'target k']
 
+  @classmethod
+  def empty(cls, num_targets: int) -> 'Ranking':
+    """Return the ranking that has no neighbour of any target image."""
+    return cls(np.zeros((num_targets, 0), np.int32), np.zeros((num_targets, 0), np.float32))
+
 
 def decode_keys(keys: Keys, k: int) -> Ranking:
   """Return the ranking that the k smallest keys of every target hold.

@@ -1,6 +1,7 @@
-"""Before a run: leave out images that cannot be read and source images that copy test images.
+"""Leave out images that cannot be read and, as a guard against leaks, copies of test images.
 
-The stages that follow get data sets without these images.
+Copies are near duplicates in the source and equal files among the target's training images. The
+stages that follow get data sets without these images.
 """
 
 import os
@@ -13,12 +14,12 @@ from etils import epath
 from jaxtyping import Bool
 
 from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset
-from sjft_jax.report import tables
+from sjft_jax.output import tables
 from sjft_jax.runtime import console
 from sjft_jax.runtime.options import choose
-from sjft_jax.screening.duplicates import DuplicatePairs, find_duplicates
+from sjft_jax.screening.exact_duplicates import exclude_test_files, list_contradictions
+from sjft_jax.screening.near_duplicates import DuplicatePairs, find_duplicates
 from sjft_jax.screening.scan import scan
-from sjft_jax.screening.split_leak import exclude_test_files, list_contradictions
 
 # The target images whose duplicates can be kept out of the source.
 DUPLICATES_OF = ('test', 'test_and_train', 'none')

@@ -1,4 +1,11 @@
+import numpy as np
 import pytest
+
+
+@pytest.fixture
+def image():
+  """Return a small image of noise."""
+  return np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 
 
 @pytest.fixture(autouse=True)

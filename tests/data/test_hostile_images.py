@@ -20,7 +20,7 @@ from measured_process import needs_linux, read_all, run
 from stripes import write_target_and_source
 
 from sjft_jax.data.decode import MAX_BYTES, MAX_PIXELS, UnreadableError
-from sjft_jax.data.folder import ImageFiles
+from sjft_jax.data.image_paths import ImageFiles
 from sjft_jax.runtime import host_memory
 from sjft_jax.screening.scan import scan
 

@@ -14,7 +14,7 @@ from sjft_jax import config as config_module
 from sjft_jax.data import preview, transforms
 from sjft_jax.data.dataset import class_names
 from sjft_jax.data.decode import decode_image
-from sjft_jax.report.image_grid import GAP, LINE, LINES, SIDE
+from sjft_jax.output.image_grid import GAP, LINE, LINES, SIDE
 
 ROOT = Path(__file__).parents[2]
 DESCRIBE, VIEW = {'resize': SIDE, 'crop': SIDE}, {'resize': 160, 'crop': SIDE}

@@ -9,7 +9,7 @@ from etils import epath
 from sjft_jax.config import FROZEN_ARMS
 from sjft_jax.report import charts, summary
 from sjft_jax.report.page import Chart, Section, Table
-from sjft_jax.run_report.record import RoundDigest, RunRecord
+from sjft_jax.report.record import RoundDigest, RunRecord
 from sjft_jax.training.metric_writer import parse_line
 
 _CURVE_POINTS = 200  # Of each arm.

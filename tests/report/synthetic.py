@@ -7,10 +7,10 @@ from etils import epath
 
 from sjft_jax import config, results
 from sjft_jax.data.dataset import Domains
+from sjft_jax.report import record
+from sjft_jax.report.record import RunRecord
 from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
-from sjft_jax.run_report import record
-from sjft_jax.run_report.record import RunRecord
 from sjft_jax.runtime import artifacts
 
 ARMS = ('probe', 'none', 'random', 'constant', 'rounds')

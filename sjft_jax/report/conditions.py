@@ -10,7 +10,7 @@ from etils import epath
 
 from sjft_jax import workdir as workdirs
 from sjft_jax.report.page import Section, Table
-from sjft_jax.run_report.record import RunRecord
+from sjft_jax.report.record import RunRecord
 from sjft_jax.runtime import artifacts
 
 _MAX_ROWS = 30  # Of a list of images.

@@ -3,10 +3,9 @@
 import shutil
 
 import pytest
-from run_report import synthetic
+from report import synthetic
 
-from sjft_jax.report import page
-from sjft_jax.run_report import draw
+from sjft_jax.report import draw, page
 
 sync_api = pytest.importorskip('playwright.sync_api')
 axe = pytest.importorskip('axe_playwright_python.sync_playwright')

@@ -1,4 +1,4 @@
-"""Find target images whose files occur twice: in both splits, or in two classes."""
+"""Find target images whose files are stored twice: in both splits, or in two classes."""
 
 import os
 
@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from sjft_jax.data.dataset import Dataset, SubsetDataset, image_digests
-from sjft_jax.report import tables
+from sjft_jax.output import tables
 from sjft_jax.runtime import console
 
 

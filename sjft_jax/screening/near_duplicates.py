@@ -1,4 +1,4 @@
-"""Find source images that are copies of target images: re-encoded, resized or slightly cropped."""
+"""Find source images that are near duplicates of target images: re-encoded, resized or cropped."""
 
 import functools
 from collections.abc import Iterator

@@ -5,7 +5,7 @@ import pytest
 
 from sjft_jax.data.dataset import EncodedDataset, SubsetDataset
 from sjft_jax.data.digests import digest
-from sjft_jax.screening.split_leak import exclude_test_files
+from sjft_jax.screening.exact_duplicates import exclude_test_files
 
 
 class Contents(EncodedDataset):

@@ -4,7 +4,7 @@ from screening.pictures import Pictures, blobs, crop, planted_copies, reencode, 
 
 from sjft_jax.data.dataset import ConcatDataset
 from sjft_jax.data.demo import DemoDiverse, DemoTextures
-from sjft_jax.screening.duplicates import find_duplicates
+from sjft_jax.screening.near_duplicates import find_duplicates
 
 
 def test_copies_are_found_with_their_bits_and_divergence():

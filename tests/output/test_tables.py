@@ -8,7 +8,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from sjft_jax.report import tables
+from sjft_jax.output import tables
 
 COLUMNS = {'name': pa.string(), 'count': pa.int32(), 'share': pa.float32()}
 

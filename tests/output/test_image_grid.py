@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from sjft_jax.report.image_grid import GAP, LINE, LINES, SIDE, image_grid
+from sjft_jax.output.image_grid import GAP, LINE, LINES, SIDE, image_grid
 
 TOP = GAP + LINE + 6
 

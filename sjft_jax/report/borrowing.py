@@ -9,8 +9,8 @@ from jaxtyping import Int
 from sjft_jax.data.dataset import class_names
 from sjft_jax.report import charts
 from sjft_jax.report.page import Chart, Explorer, Picture, Section, Table
+from sjft_jax.report.record import RoundDigest, RunRecord
 from sjft_jax.report.thumbnails import Name
-from sjft_jax.run_report.record import RoundDigest, RunRecord
 
 # Neighbours that the page shows of a target image, by rank.
 _RANKS = (1, 2, 3, 4, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560)

@@ -10,12 +10,11 @@ import time
 import commands
 import numpy as np
 import pytest
-from run_report import synthetic
+from report import synthetic
 from small_run import make_config, write_data
 
 from sjft_jax import pipeline
-from sjft_jax.report import page, summary
-from sjft_jax.run_report import draw
+from sjft_jax.report import draw, page, summary
 from sjft_jax.runtime import artifacts
 from sjft_jax.workdir import FORMAT
 

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from sjft_jax import config as configs
 from sjft_jax.report import charts
 from sjft_jax.report.page import Chart, Picture, Section, Table
-from sjft_jax.run_report.record import RunRecord
+from sjft_jax.report.record import RunRecord
 from sjft_jax.training import metrics
 
 _MAX_MISTAKES = 24

@@ -7,18 +7,15 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sjft_jax import config as configs
+from sjft_jax import inputs, results
 from sjft_jax import ranking as rankings
-from sjft_jax import results
 from sjft_jax import workdir as workdirs
-from sjft_jax.data import registry
 from sjft_jax.data.dataset import Domains
-from sjft_jax.descriptors import bank as banks
 from sjft_jax.models.weights import run_checkpoint
-from sjft_jax.report import page
+from sjft_jax.report import borrowing, conditions, page, predictions, record, scores
 from sjft_jax.report.page import Page
+from sjft_jax.report.record import RoundDigest, RunRecord
 from sjft_jax.retrieval.knn import Ranking
-from sjft_jax.run_report import borrowing, conditions, predictions, record, scores
-from sjft_jax.run_report.record import RoundDigest, RunRecord
 from sjft_jax.runtime import artifacts, console, distributed
 from sjft_jax.screening.screen import screen
 from sjft_jax.selection.growth import SelectionOptions
@@ -127,13 +124,7 @@ def open_run(run: str | os.PathLike[str]) -> RunReport:
       f'{workdir / "repeat1"}'
     )
   config = ConfigDict(options)
-  with configs.option_section('config.target'):
-    target, test = registry.open_target(**config.target)
-  with configs.option_section('config.source'):
-    source = registry.load(**config.source)
-  with configs.option_section('bank'):
-    bank = banks.load(**config.bank)
-  opened = Domains(target, test, source)
+  opened, bank = inputs.open_domains(config), inputs.load_bank(config)
   network = artifacts.load_json(workdir / run_checkpoint.DESCRIPTION, {'weights_digest': str})
   fingerprint = workdirs.run_fingerprint(
     config, bank.fingerprint, network['weights_digest'], opened
@@ -142,12 +133,11 @@ def open_run(run: str | os.PathLike[str]) -> RunReport:
   with artifacts.suppress_writes(workdir):  # What the run has listed stays as it is.
     domains, _ = screen(workdir, *opened, **config.screening)
   arms = configs.arm_configs(config).values()
-  depth = max((SelectionOptions(**arm.selection).ranking_depth for arm in arms), default=0)
+  depth = max(SelectionOptions(**arm.selection).ranking_depth for arm in arms)
   descriptors = rankings.DescriptorOptions(**config.descriptors)
-  inputs = rankings.RankingInputs(domains.target, domains.source, bank, depth, descriptors)
-  arrays = _load(workdir / 'ranking.npz', inputs.fingerprint) if depth else None
-  shape = (len(domains.target), 0)
-  ranking = Ranking(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
+  ranking_inputs = rankings.RankingInputs(domains.target, domains.source, bank, depth, descriptors)
+  arrays = _load(workdir / 'ranking.npz', ranking_inputs.fingerprint) if depth else None
+  ranking = Ranking.empty(len(domains.target))
   if arrays is not None:
     ranking = Ranking(arrays['indices'][:, :depth], arrays['divergences'][:, :depth])
   return RunReport(workdir, fingerprint, config, domains, ranking)

@@ -1,0 +1,67 @@
+"""Open the images that paths name: folders, lists, or single files."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sjft_jax.data.file_dataset import FileDataset
+from sjft_jax.data.folder import ClassFolder, UnlabelledFolder
+from sjft_jax.data.image_list import ListedImages, is_list, read_paths
+
+
+class ImageFiles(FileDataset):
+  """Single image files, in the given order; of one class.
+
+  Args:
+    paths: the files.
+
+  Raises:
+    ValueError: no paths are given, or one is no file.
+  """
+
+  def __init__(self, paths: Sequence[Path]):
+    if not paths:
+      raise ValueError('no images are given')
+    files = [os.path.expanduser(path) for path in paths]
+    for file in files:
+      if not os.path.isfile(file):  # Path.is_file raises an error where a name is too long.
+        raise ValueError(f'{file} is not a file')
+    labels = np.zeros(len(files), np.int32)
+    super().__init__('images', '', files, ['image'], labels, '')
+
+
+def open_images(*paths: str) -> UnlabelledFolder | ImageFiles:
+  """Open the images of folders, of lists (their column 'path'), or single files; without labels.
+
+  The keys of a folder that is given alone are paths below it; of several, they begin with the path
+  that is given.
+
+  Raises:
+    ValueError: there is no such folder or file, or a list that cannot be read.
+  """
+  parts = [_open_images(path) for path in paths]
+  if len(parts) == 1:
+    return parts[0]
+  return ImageFiles([Path(part.location(i)) for part in parts for i in range(len(part))])
+
+
+def open_labelled(path: str) -> ClassFolder | ListedImages:
+  """Open the images of a folder `path/<class>/…/<file>`, or of a list, all its rows.
+
+  Raises:
+    ValueError: as for `ClassFolder` and `ListedImages`.
+  """
+  return (ListedImages if is_list(path) else ClassFolder)(path, '')
+
+
+def _open_images(path: str) -> UnlabelledFolder | ImageFiles:
+  path = os.path.expanduser(path)
+  if os.path.isdir(path):
+    return UnlabelledFolder(path)
+  if is_list(path):
+    return ImageFiles(read_paths(path))
+  if not os.path.exists(path):
+    raise ValueError(f'{path} is neither a folder nor a file')
+  return ImageFiles([Path(path)])

@@ -1,0 +1,126 @@
+"""Walk through folders for image files, and report the files that are passed over."""
+
+import os
+from array import array
+from collections import defaultdict
+
+from sjft_jax.data import digests
+from sjft_jax.data.decode import (
+  HEADER_BYTES,
+  HEIC_REMEDY,
+  is_heic,
+  is_image,
+  is_tiff,
+  load_heic_reader,
+)
+from sjft_jax.runtime import console
+
+# Files with these suffixes count as images unopened, so that a damaged one is not overlooked. Of
+# others the first bytes decide.
+_SUFFIXES = frozenset(
+  [
+    *('.apng', '.avif', '.bmp', '.dib', '.gif', '.j2c', '.j2k', '.jfif', '.jp2', '.jpc', '.jpe'),
+    *('.jpeg', '.jpg', '.jpx', '.pbm', '.pgm', '.png', '.pnm', '.ppm', '.tif', '.tiff', '.webp'),
+  ]
+)
+_HEIC_SUFFIXES = frozenset({'.heic', '.heif', '.hif'})
+# What operating systems and storage devices add to folders.
+_HIDDEN = frozenset({'$RECYCLE.BIN', '@eaDir', '__MACOSX', 'lost+found'})
+
+
+def _is_visible(entry: os.DirEntry) -> bool:
+  return not entry.name.startswith('.') and entry.name not in _HIDDEN
+
+
+def scan_visible(folder: str) -> list[os.DirEntry]:
+  """Return the entries of a folder in sorted order, without hidden ones."""
+  with os.scandir(folder) as entries:
+    return sorted(filter(_is_visible, entries), key=lambda entry: entry.name)
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+  """Return whether an entry is a folder or a link to one; a link to itself is none."""
+  try:
+    return entry.is_dir()
+  except OSError:
+    return False
+
+
+def has_folders(folder: str) -> bool:
+  """Return whether a folder holds visible folders."""
+  with os.scandir(folder) as entries:
+    return any(is_folder(entry) for entry in filter(_is_visible, entries))
+
+
+class FolderWalk:
+  """The image files that a walk below a root finds, and the files that it passes over.
+
+  Attributes:
+    root: the folder that all paths start at.
+    paths: below the root.
+    labels: the class of each file.
+    passed_over: the files that are not read, by the reason.
+  """
+
+  def __init__(self, root: str):
+    self.root = root
+    self.paths: list[str] = []
+    self.labels = array('i')
+    self.passed_over: dict[str, list[str]] = defaultdict(list)
+
+  def add_below(self, folder: str, label: int) -> None:
+    """Add the images of a folder below the root, at any depth, in the sorted order of paths.
+
+    Links to folders are followed. A folder that several names lead to is read under the first one
+    alone: links can multiply, and lead in circles.
+    """
+    known: set[tuple[int, int]] = set()
+    pending: list[tuple[str, os.DirEntry | None]] = [(folder, None)]
+    while pending:
+      path, entry = pending.pop()
+      if entry is None or is_folder(entry):
+        place = os.path.join(self.root, path)
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in known:
+          self.passed_over['folders that are read under another name'].append(path)
+          continue
+        known.add((status.st_dev, status.st_ino))
+        prefix = f'{path}/' if path else ''
+        pending += [(f'{prefix}{inner.name}', inner) for inner in reversed(scan_visible(place))]
+      elif reason := _why_no_image(entry):
+        self.passed_over[reason].append(path)
+      else:
+        self.paths.append(path)
+        self.labels.append(label)
+
+  def describe_passed_over(self) -> str:
+    """Return how many files are passed over for which reason, with the first names; '': none."""
+    return ', '.join(
+      f'{len(paths):,} {reason} ({", ".join(paths[:3])}{", …" if len(paths) > 3 else ""})'
+      for reason, paths in self.passed_over.items()
+    )
+
+  def report(self) -> None:
+    """Print a line about the files that are passed over, if there are any."""
+    if self.passed_over:
+      console.say(f'  Passed over in {self.root}: {self.describe_passed_over()}')
+
+
+def _why_no_image(entry: os.DirEntry) -> str:
+  """Return why a file is passed over; '': it is an image, or has the name of one."""
+  try:
+    if not entry.is_file():
+      return 'links that lead nowhere' if entry.is_symlink() else 'that are no files'
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in _SUFFIXES or (suffix in _HEIC_SUFFIXES and load_heic_reader()):
+      return ''
+    with digests.open_regular(entry.path) as file:
+      header = file.read(HEADER_BYTES)
+  except OSError:
+    return 'links that lead nowhere' if entry.is_symlink() else 'that cannot be opened'
+  # Cameras' raw files are TIFFs with a thumbnail in front, and so are other formats.
+  if is_image(header) and not (suffix and is_tiff(header)):
+    return ''
+  if is_heic(header):
+    return f'HEIC images, which {HEIC_REMEDY}'
+  return f'{suffix} files' if suffix else 'files of no known format'

@@ -1,0 +1,129 @@
+"""What a run starts from, as its options name it: the data sets, the filters and the network."""
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from sjft_jax import config as configs
+from sjft_jax import ranking as rankings
+from sjft_jax import workdir as workdirs
+from sjft_jax.data import registry, transforms
+from sjft_jax.data.dataset import Domains
+from sjft_jax.descriptors import bank as banks
+from sjft_jax.models.build import ModelOptions, Network, build_network
+from sjft_jax.runtime import distributed
+from sjft_jax.screening.screen import screen
+from sjft_jax.selection.growth import SelectionOptions
+from sjft_jax.training import evaluation, losses, metric_writer, optimizer
+from sjft_jax.training.freeze import frozen_layers
+from sjft_jax.training.pretrain import PretrainOptions
+from sjft_jax.training.search import TuningOptions
+from sjft_jax.training.trainer import TrainingOptions
+
+# The callable that receives the options of each section as keyword arguments.
+CONSUMERS: dict[str, Callable[..., Any]] = {
+  'target': registry.open_target,
+  'source': registry.load,
+  'screening': screen,
+  'bank': banks.load,
+  'descriptors': rankings.DescriptorOptions,
+  'selection': SelectionOptions,
+  'model': ModelOptions,
+  'pretrain': PretrainOptions,
+  'images': transforms.ImageSize,
+  'training': TrainingOptions,
+  'loss': losses.LossOptions,
+  'solver': optimizer.SolverOptions,
+  'evaluation': evaluation.EvaluationOptions,
+  'logging': metric_writer.LoggingOptions,
+  'tuning': TuningOptions,
+}
+
+
+class Inputs(NamedTuple):
+  """What a run starts from.
+
+  Attributes:
+    domains: the data sets as they are opened, before any image is left out.
+    arms: the options of each arm.
+    bank: the filters that describe images.
+    network: the joint network and its initial variables.
+    fingerprint: of everything that decides the results.
+  """
+
+  domains: Domains
+  arms: dict[str, ConfigDict]
+  bank: banks.FilterBank
+  network: Network
+  fingerprint: str
+
+
+def open_domains(config: ConfigDict) -> Domains:
+  """Open the data sets; no image is decoded.
+
+  Raises:
+    ValueError: they are not there, or an option does not fit them.
+  """
+  with configs.option_section('config.target'):
+    target, test = registry.open_target(**config.target)
+  with configs.option_section('config.source'):
+    source = registry.load(**config.source)
+  return Domains(target, test, source)
+
+
+def check_outside_data(config: ConfigDict, workdir: epath.Path) -> None:
+  """Check that a work directory lies in no folder whose folders are classes.
+
+  Raises:
+    ValueError: it does, so that its files would be taken for images.
+  """
+  t = config.target
+  for place in (
+    {'dataset': t.dataset, 'path': t.path, 'split': t.train_split},
+    {'dataset': t.dataset, 'path': t.path, 'split': t.test_split or t.train_split},
+    config.source,
+  ):
+    registry.check_outside_classes(os.fspath(workdir), **place)
+
+
+def load_bank(config: ConfigDict) -> banks.FilterBank:
+  """Load the filters that describe images.
+
+  Raises:
+    ValueError: as for `bank.load`.
+  """
+  with configs.option_section('bank'):
+    return banks.load(**config.bank)
+
+
+def load_inputs(config: ConfigDict, domains: Domains) -> Inputs:
+  """Check all options, load the filters and build the network.
+
+  Raises:
+    ValueError: an option is impossible, alone or together with the data sets and devices.
+  """
+  arms = configs.arm_configs(config)
+  for options in arms.values():
+    configs.check_values(options, domains, num_devices=jax.device_count())
+  if distributed.is_primary_process():
+    metric_writer.check_wandb(config.logging.wandb)
+  bank = load_bank(config)
+  with configs.option_section('model'):
+    network = build_network(
+      ModelOptions(**config.model),
+      num_target_classes=len(domains.target.classes),
+      num_source_classes=len(domains.source.classes),
+      image_size=config.images.crop,
+      seed=config.seed,
+    )
+  for options in arms.values():
+    with configs.option_section('training'):
+      frozen_layers(options.training.freeze, network.variables['params']['trunk'])
+  fingerprint = workdirs.run_fingerprint(
+    config, bank.fingerprint, network.description['weights_digest'], domains
+  )
+  return Inputs(domains, arms, bank, network, fingerprint)

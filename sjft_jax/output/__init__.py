@@ -1,0 +1,1 @@
+"""Files that people open: tables and grids of images."""

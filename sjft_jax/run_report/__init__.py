@@ -1,1 +1,0 @@
-"""What the report of a run shows, gathered from its work directory and its images."""

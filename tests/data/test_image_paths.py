@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data.image_files import keys, write
+
+from sjft_jax.data.dataset import Dataset
+from sjft_jax.data.decode import UnreadableError
+from sjft_jax.data.image_paths import ImageFiles
+
+
+def test_image_files_come_in_the_given_order(tmp_path, image):
+  paths = [tmp_path / name for name in ('b.png', 'a/1.png', 'noise without suffix')]
+  for number, path in enumerate(paths[:2]):
+    write(path, image + np.uint8(number))
+  paths[2].write_bytes(paths[0].read_bytes())
+  data = ImageFiles(paths)
+  assert isinstance(data, Dataset)
+  assert (len(data), data.name, data.classes) == (3, 'images', ('image',))
+  assert data.labels.tolist() == [0, 0, 0]
+  assert data.labels.dtype == np.int32
+  assert keys(data) == [data.location(i) for i in range(3)] == [str(path) for path in paths]
+  np.testing.assert_array_equal(data[1], image + np.uint8(1))
+  np.testing.assert_array_equal(data[2], data[0])
+  assert data.fingerprint == ImageFiles(paths).fingerprint != ImageFiles(paths[::-1]).fingerprint
+
+
+def test_image_files_may_be_relative_and_given_twice(tmp_path, image, monkeypatch):
+  write(tmp_path / 'a/1.png', image)
+  monkeypatch.chdir(tmp_path)
+  data = ImageFiles([Path('a/1.png')] * 2)
+  assert keys(data) == ['a/1.png'] * 2
+  np.testing.assert_array_equal(data[1], image)
+
+
+def test_image_files_that_are_missing_or_unreadable_are_named(tmp_path):
+  with pytest.raises(ValueError, match='no images are given'):
+    ImageFiles([])
+  for path in (tmp_path, tmp_path / 'none.png'):
+    with pytest.raises(ValueError, match=f'{path} is not a file'):
+      ImageFiles([path])
+  (tmp_path / 'text.png').write_text('no image')
+  with pytest.raises(UnreadableError, match=rf'^{tmp_path}/text\.png is no AVIF,'):
+    ImageFiles([tmp_path / 'text.png'])[0]

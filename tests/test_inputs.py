@@ -1,0 +1,15 @@
+import pytest
+from small_run import make_config
+
+from sjft_jax import inputs
+
+
+@pytest.mark.parametrize('split', ['target/train', 'target/test', 'source/train'])
+def test_a_work_directory_among_class_folders_is_refused(tmp_path, split):
+  for folder in ('target/train/a', 'target/test/a', 'source/train/a'):
+    (tmp_path / folder).mkdir(parents=True)
+  config = make_config(tmp_path)
+  inputs.check_outside_data(config, tmp_path / 'run')
+  inputs.check_outside_data(config, tmp_path / 'target')
+  with pytest.raises(ValueError, match=f'{split}/run lies in .*/{split}, where it would be taken'):
+    inputs.check_outside_data(config, tmp_path / split / 'run')
