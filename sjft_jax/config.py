@@ -188,12 +188,13 @@ def default() -> ConfigDict:
   # What `tune` tries for each arm on held-out training images; it changes no result of a run.
   c.tuning = t = ConfigDict()
   t.folds = 3  # Parts of the training images; each is held out once.
-  # Settings drawn for each arm from the grid that the next five options span, its own options
+  # Settings drawn for each arm from the grid that the next six options span, its own options
   # first. After each fold the better half goes on.
   t.settings = 12
   t.learning_rates = (0.1, 0.3, 1.0, 3.0)  # Factors on solver.learning_rate.
   t.layer_decays = (1.0, 0.7)  # Values of solver.layer_decay.
   t.head_rates = (1.0, 10.0)  # Values of solver.head_rate.
+  t.l2_sps = ()  # Values of solver.l2_sp, such as (0.0, 0.01, 0.1); () leaves it as it is.
   t.steps = (1.0,)  # Factors on training.steps; drops and warm-up move along.
   t.source_weights = (1.0, 0.3)  # Factors on loss.source_weight, in arms with a source.
 
