@@ -34,5 +34,5 @@ def get_config() -> ConfigDict:
   c.training.checkpoint_every = 50
   c.solver.learning_rate = 0.0003
   c.solver.drop_every = drop_every(60)
-  c.arms = ('knn', 'probe', 'none', 'random', 'constant', 'rounds')
+  c.arms = ('none', 'random', 'constant', 'rounds')
   return c
