@@ -12,18 +12,16 @@ from sjft_jax import results
 from sjft_jax.config import FROZEN_ARMS
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.folds import assign_folds
+from sjft_jax.features import load_or_compute
 from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.rounds import predict_round, run_rounds
-from sjft_jax.runtime import artifacts, console, distributed
+from sjft_jax.runtime import console
 from sjft_jax.screening.near_duplicates import copy_groups
 from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training import probe, step
-from sjft_jax.training.loop import Progress
 from sjft_jax.training.trainer import OpenRun, Trainer
 
-# In the work directory: the features of the training images, before any fine-tuning.
-FEATURES = 'features.npz'
 # On so many parts of the training images, regularisation and k are chosen.
 _NUM_FOLDS = 5
 
@@ -31,7 +29,7 @@ _NUM_FOLDS = 5
 def run_arms(
   trainers: Mapping[str, Trainer],
   variables: dict[str, Any],
-  ranking: Ranking,
+  rankings: Mapping[str, Ranking],
   selections: Mapping[str, SelectionOptions],
   after_round: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Round]]:
@@ -39,7 +37,8 @@ def run_arms(
 
   Args:
     trainers: that of each arm.
-    variables, ranking: as for `run_rounds`.
+    variables: 'params' and 'batch_stats' to start from.
+    rankings: of each arm, as for `run_rounds`.
     selections: the options of each arm.
     after_round: is called once a round is saved.
   """
@@ -55,7 +54,7 @@ def run_arms(
       continue
     sizes = [round_.source_images for round_ in rounds.get('rounds', ())]
     rounds[name] = run_rounds(
-      trainers[name], variables, ranking, selections[name], sizes, after_round
+      trainers[name], variables, rankings[name], selections[name], sizes, after_round
     )
   return {name: rounds[name] for name in trainers}
 
@@ -83,9 +82,13 @@ def run_frozen(
     return round_
   start_time = time.monotonic()
   with trainer.open(variables) as run:
-    features = _load_or_compute_features(trainer, run.progress)
     target = trainer.domains.target
-    data = features, target.labels, _assign_folds(target, trainer.seed), len(target.classes)
+    data = (
+      load_or_compute(trainer, variables),
+      target.labels,
+      _assign_folds(target, trainer.seed),
+      len(target.classes),
+    )
     if arm == 'probe':
       head = probe.fit_probe(*data)
       console.say(f'  C = {head.strength:g}')
@@ -120,23 +123,6 @@ def _replace_head(run: OpenRun, head: probe.Head) -> None:
   network['params'] |= {'target': {'kernel': head.kernel, 'bias': head.bias}}
   state = step.create_state(**network, optimizer=run.trainer.optimizer)
   run.progress = replace(run.progress, state=step.replicate(state))
-
-
-def _load_or_compute_features(
-  trainer: Trainer, progress: Progress
-) -> Float[np.ndarray, 'target feature']:
-  """Return the features of the training images; both arms that need them share a file."""
-  target = trainer.domains.target
-  path = trainer.directory.parent.parent / FEATURES
-  fingerprint = artifacts.fingerprint(trainer.fingerprint, target.fingerprint)
-  arrays = artifacts.load(path, fingerprint)
-  if arrays is not None:
-    return arrays['features']
-  compute = replace(trainer.evaluator, predict_step=trainer.feature_step)
-  features = compute(progress.state, target, 'center')
-  artifacts.save(path, fingerprint, features=features)
-  distributed.barrier()  # The next time, all processes find the file or none does.
-  return features
 
 
 def _with_prediction(

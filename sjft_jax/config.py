@@ -20,6 +20,11 @@ OVERRIDABLE = ('selection', 'training', 'loss', 'solver')
 # The arms that train no network, only a classifier on the features of the one that others start
 # from. They have one round, and no options.
 FROZEN_ARMS = ('knn', 'probe')
+# What arms differ by beside their overrides.
+_ARMS: dict[str, dict[str, Any]] = {
+  **{arm: {'selection': {'method': 'none', 'rounds': 1}} for arm in FROZEN_ARMS},
+  'similar': {'selection': {'method': 'similar', 'sigma0': 0.0, 'sigma1': 0.0}},
+}
 
 
 def default() -> ConfigDict:
@@ -78,8 +83,9 @@ def default() -> ConfigDict:
 
   # Which source images join the training.
   c.selection = s = ConfigDict()
-  # 'nearest' takes each target image's neighbours, 'random' as many images at random, 'all' the
-  # whole source, 'none' nothing.
+  # 'nearest' takes each target image's neighbours, 'similar' those by the features of the trunk as
+  # it starts (cosine distance), 'random' as many images at random, 'all' the whole source, 'none'
+  # nothing.
   s.method = 'nearest'
   s.num_neighbors = 100  # K0, the neighbours of each target image in the first round.
   # Distinct source images in the first round; the paper asks for 200,000. K0 becomes the smallest
@@ -200,9 +206,10 @@ def default() -> ConfigDict:
 
   # The runs to compare, in this order, any of: knn and probe, nearest neighbours and logistic
   # regression on the features of the trunk as it starts; none, plain fine-tuning; random, as many
-  # source images as rounds has in the same round; all, the whole source; constant, K0 neighbours
-  # throughout (the paper's "without iterative retrieval"); rounds, growing neighbourhoods. All but
-  # the first two have the same rounds, steps, schedule and target images a step.
+  # source images as rounds has in the same round; all, the whole source; similar, K0 neighbours by
+  # the features of the trunk; constant, K0 neighbours by filter responses throughout (the paper's
+  # "without iterative retrieval"); rounds, growing neighbourhoods. All but the first two have the
+  # same rounds, steps, schedule and target images a step.
   c.arms = ('knn', 'probe', 'none', 'rounds')
   # How the options of each arm that trains differ from those above.
   c.overrides = o = ConfigDict()
@@ -222,13 +229,13 @@ def arm_configs(config: ConfigDict) -> dict[str, ConfigDict]:
   Raises:
     ValueError: no arms, an arm twice, or what `arm_config` refuses.
   """
-  known = ', '.join((*FROZEN_ARMS, *config.overrides))
+  known = ', '.join(_arm_names(config))
   if not config.arms:
     raise ValueError(f'arms is empty; use any of {known}')
   if len(set(config.arms)) < len(config.arms):
     raise ValueError(f'arms={tuple(config.arms)} names an arm twice; use each of {known} once')
   # Of all arms, so that a wrong override of one that is not trained is found too.
-  options = {name: arm_config(config, name) for name in (*FROZEN_ARMS, *config.overrides)}
+  options = {name: arm_config(config, name) for name in _arm_names(config)}
   for name in config.arms:
     choose('arms', name, options)
   return {name: options[name] for name in config.arms}
@@ -240,15 +247,18 @@ def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
   Raises:
     ValueError: an unknown arm, or an override of something that is no option.
   """
-  choose('arms', arm, (*FROZEN_ARMS, *config.overrides))
-  if arm in FROZEN_ARMS:
-    if arm in config.overrides:
-      raise ValueError(f'overrides.{arm}: this arm trains nothing; remove its overrides')
-    return with_changes(config, {'selection': {'method': 'none', 'rounds': 1}})
-  for section in set(config.overrides[arm]) - set(OVERRIDABLE):
+  choose('arms', arm, _arm_names(config))
+  overrides = config.overrides.get(arm, {})
+  if arm in FROZEN_ARMS and overrides:
+    raise ValueError(f'overrides.{arm}: this arm trains nothing; remove its overrides')
+  for section in set(overrides) - set(OVERRIDABLE):
     raise ValueError(f'overrides.{arm}.{section}: arms can differ in {", ".join(OVERRIDABLE)}')
   with option_section(f'overrides.{arm}'):
-    return with_changes(config, config.overrides[arm])
+    return with_changes(with_changes(config, _ARMS.get(arm, {})), overrides)
+
+
+def _arm_names(config: ConfigDict) -> list[str]:
+  return list(dict.fromkeys([*_ARMS, *config.overrides]))
 
 
 def with_changes(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
@@ -440,7 +450,8 @@ def check_sizes(config: ConfigDict, domains: Domains) -> None:
         t.class_cap,
       )
   k0, num_source = config.selection.num_neighbors, len(domains.source)
-  depth = SelectionOptions(**config.selection).ranking_depth
+  selection = SelectionOptions(**config.selection)
+  depth = max(selection.ranking_depth, selection.feature_depth)
   if depth > num_source:
     raise ValueError(
       f'selection.num_neighbors={k0} can grow to {depth} in {config.selection.rounds} rounds, '

@@ -29,6 +29,7 @@ ARM_TITLES = {
   'none': 'no source',
   'random': 'random source',
   'all': 'all source',
+  'similar': 'selected by features',
   'constant': 'selected',
   'rounds': 'selected, growing',
 }

@@ -31,7 +31,7 @@ from sjft_jax.training.search import Setting, TuningOptions
 # What the settings were chosen for: a run of other images or another network needs others.
 _SECTIONS = ('target', 'source', 'screening', 'bank', 'descriptors', 'model', 'pretrain', 'images')
 # From cheap to expensive; of arms that are as good as each other, the first is chosen.
-_COSTS = (*configs.FROZEN_ARMS, 'none', 'random', 'all', 'constant', 'rounds')
+_COSTS = (*configs.FROZEN_ARMS, 'none', 'random', 'all', 'similar', 'constant', 'rounds')
 
 
 class Trial(NamedTuple):
@@ -184,7 +184,7 @@ def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
       continue
     if arm not in chosen:
       raise ValueError(f'tuned={path} has no arm {arm}, but {", ".join(chosen)}; tune it too')
-    result.overrides[arm] = _merge(config.overrides[arm].to_dict(), chosen[arm]['setting'])
+    result.overrides[arm] = _merge(config.overrides.get(arm, {}), chosen[arm]['setting'])
   return result
 
 
@@ -253,14 +253,15 @@ def _trial_config(config: ConfigDict, arm: str, setting: Setting) -> ConfigDict:
   result.training.keep_rounds = False
   result.logging.update(tensorboard=False, wandb='', report=False)
   if setting:
-    result.overrides[arm] = _merge(config.overrides[arm].to_dict(), setting)
+    result.overrides[arm] = _merge(config.overrides.get(arm, {}), setting)
   return result
 
 
-def _merge(overrides: dict[str, Any], setting: Setting) -> ConfigDict:
+def _merge(overrides: Mapping[str, Any], setting: Setting) -> ConfigDict:
+  merged: dict[str, Any] = ConfigDict(overrides).to_dict()
   for section, options in search.nested(setting).items():
-    overrides[section] = overrides.get(section, {}) | options
-  return ConfigDict(overrides)
+    merged[section] = merged.get(section, {}) | options
+  return ConfigDict(merged)
 
 
 def _load_or_train(path: epath.Path, domains: Domains, config: ConfigDict) -> Trial:

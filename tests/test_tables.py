@@ -61,7 +61,7 @@ def test_rows_are_run_resumed_and_set_beside_the_papers(small_data, tmp_path, mo
   tables.run(table, 'Table 2, small', tmp_path, seeds=2)
   record = json.loads((tmp_path / 'table.json').read_text())
   rows = {row['row']: row for row in record['rows']}
-  assert len(rows) == 13
+  assert len(rows) == 14
   assert rows['Selective joint FT with Gabor filter bank']['scores'] == [None, None]
   assert len(record['errors']) == 2
   assert 'gabor/seed0 failed: ValueError: selection.num_neighbors=10000' in first

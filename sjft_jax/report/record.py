@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 from sjft_jax import results as result_files
-from sjft_jax.config import FROZEN_ARMS
+from sjft_jax.config import FROZEN_ARMS, arm_config
 from sjft_jax.data.dataset import Dataset, Domains
 from sjft_jax.report.thumbnails import SIDE, Name, Thumbnails
 from sjft_jax.results import Round
@@ -96,7 +96,11 @@ class RunRecord:
   @property
   def selecting_arm(self) -> str | None:
     """Return the arm whose neighbours are shown, the growing one if there is one."""
-    return next((arm for arm in ('rounds', 'constant') if self.rounds.get(arm)), None)
+    for arm in ('rounds', 'constant'):
+      # Another method has another ranking.
+      if self.rounds.get(arm) and arm_config(self.config, arm).selection.method == 'nearest':
+        return arm
+    return None
 
   @property
   def main_arm(self) -> str:

@@ -20,7 +20,8 @@ from sjft_jax.training import metrics
 # C of scikit-learn: the weight of the summed loss against half the squared weights.
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))
 _STRENGTH = 1e-3  # Where nothing can be held out.
-_CLEAR_RISE = 0.01  # Nats.
+# A rise of the held-out loss that ends the search; with hardly any weights it wavers by 1 %.
+_CLEAR_RISE = 1.05
 _SMALL = 10_000_000  # Products of a pass over all images.
 NEIGHBORS = (1, 2, 3, 5, 8, 12, 20, 30, 50)
 # Of a class without training images: its probability is 0.
@@ -67,7 +68,7 @@ def fit_probe(features: Features, labels: Labels, folds: Labels, num_classes: in
       score = _cross_validate(model, features, labels, folds, _log_likelihood)
       if score > best:
         strength, best = value, score
-      elif score < best - _CLEAR_RISE:
+      elif score < best * _CLEAR_RISE:  # Both are below 0.
         break
     model.set_params(**{option: strength}).fit(features, labels)
   scaler, regression = model[0], model[1]
