@@ -1,5 +1,6 @@
 """The arms that train no network: through the command line, predicted with, and where they fail."""
 
+import csv
 import json
 import subprocess
 
@@ -13,7 +14,7 @@ import sjft_jax
 from sjft_jax.runtime import artifacts
 
 OPTIONS = {
-  'arms': ('knn', 'probe', 'none'),
+  'arms': ('knn', 'probe', 'none', 'similar'),
   'pretrain.steps': 0,
   'selection.rounds': 2,
   'evaluation.views': ('ten_crop', 'center'),
@@ -47,7 +48,7 @@ def test_closing_table_begins_with_what_the_trunk_knows_before_training(finished
   assert output.index('linear probe') < output.index('round 1 of 2')
   results = load_results(workdir)
   names = [row['name'] for row in results['table']]
-  assert names == ['nearest neighbours', 'linear probe', 'no source']
+  assert names == ['nearest neighbours', 'linear probe', 'no source', 'selected by features']
   for arm in ('knn', 'probe'):
     (round_,) = results['arms'][arm]['rounds']
     assert round_['test'].keys() == {'ten_crop', 'center'}
@@ -74,6 +75,19 @@ def test_nearest_neighbour_is_that_of_the_kept_features(finished, small_data):
   assert p.shape == (9, 3)
   assert (np.count_nonzero(p, axis=1) <= min(k, 3)).all()
   np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_pairs_of_the_similar_arm_are_those_of_the_ranking_by_features(finished):
+  workdir, _ = finished
+  ranking = np.load(workdir / 'feature_ranking.npz')
+  assert ranking['indices'].shape == (12, 3)
+  assert not (workdir / 'ranking.npz').exists()  # No arm needs it.
+  with (workdir / 'arms/similar/rounds/2/selection.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  divergences = [float(row['divergence']) for row in rows]
+  np.testing.assert_allclose(divergences, ranking['divergences'].ravel(), rtol=1e-5)
+  assert [int(row['rank']) for row in rows] == [1, 2, 3] * 12
 
 
 @pytest.mark.slow
@@ -104,7 +118,8 @@ def test_finished_arms_are_not_repeated_and_lost_ones_are_the_same(finished, sma
   before = np.load(workdir / 'arms/probe/rounds/1/round.npz')['test/center']
   (workdir / 'arms/probe/rounds/1/round.npz').unlink()
   output = run(small_data, workdir)
-  assert output.count('done before') == 3  # The neighbours, and two rounds without a source.
+  # The neighbours, two rounds of both arms that train, and the ranking by features.
+  assert output.count('done before') == 6
   assert 'C = ' in output
   after = np.load(workdir / 'arms/probe/rounds/1/round.npz')['test/center']
   np.testing.assert_array_equal(after, before)

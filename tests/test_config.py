@@ -159,6 +159,9 @@ def test_arms_that_train_nothing_have_one_round_and_no_options():
   arms = config.arm_configs(c)
   assert (arms['probe'].selection.method, arms['probe'].selection.rounds) == ('none', 1)
   assert arms['rounds'].selection.rounds == 5
+  c.overrides.similar = {'selection': {'sigma0': 2.0}}
+  similar = config.arm_config(c, 'similar').selection
+  assert (similar.method, similar.sigma0, similar.sigma1) == ('similar', 2.0, 0.0)
   c.overrides.probe = {'solver': {'learning_rate': 0.5}}
   with pytest.raises(ValueError, match=r'overrides\.probe: this arm trains nothing; remove'):
     config.arm_configs(c)
