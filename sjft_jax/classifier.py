@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from sjft_jax import results
 from sjft_jax import workdir as workdirs
-from sjft_jax.config import arm_config
+from sjft_jax.config import FROZEN_ARMS, arm_config
 from sjft_jax.data import transforms
 from sjft_jax.data.dataset import Dataset, ImageArrays
 from sjft_jax.data.image_paths import ImageFiles, open_images
@@ -22,6 +22,7 @@ from sjft_jax.models import build, joint
 from sjft_jax.models.weights import exported, run_checkpoint
 from sjft_jax.models.weights.exported import PredictionOptions
 from sjft_jax.models.weights.run_checkpoint import TrainedNetwork
+from sjft_jax.runtime import artifacts
 from sjft_jax.runtime.options import choose
 from sjft_jax.training import step
 from sjft_jax.training.evaluation import EvaluationOptions, Evaluator
@@ -63,6 +64,12 @@ class Classifier:
       ValueError: there is no checkpoint, there are several arms, the run was a pretraining, or a
         file is damaged or was written by another version of this package.
     """
+    path = artifacts.absolute_path(run)
+    if path.name == 'knn' and (path / 'rounds').is_dir():
+      raise ValueError(
+        f'{path} has no network, since its classifier is the training images themselves; give '
+        'another arm'
+      )
     if exported.is_export(run):
       folder = exported.Folder(run)
       self.network, self.options = folder.load(), folder.options
@@ -138,14 +145,14 @@ def _load_options(network: TrainedNetwork) -> PredictionOptions:
   if saved_options is None:
     raise ValueError(f'{workdir} has no config.json; it is no work directory')
   options, arm = ConfigDict(saved_options), directory.name
-  if arm in options.overrides:  # Not in a copy under another name.
+  if arm in FROZEN_ARMS or arm in options.overrides:  # Not in a copy under another name.
     options = arm_config(options, arm)
   return PredictionOptions(
     dtype=options.model.dtype,
     **options.images,
     views=tuple(options.evaluation.views),
     batch_size=options.evaluation.batch_size,
-    num_steps=options.training.steps * options.selection.rounds,
+    num_steps=0 if arm in FROZEN_ARMS else options.training.steps * options.selection.rounds,
     num_rounds=options.selection.rounds,
   )
 

@@ -17,6 +17,14 @@ from sjft_jax.selection.subset import METHODS
 
 # The sections that arms can differ in: data, network and ranking are the same for all.
 OVERRIDABLE = ('selection', 'training', 'loss', 'solver')
+# The arms that train no network, only a classifier on the features of the one that others start
+# from. They have one round, and no options.
+FROZEN_ARMS = ('knn', 'probe')
+# What arms differ by beside their overrides.
+_ARMS: dict[str, dict[str, Any]] = {
+  **{arm: {'selection': {'method': 'none', 'rounds': 1}} for arm in FROZEN_ARMS},
+  'similar': {'selection': {'method': 'similar', 'sigma0': 0.0, 'sigma1': 0.0}},
+}
 
 
 def default() -> ConfigDict:
@@ -77,8 +85,9 @@ def default() -> ConfigDict:
 
   # Which source images join the training.
   c.selection = s = ConfigDict()
-  # 'nearest' takes each target image's neighbours, 'random' as many images at random, 'all' the
-  # whole source, 'none' nothing.
+  # 'nearest' takes each target image's neighbours, 'similar' those by the features of the trunk as
+  # it starts (cosine distance), 'random' as many images at random, 'all' the whole source, 'none'
+  # nothing.
   s.method = 'nearest'
   s.num_neighbors = 100  # K0, the neighbours of each target image in the first round.
   # Distinct source images in the first round; the paper asks for 200,000. K0 becomes the smallest
@@ -139,6 +148,9 @@ def default() -> ConfigDict:
   t.oversample_hard = False  # True repeats an image K_i / K0 times an epoch, 10 times at most.
   # 'pursuit' is transformation pursuit; 'resnet' changes scale, crop, side and colour; 'none'.
   t.augment = 'pursuit'
+  # Layers that stay as they start, with their batch statistics: 'trunk', all but the heads;
+  # 'below:<layer>', those below a layer of the trunk, such as 'below:conv4'; '', none.
+  t.freeze = ''
   # Every round starts with a fresh optimizer and schedule, as in the released code; False has one
   # schedule over all rounds, whose last ones then hardly learn.
   t.restart_schedule = True
@@ -186,21 +198,24 @@ def default() -> ConfigDict:
   # What `tune` tries for each arm on held-out training images; it changes no result of a run.
   c.tuning = t = ConfigDict()
   t.folds = 3  # Parts of the training images; each is held out once.
-  # Settings drawn for each arm from the grid that the next five options span, its own options
+  # Settings drawn for each arm from the grid that the next six options span, its own options
   # first. After each fold the better half goes on.
   t.settings = 12
   t.learning_rates = (0.1, 0.3, 1.0, 3.0)  # Factors on solver.learning_rate.
   t.layer_decays = (1.0, 0.7)  # Values of solver.layer_decay.
   t.head_rates = (1.0, 10.0)  # Values of solver.head_rate.
+  t.l2_sps = ()  # Values of solver.l2_sp, such as (0.0, 0.01, 0.1); () leaves it as it is.
   t.steps = (1.0,)  # Factors on training.steps; drops and warm-up move along.
   t.source_weights = (1.0, 0.3)  # Factors on loss.source_weight, in arms with a source.
 
-  # The runs to compare, in this order, any of: none, plain fine-tuning; random, as many source
-  # images as rounds has in the same round; all, the whole source; constant, K0 neighbours
-  # throughout (the paper's "without iterative retrieval"); rounds, growing neighbourhoods. All have
-  # the same rounds, steps, schedule and target images a step.
-  c.arms = ('none', 'rounds')
-  # How the options of each arm differ from those above.
+  # The runs to compare, in this order, any of: knn and probe, nearest neighbours and logistic
+  # regression on the features of the trunk as it starts; none, plain fine-tuning; random, as many
+  # source images as rounds has in the same round; all, the whole source; similar, K0 neighbours by
+  # the features of the trunk; constant, K0 neighbours by filter responses throughout (the paper's
+  # "without iterative retrieval"); rounds, growing neighbourhoods. All but the first two have the
+  # same rounds, steps, schedule and target images a step.
+  c.arms = ('knn', 'probe', 'none', 'rounds')
+  # How the options of each arm that trains differ from those above.
   c.overrides = o = ConfigDict()
   o.none = ConfigDict({'selection': {'method': 'none'}, 'loss': {'target_weight': 1.0}})
   o.random = ConfigDict({'selection': {'method': 'random'}})
@@ -218,13 +233,13 @@ def arm_configs(config: ConfigDict) -> dict[str, ConfigDict]:
   Raises:
     ValueError: no arms, an arm twice, or what `arm_config` refuses.
   """
-  known = ', '.join(config.overrides)
+  known = ', '.join(_arm_names(config))
   if not config.arms:
     raise ValueError(f'arms is empty; use any of {known}')
   if len(set(config.arms)) < len(config.arms):
     raise ValueError(f'arms={tuple(config.arms)} names an arm twice; use each of {known} once')
   # Of all arms, so that a wrong override of one that is not trained is found too.
-  options = {name: arm_config(config, name) for name in config.overrides}
+  options = {name: arm_config(config, name) for name in _arm_names(config)}
   for name in config.arms:
     choose('arms', name, options)
   return {name: options[name] for name in config.arms}
@@ -236,11 +251,18 @@ def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
   Raises:
     ValueError: an unknown arm, or an override of something that is no option.
   """
-  choose('arms', arm, config.overrides)
-  for section in set(config.overrides[arm]) - set(OVERRIDABLE):
+  choose('arms', arm, _arm_names(config))
+  overrides = config.overrides.get(arm, {})
+  if arm in FROZEN_ARMS and overrides:
+    raise ValueError(f'overrides.{arm}: this arm trains nothing; remove its overrides')
+  for section in set(overrides) - set(OVERRIDABLE):
     raise ValueError(f'overrides.{arm}.{section}: arms can differ in {", ".join(OVERRIDABLE)}')
   with option_section(f'overrides.{arm}'):
-    return with_changes(config, config.overrides[arm])
+    return with_changes(with_changes(config, _ARMS.get(arm, {})), overrides)
+
+
+def _arm_names(config: ConfigDict) -> list[str]:
+  return list(dict.fromkeys([*_ARMS, *config.overrides]))
 
 
 def with_changes(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
@@ -266,7 +288,7 @@ def pretrain_config(config: ConfigDict) -> ConfigDict:
   """Return the options of pretraining, whose trunk has no start worth keeping."""
   result = config.copy_and_resolve_references()
   schedule = config.pretrain.to_dict()
-  result.training.update(steps=schedule.pop('steps'), restart_schedule=True)
+  result.training.update(steps=schedule.pop('steps'), restart_schedule=True, freeze='')
   result.solver.update(schedule, l2_sp=0.0, layer_decay=1.0, head_rate=1.0)
   return result
 
@@ -432,7 +454,8 @@ def check_sizes(config: ConfigDict, domains: Domains) -> None:
         t.class_cap,
       )
   k0, num_source = config.selection.num_neighbors, len(domains.source)
-  depth = SelectionOptions(**config.selection).ranking_depth
+  selection = SelectionOptions(**config.selection)
+  depth = max(selection.ranking_depth, selection.feature_depth)
   if depth > num_source:
     raise ValueError(
       f'selection.num_neighbors={k0} can grow to {depth} in {config.selection.rounds} rounds, '

@@ -19,6 +19,7 @@ from sjft_jax.runtime import distributed
 from sjft_jax.screening.screen import screen
 from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training import evaluation, losses, metric_writer, optimizer
+from sjft_jax.training.freeze import frozen_layers
 from sjft_jax.training.pretrain import PretrainOptions
 from sjft_jax.training.search import TuningOptions
 from sjft_jax.training.trainer import TrainingOptions
@@ -119,6 +120,9 @@ def load_inputs(config: ConfigDict, domains: Domains) -> Inputs:
       image_size=config.images.crop,
       seed=config.seed,
     )
+  for options in arms.values():
+    with configs.option_section('training'):
+      frozen_layers(options.training.freeze, network.variables['params']['trunk'])
   fingerprint = workdirs.run_fingerprint(
     config, bank.fingerprint, network.description['weights_digest'], domains
   )

@@ -12,17 +12,19 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sjft_jax import config as configs
+from sjft_jax import features
 from sjft_jax import inputs as run_inputs
 from sjft_jax import ranking as rankings
 from sjft_jax import results as result_files
 from sjft_jax import workdir as workdirs
+from sjft_jax.arms import run_arms
 from sjft_jax.data.dataset import Domains
 from sjft_jax.inputs import Inputs
 from sjft_jax.models.weights import run_checkpoint
 from sjft_jax.report import summary
 from sjft_jax.report.draw import RunReport
 from sjft_jax.retrieval.knn import Ranking
-from sjft_jax.rounds import resolve_num_neighbors, run_arms
+from sjft_jax.rounds import resolve_num_neighbors
 from sjft_jax.runtime import artifacts, console, distributed
 from sjft_jax.runtime.lock import lock
 from sjft_jax.screening.screen import ScreeningResult, screen
@@ -124,8 +126,15 @@ def run_stages(
   if pretrainer is not None:
     variables = pretrain_trunk(pretrainer, variables, seconds)
 
+  similar = [name for name, options in selections.items() if options.feature_depth]
+  by_arm = dict.fromkeys(arms, ranking)
+  if similar:
+    console.stage('Ranking the source by the features of the trunk')
+    depth = max(selections[name].feature_depth for name in similar)
+    by_arm |= dict.fromkeys(similar, features.load_or_rank(trainers[similar[0]], variables, depth))
+
   report = RunReport(workdir, fingerprint, config, domains, ranking)
-  rounds = run_arms(trainers, variables, ranking, selections, report.update)
+  rounds = run_arms(trainers, variables, by_arm, selections, report.update)
   seconds |= {f'train {name}': arm_rounds[-1].seconds for name, arm_rounds in rounds.items()}
 
   results = {'fingerprint': fingerprint, 'seed': config.seed, 'device': result_files.device()}

@@ -24,9 +24,12 @@ from sjft_jax.training.trainer import Trainer
 from sjft_jax.workdir import CONFIG
 
 ARM_TITLES = {
+  'knn': 'nearest neighbours',
+  'probe': 'linear probe',
   'none': 'no source',
   'random': 'random source',
   'all': 'all source',
+  'similar': 'selected by features',
   'constant': 'selected',
   'rounds': 'selected, growing',
 }

@@ -24,33 +24,6 @@ from sjft_jax.training.trainer import OpenRun, Trainer
 NumNeighbors = Int[np.ndarray, ' target']
 
 
-def run_arms(
-  trainers: Mapping[str, Trainer],
-  variables: dict[str, Any],
-  ranking: Ranking,
-  selections: Mapping[str, SelectionOptions],
-  after_round: Callable[[], None] = lambda: None,
-) -> dict[str, list[Round]]:
-  """Run the rounds of every arm; return them in the order of the trainers.
-
-  Args:
-    trainers: that of each arm.
-    variables, ranking: as for `run_rounds`.
-    selections: the options of each arm.
-    after_round: is called once a round is saved.
-  """
-  rounds: dict[str, list[Round]] = {}
-  # The growing arm first: the random one has as many source images as it, round by round.
-  for number, name in enumerate(sorted(trainers, key=lambda arm: arm != 'rounds'), 1):
-    title = results.arm_title(name, selections[name].rounds)
-    console.stage(f'Arm {number} of {len(trainers)}: {title}')
-    sizes = [round_.source_images for round_ in rounds.get('rounds', ())]
-    rounds[name] = run_rounds(
-      trainers[name], variables, ranking, selections[name], sizes, after_round
-    )
-  return {name: rounds[name] for name in trainers}
-
-
 def resolve_num_neighbors(
   selections: Mapping[str, SelectionOptions], ranking: Ranking
 ) -> dict[str, SelectionOptions]:
@@ -99,7 +72,7 @@ def run_rounds(
     options: which source images are selected, and in how many rounds.
     random_sizes: how many source images the method 'random' draws in each round, those of the
       growing arm that it is compared with; (): as many as its own growth would select.
-    after_round: as for `run_arms`.
+    after_round: is called once a round is saved.
   """
   rounds = []
   num_neighbors = np.full(len(trainer.domains.target), options.num_neighbors)
@@ -176,7 +149,7 @@ class _Arm:
     if round_ is None:
       run.checkpoints.wait()
       progress = run.progress if is_newest else run.load_network(network_dir, stop)
-      round_ = _predict(run.trainer, progress, len(subset or ()), num_neighbors)
+      round_ = predict_round(run.trainer, progress, len(subset or ()), num_neighbors)
     if is_newest:
       metrics = results.round_metrics(self.trainer.domains, round_, self.ranking)
       run.writer.log(stop, metrics)
@@ -204,9 +177,16 @@ def _open_arm(
     yield _Arm(trainer, ranking, options, saved_rounds, run)
 
 
-def _predict(
+def predict_round(
   trainer: Trainer, progress: Progress, source_images: int, num_neighbors: NumNeighbors
 ) -> Round:
+  """Predict the target's training images and, in every view, its test images.
+
+  Args:
+    trainer: predicts.
+    progress: of the training, whose parameters or their average are taken.
+    source_images, num_neighbors: what the round selected, as in `Round`.
+  """
   target, test = trainer.domains.target, trainer.domains.test
   evaluator, state = trainer.evaluator, step.with_ema_params(progress.state)
   p = evaluator(state, target, 'center')

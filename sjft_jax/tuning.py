@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse
 from etils import epath
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
@@ -18,12 +17,12 @@ from sjft_jax import config as configs
 from sjft_jax import inputs, pipeline
 from sjft_jax import results as result_files
 from sjft_jax import workdir as workdirs
-from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset, image_groups
+from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset
 from sjft_jax.data.folds import assign_folds
 from sjft_jax.report import summary
 from sjft_jax.runtime import artifacts, console
 from sjft_jax.runtime.lock import lock
-from sjft_jax.screening.near_duplicates import find_duplicates
+from sjft_jax.screening.near_duplicates import group_images
 from sjft_jax.screening.screen import exclude_unreadable
 from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training import metrics, search, significance
@@ -32,7 +31,7 @@ from sjft_jax.training.search import Setting, TuningOptions
 # What the settings were chosen for: a run of other images or another network needs others.
 _SECTIONS = ('target', 'source', 'screening', 'bank', 'descriptors', 'model', 'pretrain', 'images')
 # From cheap to expensive; of arms that are as good as each other, the first is chosen.
-_COSTS = ('none', 'random', 'all', 'constant', 'rounds')
+_COSTS = (*configs.FROZEN_ARMS, 'none', 'random', 'all', 'similar', 'constant', 'rounds')
 
 
 class Trial(NamedTuple):
@@ -122,7 +121,13 @@ def tune(
   workdirs.check_unchanged(config, directory, resume_with_changes=True)
   target, _, source = inputs.open_domains(config)
   arms = {
-    name: ArmSearch(arm_config, search.draw_settings(arm_config, options, config.seed))
+    name: ArmSearch(
+      arm_config,
+      # Those that train nothing choose for themselves, on folds of their training images.
+      [{}]
+      if name in configs.FROZEN_ARMS
+      else search.draw_settings(arm_config, options, config.seed),
+    )
     for name, arm_config in configs.arm_configs(config).items()
   }
   with lock(directory):
@@ -130,7 +135,7 @@ def tune(
     (target,) = exclude_unreadable(
       (target,), directory / 'bad_images.csv', max_bad_share=config.screening.max_bad_share
     )
-    folds = assign_folds(target.labels, _find_groups(target), options.folds, config.seed)
+    folds = assign_folds(target.labels, group_images(target), options.folds, config.seed)
     workdirs.save_config(config, directory)
     is_complete = _try_settings(directory, config, arms, target, source, folds, minutes)
     record = _choose(arms) | {
@@ -175,24 +180,12 @@ def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
     )
   result = config.copy_and_resolve_references()
   for arm in config.arms:
+    if arm in configs.FROZEN_ARMS:
+      continue
     if arm not in chosen:
       raise ValueError(f'tuned={path} has no arm {arm}, but {", ".join(chosen)}; tune it too')
-    result.overrides[arm] = _merge(config.overrides[arm].to_dict(), chosen[arm]['setting'])
+    result.overrides[arm] = _merge(config.overrides.get(arm, {}), chosen[arm]['setting'])
   return result
-
-
-def _find_groups(target: Dataset) -> Int[np.ndarray, ' image']:
-  """Return a number for each image, the same for copies of one picture and for its group."""
-  pairs = find_duplicates(target, target)
-  ends = [(pairs.source, pairs.target)]
-  groups = image_groups(target)
-  if groups is not None:
-    _, first_images, numbers = np.unique(groups, return_index=True, return_inverse=True)
-    ends.append((np.arange(len(target)), first_images[numbers]))
-  rows, columns = (np.concatenate(end) for end in zip(*ends, strict=True))
-  shape = len(target), len(target)
-  links = scipy.sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape)
-  return scipy.sparse.csgraph.connected_components(links, directed=False)[1]
 
 
 def _try_settings(
@@ -233,8 +226,8 @@ def _try_settings(
       )
       finished += 1
       if not path.exists():
-        values = ', '.join(f'{n.partition(".")[2]} {v:g}' for n, v in setting.items())
-        console.say(f'{finished:,} of {total:,}, fold {fold + 1}: {name}, {values}{remaining}')
+        values = [name, *(f'{n.partition(".")[2]} {v:g}' for n, v in setting.items())]
+        console.say(f'{finished:,} of {total:,}, fold {fold + 1}: {", ".join(values)}{remaining}')
         trained += 1
       trial = _load_or_train(path, domains, _trial_config(config, name, setting))
       arm.trials.setdefault(number, []).append(trial)
@@ -259,14 +252,16 @@ def _trial_config(config: ConfigDict, arm: str, setting: Setting) -> ConfigDict:
   result.evaluation.views = ('center',)
   result.training.keep_rounds = False
   result.logging.update(tensorboard=False, wandb='', report=False)
-  result.overrides[arm] = _merge(config.overrides[arm].to_dict(), setting)
+  if setting:
+    result.overrides[arm] = _merge(config.overrides.get(arm, {}), setting)
   return result
 
 
-def _merge(overrides: dict[str, Any], setting: Setting) -> ConfigDict:
+def _merge(overrides: Mapping[str, Any], setting: Setting) -> ConfigDict:
+  merged: dict[str, Any] = ConfigDict(overrides).to_dict()
   for section, options in search.nested(setting).items():
-    overrides[section] = overrides.get(section, {}) | options
-  return ConfigDict(overrides)
+    merged[section] = merged.get(section, {}) | options
+  return ConfigDict(merged)
 
 
 def _load_or_train(path: epath.Path, domains: Domains, config: ConfigDict) -> Trial:
@@ -321,7 +316,9 @@ def _choose(arms: Mapping[str, ArmSearch]) -> dict[str, Any]:
   fold that were tried where none has.
   """
   folds = min(arm.folds_tried() for arm in arms.values())
-  tried = min(len(arm.trials) for arm in arms.values())
+  # An arm with fewer settings than others has nothing more to try.
+  unfinished = [len(arm.trials) for arm in arms.values() if len(arm.trials) < len(arm.settings)]
+  tried = min(unfinished, default=1)
   if not tried:
     raise ValueError('the time was too short for one training of every arm; give more')
   chosen: dict[str, dict[str, Any]] = {}

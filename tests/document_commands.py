@@ -124,6 +124,8 @@ def small_options(flags: list[str]) -> list[str]:
   options = {name: v for name, v in SMALL.items() if not has_option(flags, name)} | ALWAYS
   if has_option(flags, 'pretrain.steps'):
     options['pretrain.steps'] = 2
+  if has_option(flags, 'training.freeze'):
+    options['training.freeze'] = 'below:conv5'
   if has_option(flags, 'repeats'):
     options['repeats'] = 2
   for file, more in OF_CONFIG.items():

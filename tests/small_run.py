@@ -9,6 +9,7 @@ from sjft_jax import config
 
 # So little of everything that a run consists mostly of compiling.
 SMALL = {
+  'arms': ('none', 'rounds'),
   'bank.layers': ('conv1',),
   'descriptors.resize': 40,
   'descriptors.crop': 36,

@@ -141,7 +141,8 @@ def test_arms_differ_by_their_overrides_only():
 def test_impossible_overrides_are_named():
   c = config.default()
   with pytest.raises(
-    ValueError, match="arms='noone' is unknown; did you mean 'none'.*all, constant, none"
+    ValueError,
+    match="arms='noone' is unknown; did you mean 'none'.*knn, probe, similar, all, constant",
   ):
     config.arm_config(c, 'noone')
   c.overrides.none.solver = {'learning_rat': 0.5}
@@ -152,11 +153,27 @@ def test_impossible_overrides_are_named():
     config.arm_config(c, 'none')
 
 
+def test_arms_that_train_nothing_have_one_round_and_no_options():
+  c = config.default()
+  c.arms = ('probe', 'rounds')
+  arms = config.arm_configs(c)
+  assert (arms['probe'].selection.method, arms['probe'].selection.rounds) == ('none', 1)
+  assert arms['rounds'].selection.rounds == 5
+  c.overrides.similar = {'selection': {'sigma0': 2.0}}
+  similar = config.arm_config(c, 'similar').selection
+  assert (similar.method, similar.sigma0, similar.sigma1) == ('similar', 2.0, 0.0)
+  c.overrides.probe = {'solver': {'learning_rate': 0.5}}
+  with pytest.raises(ValueError, match=r'overrides\.probe: this arm trains nothing; remove'):
+    config.arm_configs(c)
+
+
 def test_pretraining_has_its_own_steps_and_no_start_to_keep():
-  c = make_config(pretrain__steps=70, solver__l2_sp=0.1, solver__layer_decay=0.7)
+  c = make_config(pretrain__steps=70, solver__l2_sp=0.1, training__freeze='trunk')
+  c.solver.layer_decay = 0.7
   pretraining = config.pretrain_config(c)
   assert pretraining.training.steps == 70
   assert (pretraining.solver.l2_sp, pretraining.solver.layer_decay) == (0.0, 1.0)
+  assert (pretraining.training.freeze, c.training.freeze) == ('', 'trunk')
   assert (c.training.steps, c.solver.l2_sp, c.solver.layer_decay) == (16000, 0.1, 0.7)
 
 

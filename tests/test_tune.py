@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import commands
-import cv2
 import numpy as np
 import pytest
 import small_run
@@ -15,11 +14,10 @@ from etils import epath
 from sjft_jax import config as configs
 from sjft_jax import pipeline, tuning
 from sjft_jax.data.dataset import Domains
-from sjft_jax.data.image_list import ListedImages
 from sjft_jax.tuning import ArmSearch, Trial, _choose_arm
 
 OPTIONS = {
-  'arms': ('none', 'constant', 'rounds'),
+  'arms': ('probe', 'none', 'constant', 'rounds'),
   'pretrain.steps': 0,
   'selection.rounds': 2,
   'tuning.folds': 2,
@@ -71,7 +69,8 @@ def test_everything_is_tried_and_the_best_chosen(tuned):
   assert 'Test images' not in output
   for arm in OPTIONS['arms']:
     tried = [trial for trial in record['tried'] if trial['arm'] == arm]
-    assert [trial['fold'] for trial in tried].count(1) == 2  # Both settings.
+    # Both settings; the probe has nothing to be set.
+    assert [trial['fold'] for trial in tried].count(1) == (1 if arm == 'probe' else 2)
     assert [trial['fold'] for trial in tried].count(2) == 1  # The better half.
     in_first = [trial for trial in tried if trial['fold'] == 1]
     best = min(in_first, key=lambda trial: trial['cross_entropy'])
@@ -105,6 +104,7 @@ def test_main_trains_with_what_was_chosen(tuned, small_data, data, tmp_path):
   assert process.returncode == 0, output
   saved = json.loads((workdir / 'config.json').read_text())['options']['overrides']
   for arm, chosen in json.loads(path.read_text())['arms'].items():
+    assert bool(chosen['setting']) == (arm != 'probe')
     for name, value in chosen['setting'].items():
       section, _, option = name.partition('.')
       assert saved[arm][section][option] == value
@@ -169,6 +169,14 @@ def test_partly_tried_fold_does_not_count():
   assert arm.folds_tried() == 1
 
 
+def test_arm_with_one_setting_lets_the_others_try_theirs_within_the_time():
+  arms = {'probe': make_search([[0.6]]), 'none': make_search([[0.5], [0.9], [0.1]])}
+  arms['none'].settings.append({'a': 3.0})  # It was not tried yet.
+  record = tuning._choose(arms)
+  assert record['folds'] == 0
+  assert record['arms']['none']['setting'] == {'a': 1.0}
+
+
 def test_cheapest_arm_within_a_standard_error_is_chosen():
   labels = np.repeat([0, 1], 50)
   right = np.arange(100) % 10 < 7
@@ -183,17 +191,3 @@ def test_cheapest_arm_within_a_standard_error_is_chosen():
   assert choose() == 'none'
   correct['constant'][[7, 8, 17, 18, 27, 57, 67]] = True
   assert choose() == 'constant'
-
-
-def test_copies_and_groups_are_joined(tmp_path):
-  """Image 3 is a copy of image 0, and in a group with image 5; the others stand alone."""
-  rng = np.random.default_rng(0)
-  images = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(6)]
-  images[3] = images[0]
-  for number, pixels in enumerate(images):
-    cv2.imwrite(str(tmp_path / f'{number}.png'), pixels)
-  rows = '\n'.join(f'{n}.png,{"ab"[n % 2]},{"g" if n in (3, 5) else ""}' for n in range(6))
-  (tmp_path / 'list.csv').write_text(f'path,label,group\n{rows}\n')
-  groups = tuning._find_groups(ListedImages(str(tmp_path / 'list.csv'), ''))
-  assert groups[0] == groups[3] == groups[5]
-  assert len(set(groups.tolist())) == 4

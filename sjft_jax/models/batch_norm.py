@@ -50,13 +50,17 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'b h w c'], is_source: Bool[Array, ' b'] | None = None
+    self,
+    x: Float[Array, 'b h w c'],
+    is_source: Bool[Array, ' b'] | None = None,
+    is_frozen: bool = False,
   ) -> Float[Array, 'b h w c']:
     """Normalise `x`.
 
     Args:
       x: maps of any float type.
       is_source: the domain of each image; only 'per_domain' uses it, and needs it in training.
+      is_frozen: normalise as in evaluation, whatever the attributes say.
 
     Raises:
       ValueError: training with 'per_domain' and no `is_source`.
@@ -79,7 +83,7 @@ class BatchNorm(nn.Module):
 
     dtype = x.dtype
     x = x.astype(jnp.float32)
-    if not self.train or self.mode == 'frozen':
+    if not self.train or self.mode == 'frozen' or is_frozen:
       mean = _select([running.value for running in running_means], is_source)
       var = _select([running.value for running in running_variances], is_source)
       x -= mean

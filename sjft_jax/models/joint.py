@@ -46,7 +46,7 @@ class Joint(nn.Module):
     Returns:
       {'target': logits, 'source': logits}; without a source head, the former alone.
     """
-    features = self.trunk(normalize(images, self.normalization), train=train, is_source=is_source)
+    features = self.features(images, train, is_source)
     heads = {'target': self.num_target_classes, 'source': self.num_source_classes}
     kernel_init = nn.initializers.normal(0.01)
     return {
@@ -54,6 +54,17 @@ class Joint(nn.Module):
       for domain, num_classes in heads.items()
       if num_classes
     }
+
+  def features(
+    self,
+    images: UInt8[Array, 'b h w 3'],
+    train: bool = False,
+    is_source: Bool[Array, ' b'] | None = None,
+  ) -> Float[Array, 'b features']:
+    """Compute the trunk's features, which both heads see; arguments are those of `__call__`."""
+    normalized = normalize(images, self.normalization)
+    features: Array = self.trunk(normalized, train=train, is_source=is_source)
+    return features
 
 
 def init(model: Joint, key: PRNGKeyArray, image_size: int) -> dict[str, Any]:

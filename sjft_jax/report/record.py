@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 from sjft_jax import results as result_files
+from sjft_jax.config import FROZEN_ARMS, arm_config
 from sjft_jax.data.dataset import Dataset, Domains
 from sjft_jax.report.thumbnails import SIDE, Name, Thumbnails
 from sjft_jax.results import Round
@@ -89,18 +90,23 @@ class RunRecord:
 
   @property
   def titles(self) -> list[str]:
-    """Return what the page calls each arm, in their order."""
-    return [self.title(arm) for arm in self.rounds]
+    """Return what the page calls each arm, those that train first."""
+    return [self.title(arm) for arm in sorted(self.rounds, key=FROZEN_ARMS.__contains__)]
 
   @property
   def selecting_arm(self) -> str | None:
     """Return the arm whose neighbours are shown, the growing one if there is one."""
-    return next((arm for arm in ('rounds', 'constant') if self.rounds.get(arm)), None)
+    for arm in ('rounds', 'constant'):
+      # Another method has another ranking.
+      if self.rounds.get(arm) and arm_config(self.config, arm).selection.method == 'nearest':
+        return arm
+    return None
 
   @property
   def main_arm(self) -> str:
     """Return the arm whose predictions are shown."""
-    return self.selecting_arm or next(arm for arm in self.rounds if self.rounds[arm])
+    arms = sorted(self.rounds, key=FROZEN_ARMS.__contains__)
+    return self.selecting_arm or next(arm for arm in arms if self.rounds[arm])
 
   @functools.cached_property
   def borrowing(self) -> Borrowing:
@@ -115,6 +121,10 @@ class RunRecord:
       num_target_classes=len(target.classes),
       num_source_classes=len(source.classes),
     )
+
+  def num_rounds(self, arm: str) -> int:
+    """Return how many rounds an arm has once it is finished."""
+    return 1 if arm in FROZEN_ARMS else int(self.config.selection.rounds)
 
   def title(self, arm: str) -> str:
     """Return what the page calls an arm."""

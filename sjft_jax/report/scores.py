@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from sjft_jax.config import FROZEN_ARMS
 from sjft_jax.report import charts, summary
 from sjft_jax.report.page import Chart, Section, Table
 from sjft_jax.report.record import RoundDigest, RunRecord
@@ -18,7 +19,7 @@ def make_answer(run: RunRecord) -> tuple[str, list[str]]:
   """Return the answer in a sentence, and what else has to be said at once."""
   if run.results is None:
     done = sum(map(len, run.rounds.values()))
-    total = len(run.rounds) * run.config.selection.rounds
+    total = sum(map(run.num_rounds, run.rounds))
     return f'Not finished: {done} of {total} rounds are done, so there is no verdict yet.', []
   verdicts = summary.verdicts(run.results)
   if not verdicts:
@@ -45,7 +46,7 @@ def score_section(run: RunRecord) -> Section:
     rows = [
       [
         run.title(arm),
-        f'{len(rounds)} of {run.config.selection.rounds}',
+        f'{len(rounds)} of {run.num_rounds(arm)}',
         *_score_cells(rounds[-1]),
       ]
       for arm, rounds in run.rounds.items()
@@ -94,14 +95,17 @@ def _score_cells(round_: RoundDigest) -> list[str]:
   return [f'{scores["mean_class_accuracy"]:.1%}', f'{scores["top1"]:.1%}']
 
 
-def curve_section(run: RunRecord) -> Section:
+def curve_section(run: RunRecord) -> Section | None:
   """Show test accuracy by round, and what the logs hold of each training."""
+  trained = {arm: rounds for arm, rounds in run.rounds.items() if arm not in FROZEN_ARMS}
   rounds = [
     {'arm': run.title(arm), 'x': number, 'y': scores['mean_class_accuracy']}
-    for arm, digests in run.rounds.items()
+    for arm, digests in trained.items()
     for number, round_ in enumerate(digests, 1)
     for scores in [next(iter(round_.scores.values()))]
   ]
+  if not rounds:
+    return None
   figures = [
     Chart(
       caption=f'Test images: mean class accuracy after each round, {run.view}',
@@ -109,7 +113,7 @@ def curve_section(run: RunRecord) -> Section:
       spec=charts.curves(rounds, run.titles, x='round', y='mean class accuracy', number='.0%'),
     )
   ]
-  logs = {arm: _read_log(run.workdir / 'arms' / arm / 'log.jsonl') for arm in run.rounds}
+  logs = {arm: _read_log(run.workdir / 'arms' / arm / 'log.jsonl') for arm in trained}
   for metric, caption, y, number in (
     ('target_loss', 'Training: loss of target images', 'cross-entropy in nats', '.2~f'),
     ('target_accuracy', 'Training: accuracy on target images, augmented', 'accuracy', '.0%'),
@@ -117,7 +121,7 @@ def curve_section(run: RunRecord) -> Section:
   ):
     rows = [
       {'arm': run.title(arm), 'x': step, 'y': value}
-      for arm in run.rounds
+      for arm in trained
       for step, value in _curve(logs[arm], metric)
     ]
     if rows:
@@ -137,7 +141,7 @@ def curve_section(run: RunRecord) -> Section:
         *(_score_cells(round_)[0] for round_ in digests),
         *[''] * (run.config.selection.rounds - len(digests)),
       ]
-      for arm, digests in run.rounds.items()
+      for arm, digests in trained.items()
     ],
     numbers=range(1, run.config.selection.rounds + 1),
     is_folded=True,

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int64
+import scipy.sparse
+from jaxtyping import Float, Int, Int64
 
 from sjft_jax.data import transforms
-from sjft_jax.data.dataset import Dataset, SubsetDataset
+from sjft_jax.data.dataset import Dataset, SubsetDataset, image_groups
 from sjft_jax.data.loader import views
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.descriptors import describe
@@ -62,6 +63,24 @@ def find_duplicates(source: Dataset, target: Dataset) -> DuplicatePairs:
     'duplicates', fingerprint, lambda: _compare(source, target)._asdict()
   )
   return DuplicatePairs(**arrays)
+
+
+def group_images(data: Dataset) -> Int[np.ndarray, ' image']:
+  """Return a number for each image, the same for copies of one picture and for a group of images.
+
+  Args:
+    data: without unreadable images.
+  """
+  copies = find_duplicates(data, data)
+  pairs = [(copies.source, copies.target)]
+  groups = image_groups(data)
+  if groups is not None:
+    _, first_images, numbers = np.unique(groups, return_index=True, return_inverse=True)
+    pairs.append((np.arange(len(data)), first_images[numbers]))
+  rows, columns = (np.concatenate(side) for side in zip(*pairs, strict=True))
+  shape = len(data), len(data)
+  links = scipy.sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape)
+  return scipy.sparse.csgraph.connected_components(links, directed=False)[1]
 
 
 def _compare(source: Dataset, target: Dataset) -> DuplicatePairs:

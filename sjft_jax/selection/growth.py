@@ -40,10 +40,18 @@ class SelectionOptions:
 
   @property
   def ranking_depth(self) -> int:
-    """Return the most neighbours that a target image can have; 0 where no ranking is needed."""
+    """Return how deep the ranking by filter responses has to be; 0 where none is needed."""
     # 'random' draws as many images as 'nearest' has, which the ranking decides.
-    if self.method not in ('nearest', 'random'):
-      return 0
+    return self._growth_limit if self.method in ('nearest', 'random') else 0
+
+  @property
+  def feature_depth(self) -> int:
+    """Return how deep the ranking by features has to be; 0 where none is needed."""
+    return self._growth_limit if self.method == 'similar' else 0
+
+  @property
+  def _growth_limit(self) -> int:
+    """Return the most neighbours that a target image can have in any round."""
     return self.num_neighbors + (self.rounds - 1) * max(self.increments.values())
 
 

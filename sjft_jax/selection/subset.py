@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 from sjft_jax.runtime.options import choose
 
-METHODS = ('nearest', 'random', 'all', 'none')
+METHODS = ('nearest', 'similar', 'random', 'all', 'none')
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def select(
 
   Args:
     method: 'nearest' takes each target's own first `num_neighbors` of the ranking, as in the paper;
+      'similar' does, too, and its ranking is another one;
       'random' takes `random_size` images, drawn once for all targets, so that a larger subset of
       the same seed contains the smaller ones; 'all' takes the whole source; 'none' takes nothing,
       for plain fine-tuning.
@@ -81,7 +82,7 @@ def select(
   if method == 'none':
     return None
   nearest = Subset(ranking, num_neighbors)
-  if method == 'nearest':
+  if method in ('nearest', 'similar'):
     return nearest
   pool = np.arange(num_source)
   if method == 'random':

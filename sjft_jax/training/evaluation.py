@@ -43,7 +43,7 @@ class Evaluator:
     options: the views to report and the batch size.
   """
 
-  predict_step: Callable[..., jax.Array]
+  predict_step: Callable[..., jax.Array | np.ndarray]
   size: transforms.ImageSize
   options: EvaluationOptions
 
@@ -87,7 +87,7 @@ class Evaluator:
 
 
 def predict(
-  predict_step: Callable[[TrainState, np.ndarray], jax.Array],
+  predict_step: Callable[[TrainState, np.ndarray], jax.Array | np.ndarray],
   state: TrainState,
   batches: Iterable[tuple[np.ndarray, ...]],
 ) -> Float[np.ndarray, 'image category']:
@@ -130,7 +130,7 @@ class _Pending(NamedTuple):
     num_images: without padding.
   """
 
-  by_size: list[jax.Array]
+  by_size: list[jax.Array | np.ndarray]
   num_views: list[int]
   num_images: int
 
@@ -144,7 +144,7 @@ class _Pending(NamedTuple):
 
 
 def predict_shapes(
-  predict_step: Callable[[TrainState, np.ndarray], jax.Array],
+  predict_step: Callable[[TrainState, np.ndarray], jax.Array | np.ndarray],
   state: TrainState,
   images: Iterable[tuple[np.ndarray, ...]],
   batch_size: int,

@@ -1,6 +1,7 @@
 """Stochastic gradient descent with momentum: the paper's, and its variants, in optax."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import optax
 from jaxtyping import Array, Int32
 
 from sjft_jax.runtime.options import choose
+from sjft_jax.training.freeze import frozen_mask
 from sjft_jax.training.schedules import learning_rate_schedule, scale_by_layer
 
 PyTree = Any
@@ -53,12 +55,15 @@ class SolverOptions:
   ema: float = 0.0
 
 
-def sgd(steps: int, options: SolverOptions) -> optax.GradientTransformation:
+def sgd(
+  steps: int, options: SolverOptions, frozen: Collection[str] = ()
+) -> optax.GradientTransformation:
   """Build stochastic gradient descent with momentum as Caffe or PyTorch defines it.
 
   Args:
     steps: of the whole schedule; a cosine ends there.
     options: see `SolverOptions`.
+    frozen: layers of the trunk that stay as they are.
 
   Returns:
     An optimizer of parameters {'trunk', 'target', 'source'}.
@@ -80,6 +85,7 @@ def sgd(steps: int, options: SolverOptions) -> optax.GradientTransformation:
     by_layer = scale_by_layer(layer_decay=options.layer_decay, head_rate=options.head_rate)
     scale = optax.chain(scale, by_layer)
   momentum = optax.trace(options.momentum)
+  update: tuple[optax.GradientTransformation, ...]
   update = (scale, momentum) if options.momentum_style == 'caffe' else (momentum, scale)
   decay = optax.add_decayed_weights(options.weight_decay)
   if options.l2_sp:
@@ -89,7 +95,9 @@ def sgd(steps: int, options: SolverOptions) -> optax.GradientTransformation:
         _l2_sp(options.l2_sp), lambda params: {part: part == 'trunk' for part in params}
       ),
     )
-  return optax.chain(decay, *update, *([_ema(options.ema)] if options.ema else []))
+  if frozen:
+    update = *update, optax.masked(optax.set_to_zero(), lambda tree: frozen_mask(tree, frozen))
+  return optax.chain(decay, *update, *([_ema(options.ema, frozen)] if options.ema else []))
 
 
 def ema_params(opt_state: PyTree, params: PyTree) -> PyTree:
@@ -146,7 +154,7 @@ def _l2_sp(strength: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(StartState, update)
 
 
-def _ema(decay: float) -> optax.GradientTransformation:
+def _ema(decay: float, frozen: Collection[str]) -> optax.GradientTransformation:
   """Leave the updates as they are, and average the parameters that they lead to.
 
   After step t the weight of the parameters after step i is decay^(t−i) over the sum of these
@@ -161,6 +169,14 @@ def _ema(decay: float) -> optax.GradientTransformation:
     steps = optax.safe_increment(state.steps)
     share = (1 - decay) / -jnp.expm1(math.log(decay) * steps.astype(jnp.float32))
     new_params = optax.apply_updates(params, updates)
-    return updates, EmaState(steps, optax.incremental_update(new_params, state.average, share))
+    average = optax.incremental_update(new_params, state.average, share)
+    if frozen:  # The average of what never changes would gather rounding errors.
+      average = jax.tree.map(
+        lambda mean, x, is_frozen: x if is_frozen else mean,
+        average,
+        new_params,
+        frozen_mask(params, frozen),
+      )
+    return updates, EmaState(steps, average)
 
   return optax.GradientTransformation(init, update)

@@ -21,7 +21,7 @@ class TuningOptions:
     folds: parts of the training images, each of which is held out once.
     settings: settings that are tried for each arm, at most.
     learning_rates, steps, source_weights: factors on the arm's own values.
-    layer_decays, head_rates: values.
+    layer_decays, head_rates, l2_sps: values.
 
   Raises:
     ValueError: fewer than two folds, no setting, or an impossible value of the grid.
@@ -32,6 +32,7 @@ class TuningOptions:
   learning_rates: Sequence[float]
   layer_decays: Sequence[float]
   head_rates: Sequence[float]
+  l2_sps: Sequence[float] = ()
   steps: Sequence[float]
   source_weights: Sequence[float]
 
@@ -45,6 +46,8 @@ class TuningOptions:
       for value in values:
         if not 0 < value < math.inf:
           raise ValueError(f'{name}={tuple(values)} must be above 0 and finite')
+    if any(not 0 <= value < math.inf for value in self.l2_sps):
+      raise ValueError(f'l2_sps={tuple(self.l2_sps)} must be 0 or more and finite')
     if any(value > 1 for value in self.layer_decays):
       raise ValueError(f'layer_decays={tuple(self.layer_decays)} must be 1 or less')
 
@@ -58,13 +61,14 @@ def draw_settings(config: ConfigDict, options: TuningOptions, seed: int) -> list
     seed: of the draw. Arms with equal options draw equal settings.
   """
   solver, loss = config.solver, config.loss
-  own = 1.0, solver.layer_decay, solver.head_rate, 1.0, 1.0
+  own = 1.0, solver.layer_decay, solver.head_rate, solver.l2_sp, 1.0, 1.0
   has_source = config.selection.method != 'none'
   grid = list(
     itertools.product(
       options.learning_rates or (1.0,),
       options.layer_decays or (solver.layer_decay,),
       options.head_rates or (solver.head_rate,),
+      options.l2_sps or (solver.l2_sp,),
       options.steps or (1.0,),
       (options.source_weights or (1.0,)) if has_source else (1.0,),
     )
@@ -72,12 +76,14 @@ def draw_settings(config: ConfigDict, options: TuningOptions, seed: int) -> list
   order = np.random.Generator(np.random.Philox(seed)).permutation(len(grid))
   points = dict.fromkeys([own, *(grid[i] for i in order)])
   settings = []
-  for learning_rate, layer_decay, head_rate, steps, source_weight in points:
+  for learning_rate, layer_decay, head_rate, l2_sp, steps, source_weight in points:
     setting: Setting = {
       'solver.learning_rate': _rounded(learning_rate * solver.learning_rate),
       'solver.layer_decay': layer_decay,
       'solver.head_rate': head_rate,
     }
+    if options.l2_sps:
+      setting['solver.l2_sp'] = l2_sp
     if any(factor != 1 for factor in options.steps):
       setting['training.steps'] = max(round(steps * config.training.steps), 1)
       # Drops and warm-up keep their place in the schedule.

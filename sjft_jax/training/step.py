@@ -5,7 +5,7 @@
 and returns the new batch statistics too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.struct
@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt8
 
 from sjft_jax.runtime.compilation import CompiledFunction
+from sjft_jax.training.freeze import frozen_mask, with_frozen_statistics
 from sjft_jax.training.losses import LossOptions, joint_loss
 from sjft_jax.training.optimizer import ema_params
 
@@ -57,6 +58,7 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   seed: int,
   loss_options: LossOptions,
+  frozen: Collection[str] = (),
 ) -> CompiledFunction:
   """Make the training step: one optimizer update from the gradient of the joint loss.
 
@@ -69,6 +71,7 @@ def make_train_step(
     optimizer: of the parameters.
     seed: of dropout.
     loss_options: weights of the domains and label smoothing.
+    frozen: the layers of the trunk that `optimizer` leaves as they are, too.
 
   Returns:
     `train_step(state, batch) -> (state, metrics)`. It consumes the replicated state. The batch has
@@ -76,8 +79,9 @@ def make_train_step(
     the image's own domain, 'is_source' bool, and for a multi-label source 'multi_hot' bool
     [..., class], the classes in each source image. Metrics are '{target,source}_{loss,accuracy}' as
     (sum, count) over the whole step, and 'gradient_norm', the Euclidean norm of the joint loss's
-    gradient (without weight decay), as (norm, 1).
+    gradient (without weight decay, zero in frozen layers), as (norm, 1).
   """
+  apply = with_frozen_statistics(apply, frozen)
 
   def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -97,6 +101,7 @@ def make_train_step(
         num_target=num_target,
         num_source=num_source,
         options=loss_options,
+        frozen=frozen,
       )
       return (jax.tree.map(jnp.add, gradients, new_gradients), batch_stats), sums
 
@@ -139,9 +144,17 @@ def _micro_batch_loss(
   num_target: Int32[Array, ''],
   num_source: Int32[Array, ''],
   options: LossOptions,
+  frozen: Collection[str],
 ) -> tuple[Float[Array, ''], tuple[PyTree, dict[str, Float[Array, '']]]]:
   """Compute a micro-batch's contribution to the loss; and its batch statistics and metric sums."""
   is_source, multi_hot = micro_batch['is_source'], micro_batch.get('multi_hot')
+  if frozen:
+    # Without their gradients, nothing is propagated back below the lowest layer that is trained.
+    params = jax.tree.map(
+      lambda x, is_frozen: jax.lax.stop_gradient(x) if is_frozen else x,
+      params,
+      frozen_mask(params, frozen),
+    )
   logits, updates = apply(
     {'params': params, 'batch_stats': batch_stats},
     micro_batch['image'],
@@ -217,6 +230,24 @@ def make_predict(apply: Callable[..., Any]) -> CompiledFunction:
     return jax.nn.softmax(apply(variables, images, train=False)['target'])
 
   return CompiledFunction(jax.pmap(predict, axis_name='batch'))
+
+
+def make_features(apply: Callable[..., Any]) -> CompiledFunction:
+  """Make the computation of the trunk's features, in evaluation mode.
+
+  Args:
+    apply: that of a joint network, which takes the name of a `method`.
+
+  Returns:
+    `features(state, images)`, as for `make_predict`, to features `[device, image, feature]`.
+  """
+
+  def features(state: TrainState, images: UInt8[Array, 'b h w 3']) -> Float[Array, 'b features']:
+    variables = {'params': state.params, 'batch_stats': state.batch_stats}
+    result: Array = apply(variables, images, method='features')
+    return result
+
+  return CompiledFunction(jax.pmap(features, axis_name='batch'))
 
 
 def with_ema_params(state: TrainState) -> TrainState:

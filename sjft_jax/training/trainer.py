@@ -36,6 +36,7 @@ from sjft_jax.selection.subset import Subset
 from sjft_jax.training import optimizer, step
 from sjft_jax.training.accumulation import load_or_choose_accumulation, training_hint
 from sjft_jax.training.evaluation import EvaluationOptions, Evaluator
+from sjft_jax.training.freeze import frozen_layers
 from sjft_jax.training.loop import Progress, fit
 from sjft_jax.training.loss_guard import LossGuard
 from sjft_jax.training.losses import LossOptions
@@ -56,6 +57,7 @@ class TrainingOptions:
     class_cap: most images of a class in a micro-batch; 0: no limit.
     oversample_hard: draw an image K_i / K0 times an epoch.
     augment: kind of augmentation (see `transforms.augment`).
+    freeze: which layers stay as they start (see `freeze.frozen_layers`).
     restart_schedule: start every round with a fresh optimizer and schedule.
     keep_rounds: keep the network that each round ends with.
     max_loss: nats; a step's loss above it ends the run. 0: no limit.
@@ -70,6 +72,7 @@ class TrainingOptions:
   class_cap: int
   oversample_hard: bool
   augment: str
+  freeze: str
   restart_schedule: bool
   keep_rounds: bool
   max_loss: float
@@ -92,6 +95,7 @@ class Trainer:
     train_step: see `step.make_train_step`.
     optimizer: the one in `train_step`.
     evaluator: predicts the class probabilities of data sets.
+    feature_step: see `step.make_features`.
     options: how it trains; the number of micro-batches is never 0 here.
     logging: where metrics go.
     config: all options by section, for the log and for messages.
@@ -104,6 +108,7 @@ class Trainer:
   train_step: CompiledFunction
   optimizer: optax.GradientTransformation
   evaluator: Evaluator
+  feature_step: CompiledFunction
   options: TrainingOptions
   logging: LoggingOptions
   config: dict[str, Any]
@@ -290,7 +295,10 @@ class TrainerFactory:
     self._workdir, self._fingerprint, self._domains = workdir, fingerprint, domains
     self._network, self._variables = network, variables
     self._predict_step = step.make_predict(network.apply)
-    self._train_steps: dict[tuple[SolverOptions, LossOptions, int], CompiledFunction] = {}
+    self._feature_step = step.make_features(network.apply)
+    self._train_steps: dict[
+      tuple[SolverOptions, LossOptions, int, frozenset[str]], CompiledFunction
+    ] = {}
 
   def __call__(self, directory: str, config: ConfigDict) -> Trainer:
     """Make a trainer.
@@ -301,18 +309,20 @@ class TrainerFactory:
 
     Raises:
       OutOfMemoryError: training.accumulation=0, and no number of micro-batches fits.
+      ValueError: training.freeze names no layer of the trunk.
     """
     options = TrainingOptions(**config.training)
     solver_options, loss_options = SolverOptions(**config.solver), LossOptions(**config.loss)
     size = transforms.ImageSize(**config.images)
     schedule_steps = options.schedule_steps(config.selection.rounds)
-    solver = optimizer.sgd(schedule_steps, solver_options)
+    frozen = frozen_layers(options.freeze, self._variables['params']['trunk'])
+    solver = optimizer.sgd(schedule_steps, solver_options, frozen)
     # Only a cosine depends on the number of steps.
     cosine_steps = schedule_steps if solver_options.schedule == 'cosine' else 0
-    key = solver_options, loss_options, cosine_steps
+    key = solver_options, loss_options, cosine_steps, frozen
     if key not in self._train_steps:
       self._train_steps[key] = step.make_train_step(
-        self._network.apply, solver, config.seed, loss_options
+        self._network.apply, solver, config.seed, loss_options, frozen
       )
     train_step = self._train_steps[key]
     if not options.accumulation:
@@ -332,6 +342,7 @@ class TrainerFactory:
       train_step=train_step,
       optimizer=solver,
       evaluator=Evaluator(self._predict_step, size, EvaluationOptions(**config.evaluation)),
+      feature_step=self._feature_step,
       options=options,
       logging=LoggingOptions(**config.logging),
       config=json.loads(config.to_json()),

@@ -13,7 +13,7 @@ from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.runtime import artifacts
 
-ARMS = ('none', 'random', 'constant', 'rounds')
+ARMS = ('probe', 'none', 'random', 'constant', 'rounds')
 
 
 class Noise:
@@ -73,12 +73,14 @@ def make_run(
   for arm in ARMS:
     num_neighbors = np.full(images, k0)
     arms[arm] = []
-    for number in range(rounds - (not is_finished and arm == ARMS[-1])):
+    num_rounds = 1 if arm in config.FROZEN_ARMS else rounds
+    for number in range(num_rounds - (not is_finished and arm == ARMS[-1])):
       round_ = _make_round(rng, domains, num_neighbors, arm, number)
       arms[arm].append(round_)
       if arm == 'rounds':
         num_neighbors = num_neighbors + np.where(round_.is_correct, 0, 4 * k0)
-    _write_log(workdir / 'arms' / arm / 'log.jsonl', arm, log_lines, rng)
+    if arm not in config.FROZEN_ARMS:
+      _write_log(workdir / 'arms' / arm / 'log.jsonl', arm, log_lines, rng)
   artifacts.write_json(workdir / 'versions.json', {'jax': '0.10', 'numpy': '2.0'})
   (workdir / 'bad_images.csv').write_text('data_set,image,reason\nsource,a.jpg,is truncated\n')
   summary = {'fingerprint': 'f', 'seed': 0, 'device': '1 × cpu', 'seconds': {'rank': 3.0}}
@@ -105,7 +107,7 @@ def _make_round(rng, domains, num_neighbors, arm, number):
   hardness = rng.gamma(1.0, 1.0 / skill, len(target)).astype(np.float32)
   return Round(
     num_neighbors=num_neighbors.copy(),
-    source_images=0 if arm == 'none' else 1234 + number,
+    source_images=0 if arm in ('probe', 'none') else 1234 + number,
     hardness=hardness,
     is_correct=rng.random(len(target)) > hardness / 4,
     test={'center': p / p.sum(axis=1, keepdims=True)},

@@ -141,7 +141,7 @@ def test_what_is_no_work_directory_of_one_run_is_refused(tmp_path, options, mess
 def test_an_unfinished_run_has_no_verdict(tmp_path):
   run = synthetic.make_run(tmp_path, classes=['a', 'b'], images=20, is_finished=False)
   drawn = draw.make_page(run)
-  assert drawn.headline == 'Not finished: 11 of 12 rounds are done, so there is no verdict yet.'
+  assert drawn.headline == 'Not finished: 12 of 13 rounds are done, so there is no verdict yet.'
   assert 'fusion' not in [section.id for section in drawn.sections]
 
 

@@ -1,10 +1,12 @@
+import cv2
 import numpy as np
 import pytest
 from screening.pictures import Pictures, blobs, crop, planted_copies, reencode, scale
 
 from sjft_jax.data.dataset import ConcatDataset
 from sjft_jax.data.demo import DemoDiverse, DemoTextures
-from sjft_jax.screening.near_duplicates import find_duplicates
+from sjft_jax.data.image_list import ListedImages
+from sjft_jax.screening.near_duplicates import find_duplicates, group_images
 
 
 def test_copies_are_found_with_their_bits_and_divergence():
@@ -63,3 +65,17 @@ def test_copies_planted_in_the_demo_are_found():
   assert share.pop('cropped by 5 %') > 0.9
   assert share == dict.fromkeys(share, 1.0)
   np.testing.assert_array_equal(pairs.target, np.array(originals)[planted % len(originals)])
+
+
+def test_copies_and_groups_are_joined(tmp_path):
+  """Image 3 is a copy of image 0, and in a group with image 5; the others stand alone."""
+  rng = np.random.default_rng(0)
+  images = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(6)]
+  images[3] = images[0]
+  for number, pixels in enumerate(images):
+    cv2.imwrite(str(tmp_path / f'{number}.png'), pixels)
+  rows = '\n'.join(f'{n}.png,{"ab"[n % 2]},{"g" if n in (3, 5) else ""}' for n in range(6))
+  (tmp_path / 'list.csv').write_text(f'path,label,group\n{rows}\n')
+  groups = group_images(ListedImages(str(tmp_path / 'list.csv'), ''))
+  assert groups[0] == groups[3] == groups[5]
+  assert len(set(groups.tolist())) == 4

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -60,3 +62,5 @@ def test_ranking_depth_bounds_every_history_and_is_reached(k0, rounds, sigma0, s
     ]
     worst = max(outcomes, key=lambda outcome: outcome[0])
   assert worst[0] == options.ranking_depth
+  similar = dataclasses.replace(options, method='similar')
+  assert (similar.ranking_depth, similar.feature_depth) == (0, options.ranking_depth)

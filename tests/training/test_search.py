@@ -59,6 +59,13 @@ def test_steps_move_the_schedule_along():
   assert settings[1]['solver.warmup_steps'] == 0
 
 
+def test_l2_sp_is_tried_on_request():
+  settings = draw('none', settings=100, l2_sps=(0.0, 0.1))
+  assert len(settings) == 16
+  assert settings[0]['solver.l2_sp'] == 0.0
+  assert {setting['solver.l2_sp'] for setting in settings} == {0.0, 0.1}
+
+
 def test_setting_changes_the_options_of_its_sections():
   assert search.nested(
     {'solver.head_rate': 10.0, 'training.steps': 5, 'solver.layer_decay': 1}
@@ -88,6 +95,7 @@ def test_first_of_equals_survives():
     ({'settings': 0}, 'settings=0 must be 1 or more'),
     ({'learning_rates': (0.1, 0.0)}, r'learning_rates=\(0\.1, 0\.0\) must be above 0'),
     ({'steps': (math.inf,)}, 'steps=.* must be above 0 and finite'),
+    ({'l2_sps': (-0.1,)}, r'l2_sps=\(-0\.1,\) must be 0 or more'),
     ({'layer_decays': (1.5,)}, r'layer_decays=\(1\.5,\) must be 1 or less'),
   ],
 )

@@ -1,0 +1,138 @@
+"""Run every arm: the rounds of those that train, and classifiers on the features of the start."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from sjft_jax import results
+from sjft_jax.config import FROZEN_ARMS
+from sjft_jax.data.dataset import Dataset
+from sjft_jax.data.folds import assign_folds
+from sjft_jax.features import load_or_compute
+from sjft_jax.results import Round
+from sjft_jax.retrieval.knn import Ranking
+from sjft_jax.rounds import predict_round, run_rounds
+from sjft_jax.runtime import console
+from sjft_jax.screening.near_duplicates import group_images
+from sjft_jax.selection.growth import SelectionOptions
+from sjft_jax.training import probe, step
+from sjft_jax.training.trainer import OpenRun, Trainer
+
+# On so many parts of the training images, regularisation and k are chosen.
+_NUM_FOLDS = 5
+
+
+def run_arms(
+  trainers: Mapping[str, Trainer],
+  variables: dict[str, Any],
+  rankings: Mapping[str, Ranking],
+  selections: Mapping[str, SelectionOptions],
+  after_round: Callable[[], None] = lambda: None,
+) -> dict[str, list[Round]]:
+  """Run the rounds of every arm; return them in the order of the trainers.
+
+  Args:
+    trainers: that of each arm.
+    variables: 'params' and 'batch_stats' to start from.
+    rankings: of each arm, as for `run_rounds`.
+    selections: the options of each arm.
+    after_round: is called once a round is saved.
+  """
+  rounds: dict[str, list[Round]] = {}
+  # The cheap ones first, then the growing one: the random one has as many source images as it,
+  # round by round.
+  order = sorted(trainers, key=lambda arm: (arm not in FROZEN_ARMS, arm != 'rounds'))
+  for number, name in enumerate(order, 1):
+    title = results.arm_title(name, selections[name].rounds)
+    console.stage(f'Arm {number} of {len(trainers)}: {title}')
+    if name in FROZEN_ARMS:
+      rounds[name] = [run_frozen(name, trainers[name], variables, after_round)]
+      continue
+    sizes = [round_.source_images for round_ in rounds.get('rounds', ())]
+    rounds[name] = run_rounds(
+      trainers[name], variables, rankings[name], selections[name], sizes, after_round
+    )
+  return {name: rounds[name] for name in trainers}
+
+
+def run_frozen(
+  arm: str,
+  trainer: Trainer,
+  variables: dict[str, Any],
+  after_round: Callable[[], None] = lambda: None,
+) -> Round:
+  """Classify by the features of the trunk that training would start from, in one round.
+
+  The features are the trunk's for the central crop of each training image. 'probe' fits a logistic
+  regression to them; it is the target head of the network that is saved. 'knn' takes the nearest
+  training images. Test images are seen in the same views as in other arms.
+
+  Args:
+    arm: one of `config.FROZEN_ARMS`.
+    trainer: has the data sets and the network.
+    variables, after_round: as for `run_arms`.
+  """
+  round_ = results.load_round(trainer, 0)
+  if round_ is not None:
+    console.say('  done before')
+    return round_
+  start_time = time.monotonic()
+  with trainer.open(variables) as run:
+    target = trainer.domains.target
+    data = (
+      load_or_compute(trainer, variables),
+      target.labels,
+      _assign_folds(target, trainer.seed),
+      len(target.classes),
+    )
+    if arm == 'probe':
+      head = probe.fit_probe(*data)
+      console.say(f'  C = {head.strength:g}')
+      _replace_head(run, head)
+    else:
+      knn = probe.fit_knn(*data)
+      console.say(f'  k = {knn.num_neighbors}')
+      trainer = _with_prediction(trainer, knn.predict)
+    run.progress = replace(run.progress, seconds=time.monotonic() - start_time)
+    round_ = predict_round(trainer, run.progress, 0, np.zeros(len(target), int))
+    if arm == 'probe':
+      network = step.unreplicate(run.progress.state)
+      run.checkpoints.save(run.progress.step, network, {'seconds': run.progress.seconds})
+      run.checkpoints.wait()
+      if trainer.options.keep_rounds:
+        run.save_network(results.round_dir(trainer, 0) / results.NETWORK)
+    results.save_round(trainer, 0, round_)
+  after_round()
+  return round_
+
+
+def _assign_folds(target: Dataset, seed: int) -> probe.Labels:
+  try:
+    return assign_folds(target.labels, group_images(target), _NUM_FOLDS, seed)
+  except ValueError:  # With one picture of each class, none can be held out.
+    return np.full(len(target), -1)
+
+
+def _replace_head(run: OpenRun, head: probe.Head) -> None:
+  """Replace the target head of a network that has not been trained."""
+  network = run.network()
+  network['params'] |= {'target': {'kernel': head.kernel, 'bias': head.bias}}
+  state = step.create_state(**network, optimizer=run.trainer.optimizer)
+  run.progress = replace(run.progress, state=step.replicate(state))
+
+
+def _with_prediction(
+  trainer: Trainer, predict: Callable[[np.ndarray], Float[np.ndarray, 'image category']]
+) -> Trainer:
+  """Return a trainer whose evaluator predicts by a function of features instead of a head."""
+
+  def predict_step(state: step.TrainState, images: np.ndarray) -> np.ndarray:
+    features = np.asarray(trainer.feature_step(state, images))
+    p = predict(features.reshape(-1, features.shape[-1]))
+    return p.reshape(*features.shape[:2], -1)
+
+  return replace(trainer, evaluator=replace(trainer.evaluator, predict_step=predict_step))
