@@ -248,7 +248,7 @@ def flip_byte(path):
     (lambda f: edit(f, batch_size=10**9), 'cannot be used: .*batch_size=1000000000'),
     (lambda f: edit(f, name='resnet99v2'), 'cannot be used: name=.resnet99v2. is unknown'),
     (lambda f: edit(f, width=float('nan')), 'cannot be used: '),
-    (lambda f: edit(f, width=10.0**9), 'holds no weights of the network in config.json'),
+    (lambda f: edit(f, width=2.0), 'holds no weights of the network in config.json'),
     (lambda f: edit(f, views=['corner']), "cannot be used: views='corner' is unknown"),
     (lambda f: edit(f, views=[]), 'cannot be used: it has no classes or no views'),
     (lambda f: edit(f, normalization='none'), "cannot be used: normalization='none' is unknown"),
