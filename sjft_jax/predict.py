@@ -13,7 +13,8 @@ scores are printed that training prints for its test images.
 
 The network is the one of the run's newest checkpoint; with --fused, the probabilities of the
 networks of all rounds are averaged. Images are prepared as the run prepared its test images.
-Neither the run's images nor its configuration file are needed, only its work directory.
+Neither the run's images nor its configuration file are needed, only its work directory, or what
+`python -m sjft_jax.export` has made of it: --run=exported.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,10 @@ from sjft_jax.runtime import cli, console
 def define_flags() -> None:
   """Define the flags of this command."""
   flags.DEFINE_string(
-    'run', None, 'Folder of one training, such as runs/mine/arms/rounds.', required=True
+    'run',
+    None,
+    'Folder of one training, such as runs/mine/arms/rounds, or of an export.',
+    required=True,
   )
   flags.DEFINE_multi_string(
     'images',

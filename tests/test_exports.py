@@ -79,7 +79,7 @@ np.savez({str(tmp_path / 'p.npz')!r}, *parts)
 """,
   )
   expected = sjft_jax.load(arm).predict(images, view='center', fused=fused)
-  assert np.ptp(expected, axis=0).min() > 0.05  # The images matter.
+  assert np.ptp(expected, axis=0).max() > 0.2  # The images matter.
   parts = np.load(tmp_path / 'p.npz')
   for name, part in (('arr_0', expected[:1]), ('arr_1', expected[1:8]), ('arr_2', expected)):
     np.testing.assert_allclose(parts[name], part, rtol=0, atol=1e-5)
@@ -248,7 +248,7 @@ def flip_byte(path):
     (lambda f: edit(f, batch_size=10**9), 'cannot be used: .*batch_size=1000000000'),
     (lambda f: edit(f, name='resnet99v2'), 'cannot be used: name=.resnet99v2. is unknown'),
     (lambda f: edit(f, width=float('nan')), 'cannot be used: '),
-    (lambda f: edit(f, width=10.0**9), 'holds no weights of the network in config.json'),
+    (lambda f: edit(f, width=2.0), 'holds no weights of the network in config.json'),
     (lambda f: edit(f, views=['corner']), "cannot be used: views='corner' is unknown"),
     (lambda f: edit(f, views=[]), 'cannot be used: it has no classes or no views'),
     (lambda f: edit(f, normalization='none'), "cannot be used: normalization='none' is unknown"),
@@ -317,7 +317,7 @@ if {architecture!r} == 'resnet18':
   )
   classifier, p = sjft_jax.load(arm), np.load(tmp_path / 'p.npz')
   expected = classifier.predict(images, view='center', fused=rounds > 1)
-  assert np.ptp(expected, axis=0).min() > 0.05  # The images matter.
+  assert np.ptp(expected, axis=0).max() > 0.2  # The images matter.
   np.testing.assert_allclose(p['p'], expected, rtol=0, atol=1e-5)
   last = classifier.predict(images, view='center')
   np.testing.assert_allclose(p['last'], last, rtol=0, atol=1e-5)
