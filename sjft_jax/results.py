@@ -131,7 +131,7 @@ def save_selection(trainer: Trainer, number: int, subset: Subset | None, ranking
     if subset is None:
       return
     if subset.is_shared:
-      pool = subset.distinct()
+      pool = subset.distinct
       blank = [None] * len(pool)
       yield blank, [source.key(int(i)) for i in pool], blank, blank
       return

@@ -136,14 +136,15 @@ class _Arm:
   def score(self, number: int, subset: Subset | None, num_neighbors: NumNeighbors) -> Round:
     """Predict the target's training images, for Eq. 2, and its test images; save the round.
 
-    A saved round is returned as it is.
+    A saved round is returned as it is; it is logged again where the training goes on from its end,
+    since a kill may have come between.
     """
     round_, run = self.saved_rounds[number], self.run
     if run is None:
       assert round_ is not None
       return round_
     stop = self._first_step(number + 1)
-    # Not where a later checkpoint was restored, since the file of this round was lost.
+    # False where a checkpoint from after this round was restored, since the round's file was lost.
     is_newest = run.progress.step == stop
     network_dir = results.round_dir(self.trainer, number) / results.NETWORK
     if round_ is None:

@@ -1,5 +1,6 @@
 """The source images that targets are paired with in a round: the nearest ones, or a baseline."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,15 +25,16 @@ class Subset:
 
   def __len__(self) -> int:
     """Return the number of distinct source images that can be drawn."""
-    return len(self.distinct())
+    return len(self.distinct)
 
   @property
   def is_shared(self) -> bool:
     """Return whether all targets draw from the same pool."""
     return len(self.pools) < len(self.num_neighbors)
 
+  @functools.cached_property
   def distinct(self) -> Int[np.ndarray, ' source']:
-    """Return the distinct source images that can be drawn, ascending."""
+    """The distinct source images that can be drawn, ascending."""
     depths = self.num_neighbors[: len(self.pools)]
     return np.unique(np.concatenate([pool[:n] for pool, n in zip(self.pools, depths, strict=True)]))
 

@@ -14,7 +14,7 @@ def select_by(method, counts=COUNTS):
 def test_nearest_draws_from_each_targets_own_prefix():
   subset = select_by('nearest')
   assert not subset.is_shared
-  np.testing.assert_array_equal(subset.distinct(), [2, 3, 5, 7, 8])
+  np.testing.assert_array_equal(subset.distinct, [2, 3, 5, 7, 8])
   uniform = np.linspace(0, 1, 12, endpoint=False)
   for target, count in enumerate(COUNTS):
     neighbors = subset.draw(np.full(12, target), uniform)
@@ -27,14 +27,14 @@ def test_random_has_as_many_images_as_nearest_and_grows_by_prefix():
   assert small.is_shared
   assert len(small) == len(select_by('nearest')) == 5
   assert len(large) == len(select_by('nearest', np.array([4, 4, 4])))
-  assert set(small.distinct()) < set(large.distinct())
+  assert set(small.distinct) < set(large.distinct)
   neighbors = small.draw(np.array([0, 1, 2] * 100), np.linspace(0, 1, 300, endpoint=False))
-  assert set(neighbors) == set(small.distinct())
+  assert set(neighbors) == set(small.distinct)
 
 
 def test_all_has_the_whole_source():
   everything = select_by('all')
-  np.testing.assert_array_equal(everything.distinct(), np.arange(10))
+  np.testing.assert_array_equal(everything.distinct, np.arange(10))
   np.testing.assert_array_equal(everything.draw(np.array([2]), np.array([0.99])), [9])
 
 
@@ -43,5 +43,5 @@ def test_none_has_no_subset():
 
 
 def test_unknown_method_is_an_error():
-  with pytest.raises(ValueError, match=r"method='closest' is unknown; use one of nearest, random"):
+  with pytest.raises(ValueError, match=r"method='closest' is unknown; use one of nearest, similar, random"):
     select_by('closest')
