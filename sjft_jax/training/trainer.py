@@ -93,7 +93,7 @@ class Trainer:
     fingerprint: hash of the options and data that determine these.
     domains: the data sets.
     train_step: see `step.make_train_step`.
-    optimizer: the one in `train_step`.
+    optimizer: equal to the one in `train_step`; makes the initial state.
     evaluator: predicts the class probabilities of data sets.
     feature_step: see `step.make_features`.
     options: how it trains; the number of micro-batches is never 0 here.
