@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from sjft_jax.data.pairs import Pairs, SourcePairs
 from sjft_jax.inputs import Inputs
 from sjft_jax.report import draw
 from sjft_jax.retrieval import knn
-from sjft_jax.runtime import console, memory
+from sjft_jax.runtime import artifacts, console, memory
 from sjft_jax.runtime.host_memory import format_bytes, free_host_bytes, peak_bytes
 from sjft_jax.screening import perceptual_hash, scan
 from sjft_jax.selection.growth import SelectionOptions
@@ -124,7 +124,6 @@ class Stopwatch:
   """
 
   compile_seconds: float = 0.0
-  _most_seconds: float = field(default_factory=lambda: _SECONDS)
 
   def measure(self, name: str, work: Callable[[int], object], most: int) -> Cost:
     """Measure work of which any number of items can be done.
@@ -136,13 +135,13 @@ class Stopwatch:
     """
     console.say(f'  {name}')
     with console.quiet():
-      first = _seconds(work, 1)
-      # The first call of a step that takes a minute is precise enough.
-      once = _seconds(work, 1) if first < 20 * self._most_seconds else first
+      first, once = _seconds(work, 1), _seconds(work, 1)
       self.compile_seconds += max(first - once, 0)
       items, last = 1, once
-      while last < self._most_seconds / 2 and items < most:
-        items = min(most, max(items + 1, int(items * self._most_seconds / last)))
+      # What the start takes shows with several items, and hardly matters where one takes long.
+      least = 4 if once < 3 * _SECONDS else 1
+      while items < most and (items < least or last < _SECONDS / 2):
+        items = min(most, max(least, items + 1, int(items * _SECONDS / last)))
         last = _seconds(work, items)
     if items == 1:
       return Cost(0.0, once)
@@ -346,7 +345,7 @@ class _Planner:
       disk_bytes += rounds * predictions
     if config.logging.report:
       stages.append(self._measure_report(trainers))
-      disk_bytes += (self._folder / draw.FILE).stat().length
+      disk_bytes += artifacts.file_size(self._folder / draw.FILE)
     return stages, disk_bytes
 
   def _trainer(self, directory: str, options: ConfigDict) -> Trainer:
