@@ -35,8 +35,8 @@ from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.selection.subset import select
 from sjft_jax.training.trainer import Trainer, TrainerFactory
 
-# Seconds that each stage is measured for, unless a single item of its work takes longer.
-_SECONDS = 1.5
+# Seconds that the items after the first one take in a measurement that is long enough.
+_SECONDS = 0.5
 # The most targets in a measured product; its time grows as their number.
 _TARGETS = 1024
 # Bytes of a row in a table of selected images: about that of its texts, and compressed.
@@ -138,14 +138,13 @@ class Stopwatch:
       first, once = _seconds(work, 1), _seconds(work, 1)
       self.compile_seconds += max(first - once, 0)
       items, last = 1, once
-      # What the start takes shows with several items, and hardly matters where one takes long.
-      least = 4 if once < 3 * _SECONDS else 1
-      while items < most and (items < least or last < _SECONDS / 2):
-        items = min(most, max(least, items + 1, int(items * _SECONDS / last)))
+      # What the start takes shows with more items, and hardly matters where one takes long.
+      while items < most and once < 4 * _SECONDS and last - once < _SECONDS:
+        items = min(most, 4 * items)
         last = _seconds(work, items)
     if items == 1:
       return Cost(0.0, once)
-    each = max((last - once) / (items - 1), 0.5 * last / items)
+    each = max((last - once) / (items - 1), 0.1 * last / items)
     return Cost(max(last - items * each, 0.0), each)
 
 

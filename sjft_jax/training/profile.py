@@ -50,7 +50,7 @@ class StepProfile:
       nonlocal is_tracing
       jax.profiler.stop_trace()
       is_tracing, self._is_done = False, True
-      traces = sorted(artifacts.glob(self._directory, '**/*.trace.json.gz'))
+      traces = sorted(artifacts.glob(self._directory, 'plugins/profile/*/*.trace.json.gz'))
       console.say(
         f'  {count - WARMUP:,} steps are traced in {traces[-1] if traces else self._directory}: '
         'open that file at https://ui.perfetto.dev'
