@@ -4,6 +4,7 @@ Each stage is run for a second or two on a part of the run's own images, by the 
 in a temporary folder, and extrapolated to the whole.
 """
 
+import itertools
 import math
 import os
 import tempfile
@@ -192,6 +193,7 @@ class _Planner:
     }
     self._depth = max(selection.ranking_depth for selection in self._selections.values())
     self._trained: dict[Any, tuple[Cost, int, int]] = {}
+    self._saving_seconds = 0.0
 
   def plan(self, start: Stage, start_time: float) -> Plan:
     """Measure everything and return the plan."""
@@ -333,6 +335,8 @@ class _Planner:
       if scoring is None:
         scoring, views = self._measure_scoring(trainer)
       seconds = rounds * _training_seconds(cost, trainer)
+      if trainer.options.keep_rounds:
+        seconds += rounds * self._saving_seconds
       stages += [
         Stage(f'training, {title}', f'{rounds} × {trainer.options.steps:,} steps', seconds),
         Stage(f'scoring, {title}', f'{rounds} × {views}', rounds * scoring),
@@ -380,11 +384,14 @@ class _Planner:
         lambda n: run.train(pairs, run.progress.step + n),
         trainer.options.steps,
       )
-      run.save_network(trainer.directory / 'network')
+      directories = (trainer.directory / f'network{number}' for number in itertools.count())
+      self._saving_seconds = self._watch.measure(
+        'saving a network', lambda _: run.save_network(next(directories)), 1
+      ).each
       run.checkpoints.wait()
       kept = len(run.checkpoints.steps())
     checkpoint = _folder_bytes(trainer.directory / 'checkpoints') // max(kept, 1)
-    network = _folder_bytes(trainer.directory / 'network')
+    network = _folder_bytes(trainer.directory / 'network0')
     self._trained[key] = cost, checkpoint, network
     return self._trained[key]
 
