@@ -1,6 +1,7 @@
 """Run the rows of one of the paper's tables and set their scores beside the paper's figures.
 
   python -m experiments.tables --table=2 --list
+  python -m experiments.tables --table=2 --scale=small --dry_run
   python -m experiments.tables --table=2 --seeds=3 --workdir=runs/tables
   python -m experiments.tables --table=2 --scale=small --seeds=3 --workdir=runs/tables
 
@@ -26,6 +27,7 @@ from rich.table import Table as RichTable
 import sjft_jax
 from configs import caltech256, dogs, flowers, indoor
 from experiments import pairs
+from sjft_jax import inputs, planning
 from sjft_jax import results as result_files
 from sjft_jax.runtime import artifacts, compilation, console
 
@@ -253,6 +255,31 @@ def command(run: Run, workdir: Path) -> str:
   return shlex.join([*words, *shown])
 
 
+def print_cost(config: ConfigDict, tuned: str | None, *, is_whole: bool) -> None:
+  """Print about what a run takes, for each seed, by a short calibration (see `planning`).
+
+  Args:
+    config: of the run.
+    tuned: as for `run`.
+    is_whole: whether to print the whole plan.
+  """
+  try:
+    inputs.open_domains(config)
+  except (ValueError, OSError, ModuleNotFoundError) as error:
+    console.say(f'  data not prepared: {error}')
+    return
+  try:
+    with console.quiet():
+      plan = sjft_jax.plan(config, tuned=tuned)
+  except (ValueError, OSError, ModuleNotFoundError) as error:
+    console.say(f'  no estimate: {error}')
+    return
+  if is_whole:
+    planning.print_plan(plan)
+  else:
+    console.say(f'  about {planning.format_duration(plan.seconds)} for each seed')
+
+
 def train(runs: dict[str, Run], workdir: Path, seeds: int, tuned: str | None) -> dict[str, str]:
   """Train every run with every seed; return the error of each that failed, by its path."""
   errors = {}
@@ -309,20 +336,22 @@ def define_flags() -> None:
   flags.DEFINE_integer('seeds', 1, 'Seeds of every row.', lower_bound=1)
   flags.DEFINE_string('workdir', 'runs/tables', 'Where everything is kept.')
   flags.DEFINE_string('tuned', None, 'A tuned.json, whose settings all runs take.')
-  flags.DEFINE_bool('list', False, 'Print the rows and their runs, and train nothing.')
+  flags.DEFINE_bool('list', False, 'Print the rows, their runs and about what each takes.')
+  flags.DEFINE_bool('dry_run', False, 'As --list, with the whole plan of each run.')
 
 
 def main(_: object) -> None:
   options = flags.FLAGS
   table = get_table(options.table, options.scale)
   workdir = Path(options.workdir) / f'{options.scale}{options.table}'
-  if options.list:
+  compilation.enable_cache()
+  if options.list or options.dry_run:
     for name, run_ in table.runs.items():
       rows = [row.name for row in table.rows if name in row.runs]
       console.say(f'{name}: {"; ".join(rows)}')
       console.say(f'  {command(run_, workdir / name / "seed0")}')
+      print_cost(make_config(run_, 0), options.tuned, is_whole=options.dry_run)
     return
-  compilation.enable_cache()
   title = f'Table {options.table}, {options.scale}'
   run(table, title, workdir, options.seeds, options.tuned)
 

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
   from sjft_jax.classifier import Classifier
   from sjft_jax.folder_ranking import FolderRanking
+  from sjft_jax.planning import Plan
 
 __version__ = metadata.version('sjft_jax')
-__all__ = ['__version__', 'export', 'load', 'load_config', 'rank', 'train', 'tune']
+__all__ = ['__version__', 'export', 'load', 'load_config', 'plan', 'rank', 'train', 'tune']
 
 # While `python -m sjft_jax.main` looks for the module, argv is ['-m', …]. Until the command handles
 # signals itself there is nothing to save: Ctrl-C ends it with its status, and without a traceback.
@@ -138,6 +139,8 @@ def train(
   *,
   tuned: str | os.PathLike[str] | None = None,
   resume_with_changes: bool = False,
+  stop_after: str = '',
+  profile_steps: int = 0,
 ) -> dict[str, Any]:
   """Train all arms of a configuration; called again, go on from where it was stopped.
 
@@ -147,9 +150,13 @@ def train(
     tuned: a tuned.json, whose settings replace those of every arm.
     resume_with_changes: accept other values of options that change no result than those that the
       work directory was made with.
+    stop_after: 'screen', 'rank' or 'pretrain': end once all up to this stage is there; a call
+      without it goes on.
+    profile_steps: how many steps of the first arm to trace into `profile` in the work directory.
 
   Returns:
-    What results.json in the work directory holds: every score by arm, round and view.
+    What results.json in the work directory holds: every score by arm, round and view. Nothing if
+    it ended after a stage.
 
   Raises:
     ValueError: an impossible option or input, before any work where that can be known.
@@ -158,7 +165,33 @@ def train(
 
   if tuned is not None:
     config = tuning.apply_tuned(config, tuned)
-  return repeats.run(config, workdir, resume_with_changes=resume_with_changes)
+  return repeats.run(
+    config,
+    workdir,
+    resume_with_changes=resume_with_changes,
+    stop_after=stop_after,
+    profile_steps=profile_steps,
+  )
+
+
+def plan(config: ConfigDict, *, tuned: str | os.PathLike[str] | None = None) -> Plan:
+  """Estimate what a training takes, from the data sets and a calibration of some seconds.
+
+  Args:
+    config, tuned: as for `train`.
+
+  Returns:
+    Its stages with their seconds, its steps, its memory and its room on the disk;
+    `sjft_jax.planning.print_plan` shows it.
+
+  Raises:
+    ValueError: an impossible option or input.
+  """
+  from sjft_jax import planning, tuning
+
+  if tuned is not None:
+    config = tuning.apply_tuned(config, tuned)
+  return planning.plan(config)
 
 
 def load(run: str | os.PathLike[str]) -> Classifier:

@@ -10,11 +10,13 @@ from ml_collections import ConfigDict
 
 from sjft_jax import config as configs
 from sjft_jax import ranking as rankings
+from sjft_jax import results
 from sjft_jax import workdir as workdirs
 from sjft_jax.data import registry, transforms
 from sjft_jax.data.dataset import Domains
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.models.build import ModelOptions, Network, build_network
+from sjft_jax.models.weights import run_checkpoint
 from sjft_jax.runtime import distributed
 from sjft_jax.screening.screen import screen
 from sjft_jax.selection.growth import SelectionOptions
@@ -127,3 +129,15 @@ def load_inputs(config: ConfigDict, domains: Domains) -> Inputs:
     config, bank.fingerprint, network.description['weights_digest'], domains
   )
   return Inputs(domains, arms, bank, network, fingerprint)
+
+
+def save_inputs(inputs: Inputs, config: ConfigDict, workdir: epath.Path, domains: Domains) -> None:
+  """Save what a reader of the run needs: the test images, the options and the trunk's layout.
+
+  Not before the screening: an option that proves impossible there can be changed in the same work
+  directory.
+  """
+  results.save_test_images(workdir, inputs.fingerprint, domains.test)
+  workdirs.save_config(config, workdir)
+  description = inputs.network.description | {'classes': list(domains.target.classes)}
+  run_checkpoint.save_description(workdir, description)

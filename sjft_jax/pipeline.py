@@ -20,36 +20,33 @@ from sjft_jax import workdir as workdirs
 from sjft_jax.arms import run_arms
 from sjft_jax.data.dataset import Domains
 from sjft_jax.inputs import Inputs
-from sjft_jax.models.weights import run_checkpoint
 from sjft_jax.report import summary
 from sjft_jax.report.draw import RunReport
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.rounds import resolve_num_neighbors
 from sjft_jax.runtime import artifacts, console, distributed
 from sjft_jax.runtime.lock import lock
+from sjft_jax.runtime.options import choose
 from sjft_jax.screening.screen import ScreeningResult, screen
 from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training.pretrain import pretrain_trunk
+from sjft_jax.training.profile import StepProfile
 from sjft_jax.training.trainer import TrainerFactory
 
+# The stages that a run can end after.
+STAGES = ('screen', 'rank', 'pretrain')
 
-def run(
-  config: ConfigDict,
-  workdir: str | os.PathLike[str],
-  *,
-  resume_with_changes: bool = False,
-  earlier_runs: Sequence[epath.Path] = (),
-) -> dict[str, Any]:
+
+def run(config: ConfigDict, workdir: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
   """Run everything from images to results; called again, go on from where it was stopped.
 
   Args:
     config: starts from `config.default`.
     workdir: a path, or gs://bucket/path.
-    resume_with_changes: accept other values of options that change no result.
-    earlier_runs: other work directories, whose ranking is taken if it would be the same.
+    options: those of `run_on_datasets`.
 
   Returns:
-    What results.json holds (see `results.summarize`).
+    What results.json holds (see `results.summarize`); nothing if it ended after a stage.
 
   Raises:
     ValueError: an impossible option or input, before any work where that can be known.
@@ -58,13 +55,7 @@ def run(
   configs.check_consumers(config, run_inputs.CONSUMERS)
   domains = run_inputs.open_domains(config)
   run_inputs.check_outside_data(config, directory)
-  return run_on_datasets(
-    domains,
-    config,
-    directory,
-    resume_with_changes=resume_with_changes,
-    earlier_runs=earlier_runs,
-  )
+  return run_on_datasets(domains, config, directory, **options)
 
 
 def run_on_datasets(
@@ -74,20 +65,39 @@ def run_on_datasets(
   *,
   resume_with_changes: bool = False,
   earlier_runs: Sequence[epath.Path] = (),
+  stop_after: str = '',
+  profile_steps: int = 0,
 ) -> dict[str, Any]:
-  """Do what `run` does, with data sets that are open already."""
+  """Do what `run` does, with data sets that are open already.
+
+  Args:
+    domains: the data sets.
+    config, workdir: as for `run`.
+    resume_with_changes: accept other values of options that change no result.
+    earlier_runs: other work directories, whose ranking is taken if it would be the same.
+    stop_after: one of `STAGES`, after which to end; '': run all.
+    profile_steps: steps of the first arm to trace (see `StepProfile`); 0: none.
+  """
+  choose('stop_after', stop_after or STAGES[0], STAGES)
   inputs = run_inputs.load_inputs(config, domains)
+  available = min(options.training.steps for options in inputs.arms.values())
+  profile = StepProfile(workdir / 'profile', profile_steps, available=available)
   workdirs.check_unchanged(config, workdir, resume_with_changes=resume_with_changes)
   results = result_files.load_results(workdir, inputs.fingerprint)
   # As process 0 sees it: it may make a missing file anew before another process looks.
-  if distributed.broadcast(np.array(results is not None, np.int32)) and results is not None:
+  if distributed.broadcast(np.array(results is not None, np.int32)):
+    if results is None:
+      raise ValueError(f'{workdir} is finished, but not all processes can read its results.json')
     console.say(f'{workdir} is finished, nothing is repeated; a new --workdir starts a new run.')
     summary.print_table(results)
     return results
   with lock(workdir) if distributed.is_primary_process() else artifacts.suppress_writes(workdir):
     # Again, since another run may just have ended here.
     workdirs.check_unchanged(config, workdir, resume_with_changes=resume_with_changes)
-    results = run_stages(inputs, config, workdir, earlier_runs)
+    results = run_stages(inputs, config, workdir, earlier_runs, stop_after, profile)
+  if not results:
+    console.say(f'Stopped after {stop_after}; without stop_after, {workdir} goes on from there.')
+    return results
   summary.print_table(results)
   console.say(
     f'Look at {workdir}: report.html, results.json, neighbors.png, arms/*/rounds/*/selection.*'
@@ -96,19 +106,26 @@ def run_on_datasets(
 
 
 def run_stages(
-  inputs: Inputs, config: ConfigDict, workdir: epath.Path, earlier_runs: Sequence[epath.Path]
+  inputs: Inputs,
+  config: ConfigDict,
+  workdir: epath.Path,
+  earlier_runs: Sequence[epath.Path],
+  stop_after: str,
+  profile: StepProfile,
 ) -> dict[str, Any]:
   """Run the stages of Figure 1, one after the other, and return the results."""
   seconds: dict[str, float] = {}
   domains, left_out = screen_images(inputs, config, workdir)
-  save_inputs(inputs, config, workdir, domains)
+  run_inputs.save_inputs(inputs, config, workdir, domains)
+  if stop_after == 'screen':
+    return {}
 
   # All trainers before the ranking, which can take hours: a step may be too large for the memory.
   network, fingerprint, arms = inputs.network, inputs.fingerprint, inputs.arms
   make_trainer = TrainerFactory(workdir, fingerprint, domains, network.model, network.variables)
   pretrain_options = configs.pretrain_config(config)
   pretrainer = make_trainer('pretrain', pretrain_options) if config.pretrain.steps else None
-  trainers = {name: make_trainer(f'arms/{name}', options) for name, options in arms.items()}
+  trainers = {arm: make_trainer(f'arms/{arm}', options, profile) for arm, options in arms.items()}
 
   selections = {name: SelectionOptions(**options.selection) for name, options in arms.items()}
   depth = max(selection.ranking_depth for selection in selections.values())
@@ -121,10 +138,14 @@ def run_stages(
     ranking, seconds['rank'] = rank(ranking_inputs, workdir / 'ranking.npz', earlier_runs)
     result_files.save_neighbor_figure(workdir / 'neighbors.png', domains, ranking)
   selections = resolve_num_neighbors(selections, ranking)
+  if stop_after == 'rank':
+    return {}
 
   variables = network.variables
   if pretrainer is not None:
     variables = pretrain_trunk(pretrainer, variables, seconds)
+  if stop_after == 'pretrain':
+    return {}
 
   similar = [name for name, options in selections.items() if options.feature_depth]
   by_arm = dict.fromkeys(arms, ranking)
@@ -158,18 +179,6 @@ def screen_images(inputs: Inputs, config: ConfigDict, workdir: epath.Path) -> Sc
     f'classes. Source: {len(source):,} images in {len(source.classes):,} classes.'
   )
   return result
-
-
-def save_inputs(inputs: Inputs, config: ConfigDict, workdir: epath.Path, domains: Domains) -> None:
-  """Save what a reader of the run needs: the test images, the options and the trunk's layout.
-
-  Not before the screening: an option that proves impossible there can be changed in the same work
-  directory.
-  """
-  result_files.save_test_images(workdir, inputs.fingerprint, domains.test)
-  workdirs.save_config(config, workdir)
-  description = inputs.network.description | {'classes': list(domains.target.classes)}
-  run_checkpoint.save_description(workdir, description)
 
 
 def rank(

@@ -194,7 +194,7 @@ def rank_sources(partial: epath.Path, inputs: RankingInputs) -> RankingResult:
   start_time = time.monotonic()
   partial = _per_process(partial)
   fingerprint = artifacts.fingerprint(inputs.fingerprint, depth)
-  describer = _Describer(bank, options)
+  describer = Describer(bank, options)
   # In whole tiles, so that the products are the same ones as in a single process.
   shard = distributed.shard_bounds(len(source), unit=knn.TILE)
   state = _load_search(partial, fingerprint)
@@ -245,7 +245,7 @@ def _load_search(path: epath.Path, fingerprint: str) -> _SearchState | None:
 
 
 @dataclass(frozen=True)
-class _Describer:
+class Describer:
   """Describes the images of data sets with the filters of a bank."""
 
   bank: FilterBank
@@ -286,7 +286,7 @@ class _Describer:
 
 def _search(
   search: knn.Search,
-  describer: _Describer,
+  describer: Describer,
   edges: Edges,
   source: Dataset,
   shard: tuple[int, int],
@@ -306,7 +306,7 @@ def _search(
     preemption.defer_signals(),
   ):
     batches = _TimedBatches(describer.batches(source, search.position, stop))
-    for block in _pipelined(describer.describe(batches, edges)):
+    for block in pipelined(describer.describe(batches, edges)):
       search.add(block)
       advance(len(block), batches.slower_stage())
       is_stopping = preemption.should_stop()
@@ -340,7 +340,7 @@ class _TimedBatches:
     return f'{"decoding" if is_waiting else "describing"} is the slower stage'
 
 
-def _pipelined(blocks: Iterator[jax.Array]) -> Iterator[jax.Array]:
+def pipelined(blocks: Iterator[jax.Array]) -> Iterator[jax.Array]:
   """Yield the blocks, computed by the devices in turn, several ahead."""
   devices = jax.local_devices()
   pending: deque[jax.Array] = deque()

@@ -15,7 +15,12 @@ from sjft_jax.runtime import artifacts, console, distributed
 
 
 def run(
-  config: ConfigDict, workdir: str | os.PathLike[str], *, resume_with_changes: bool = False
+  config: ConfigDict,
+  workdir: str | os.PathLike[str],
+  *,
+  resume_with_changes: bool = False,
+  stop_after: str = '',
+  profile_steps: int = 0,
 ) -> dict[str, Any]:
   """Run a configuration `config.repeats` times; called again, go on from where it was stopped.
 
@@ -27,16 +32,24 @@ def run(
   Args:
     config: starts from `config.default`. With `repeats=1`, this is `pipeline.run`.
     workdir: a path, or gs://bucket/path.
-    resume_with_changes: as in `pipeline.run`.
+    resume_with_changes, stop_after: as in `pipeline.run`.
+    profile_steps: as in `pipeline.run`, of the first repeat.
 
   Returns:
     What results.json holds: of one run, or the mean and the standard deviation over the repeats.
+    Nothing, if all ended after a stage.
 
   Raises:
     ValueError: as `pipeline.run` does.
   """
   if config.repeats == 1:
-    return pipeline.run(config, workdir, resume_with_changes=resume_with_changes)
+    return pipeline.run(
+      config,
+      workdir,
+      resume_with_changes=resume_with_changes,
+      stop_after=stop_after,
+      profile_steps=profile_steps,
+    )
   directory = workdirs.resolve(workdir)
   workdirs.check_unchanged(config, directory, resume_with_changes=resume_with_changes)
   finished: list[Any] = []
@@ -49,13 +62,22 @@ def run(
     console.stage(f'Repeat {number + 1} of {config.repeats}, seed {single.seed}')
     path = directory / f'repeat{number + 1}'
     results.append(
-      pipeline.run(single, path, resume_with_changes=resume_with_changes, earlier_runs=finished)
+      pipeline.run(
+        single,
+        path,
+        resume_with_changes=resume_with_changes,
+        earlier_runs=finished,
+        stop_after=stop_after,
+        profile_steps=0 if number else profile_steps,
+      )
     )
     finished.append(path)
     if (
       not number and distributed.is_primary_process()
     ):  # Not before: the options have proved possible.
       workdirs.save_config(config, directory)
+  if not all(results):  # Each ended after a stage.
+    return {}
   summarized = summarize(results)
   if distributed.is_primary_process():
     artifacts.write_json(directory / 'results.json', summarized)

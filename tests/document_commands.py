@@ -128,6 +128,9 @@ def small_options(flags: list[str]) -> list[str]:
     options['training.freeze'] = 'below:conv5'
   if has_option(flags, 'repeats'):
     options['repeats'] = 2
+  for flag in flags:
+    if flag.startswith('--profile='):  # A trace needs some steps before it.
+      options['training.steps'] = int(flag.partition('=')[2]) + 3
   for file, more in OF_CONFIG.items():
     if any(flag.startswith(f'--config={file}') for flag in flags):
       options |= more

@@ -1,6 +1,7 @@
 """The paper's tables: every run can be configured, and one table is run on striped images."""
 
 import json
+import re
 
 import jax
 import pytest
@@ -35,6 +36,26 @@ def test_every_run_has_possible_options_and_every_row_a_run(number, scale):
 def test_table_of_two_sources_has_no_small_version():
   with pytest.raises(ValueError, match='table 5 compares two sources'):
     tables.get_table('5', 'small')
+
+
+def test_a_run_whose_images_are_not_there_has_no_cost(tmp_path, capsys):
+  config = tables.make_config(tables.get_table('2', 'paper').runs['gabor'], seed=0)
+  config.target.path = str(tmp_path)
+  tables.print_cost(config, None, is_whole=False)
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.startswith('  data not prepared: config.target: there is no prepared stanford_dogs')
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_run_comes_from_its_plan(small_data, capsys):
+  config = small_run.make_config(small_data, **{'arms': ('none',), 'pretrain.steps': 0})
+  tables.print_cost(config, None, is_whole=False)
+  (line,) = capsys.readouterr().out.splitlines()
+  assert re.fullmatch(r'  about [\d.]+ (s|min) for each seed', line)
+  config.training.batch_size = 3
+  tables.print_cost(config, None, is_whole=True)
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.startswith('  no estimate: training.batch_size=3 does not divide')
 
 
 @pytest.mark.slow

@@ -41,6 +41,11 @@ class CompiledFunction:
       return self.mapped(*arguments)
     return self.program(*arguments)(*arguments)
 
+  @property
+  def programs(self) -> list[Any]:
+    """Return all programs that are compiled so far."""
+    return list(self._programs.values())
+
   def program(self, *arguments: Any) -> Any:
     """Return the compiled program for arguments of these shapes and types."""
     leaves, tree = jax.tree.flatten(arguments)

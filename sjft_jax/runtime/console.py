@@ -125,6 +125,17 @@ def set_quiet(is_quiet: bool) -> None:
   _console.quiet = is_quiet
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Print nothing inside."""
+  was_quiet = _console.quiet
+  set_quiet(True)
+  try:
+    yield
+  finally:
+    set_quiet(was_quiet)
+
+
 def use_stderr() -> None:
   """Print to the standard error from now on; the standard output is left to the caller."""
   _console.stderr = True

@@ -5,6 +5,7 @@ import fcntl
 import math
 import os
 import re
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -56,6 +57,16 @@ def free_host_bytes(root: Path = Path('/')) -> int:
       with contextlib.suppress(OSError, ValueError):  # ValueError: the limit is 'max', so none.
         free.append(_group_free(root / mount / folder.relative_to('/'), *files))
   return max(min(free), 0)
+
+
+def peak_bytes() -> int:
+  """Return the most memory that this process has had resident so far."""
+  # Not ru_maxrss, which a process inherits from the one that started it.
+  try:
+    (peak,) = re.findall(r'VmHWM:\s*(\d+) kB', Path('/proc/self/status').read_text())
+  except (OSError, ValueError):  # Other systems than Linux have no such file.
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return 1024 * int(peak)
 
 
 def _group_free(folder: Path, limit: str, usage: str, cache: str) -> int:

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import os
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -51,16 +52,36 @@ def scan(dataset: Dataset) -> ScanResult:
     return _scan_subset(dataset)
   if isinstance(dataset, ConcatDataset):
     return _scan_parts(dataset)
-  fingerprint = artifacts.fingerprint(CACHE_VERSION, dataset.fingerprint)
+  fingerprint = _cache_name(dataset)
   folder = artifacts.cache_dir() / 'screened'
   partial = folder / f'{fingerprint}.partial.npz'
   is_earlier = any(file.exists() for file in (partial, folder / f'{fingerprint}.npz'))
-  scan_all = functools.partial(_scan_images, dataset, partial, fingerprint)
+  scan_all = functools.partial(scan_images, dataset, partial, fingerprint)
   arrays = artifacts.load_or_make('screened', fingerprint, scan_all)
   with contextlib.suppress(OSError):
     partial.unlink()
   result = _from_arrays(arrays)
   return _scan_again(dataset, result) if is_earlier and result.bad else result
+
+
+def find_unscanned(datasets: Iterable[Dataset]) -> list[Dataset]:
+  """Return the data sets that `scan` would have to decode: wholes and parts, each once."""
+  folder = artifacts.cache_dir() / 'screened'
+  found: dict[str, Dataset] = {}
+  for dataset in datasets:
+    if isinstance(dataset, SubsetDataset):
+      parts = find_unscanned([dataset.whole])
+    elif isinstance(dataset, ConcatDataset):
+      parts = find_unscanned(dataset.parts)
+    else:
+      is_scanned = (folder / f'{_cache_name(dataset)}.npz').exists()
+      parts = [] if is_scanned else [dataset]
+    found |= {part.fingerprint: part for part in parts}
+  return list(found.values())
+
+
+def _cache_name(dataset: Dataset) -> str:
+  return artifacts.fingerprint(CACHE_VERSION, dataset.fingerprint)
 
 
 def _scan_again(dataset: Dataset, earlier: ScanResult) -> ScanResult:
@@ -93,8 +114,17 @@ def _scan_parts(dataset: ConcatDataset) -> ScanResult:
   return ScanResult(np.concatenate([part.hashes for part in parts]), bad)
 
 
-def _scan_images(dataset: Dataset, partial: Path, fingerprint: str) -> dict[str, np.ndarray]:
-  """Scan the images after those in `partial`; return the arrays of the result."""
+def scan_images(dataset: Dataset, partial: Path, fingerprint: str) -> dict[str, np.ndarray]:
+  """Scan the images after those in `partial`, which a stopped scan has left.
+
+  Args:
+    dataset: of the images.
+    partial: where the scan is saved now and then; it need not exist.
+    fingerprint: of the file.
+
+  Returns:
+    The arrays of the result, as they are cached.
+  """
   (hashes, bad), position = _load_partial(partial, fingerprint, len(dataset))
   if position:
     console.say(f'  resumes at image {position:,} of {dataset.name}')

@@ -42,6 +42,7 @@ from sjft_jax.training.loss_guard import LossGuard
 from sjft_jax.training.losses import LossOptions
 from sjft_jax.training.metric_writer import LoggingOptions, MetricWriter
 from sjft_jax.training.optimizer import SolverOptions
+from sjft_jax.training.profile import StepProfile
 from sjft_jax.training.throughput import ThroughputMeter, with_seconds
 
 
@@ -100,6 +101,7 @@ class Trainer:
     logging: where metrics go.
     config: all options by section, for the log and for messages.
     seed: of order, neighbours and augmentation.
+    profile: traces some of the first steps that are trained.
   """
 
   directory: epath.Path
@@ -113,6 +115,7 @@ class Trainer:
   logging: LoggingOptions
   config: dict[str, Any]
   seed: int
+  profile: StepProfile | None = None
 
   def pairs(
     self,
@@ -219,7 +222,9 @@ class OpenRun:
       **{name: trainer.config['model'][name] for name in ('name', 'remat', 'dtype')},
     )
     train_step = memory.warn_if_too_large(trainer.train_step, what=what, hint=hint)
+    profile = trainer.profile or contextlib.nullcontext
     with (
+      profile(train_step) as train_step,
       console.progress('training', stop, self.progress.step) as advance,
       memory.explain_oom(what, hint),
     ):
@@ -300,12 +305,20 @@ class TrainerFactory:
       tuple[SolverOptions, LossOptions, int, frozenset[str]], CompiledFunction
     ] = {}
 
-  def __call__(self, directory: str, config: ConfigDict) -> Trainer:
+  def programs(self) -> list[Any]:
+    """Return the compiled programs of all steps and predictions so far."""
+    functions = *self._train_steps.values(), self._predict_step
+    return [program for function in functions for program in function.programs]
+
+  def __call__(
+    self, directory: str, config: ConfigDict, profile: StepProfile | None = None
+  ) -> Trainer:
     """Make a trainer.
 
     Args:
       directory: of its artifacts, below the work directory.
       config: all options; see `config.default`.
+      profile: traces some of the first steps; trainers may share it.
 
     Raises:
       OutOfMemoryError: training.accumulation=0, and no number of micro-batches fits.
@@ -347,6 +360,7 @@ class TrainerFactory:
       logging=LoggingOptions(**config.logging),
       config=json.loads(config.to_json()),
       seed=config.seed,
+      profile=profile,
     )
 
 

@@ -43,5 +43,7 @@ def test_none_has_no_subset():
 
 
 def test_unknown_method_is_an_error():
-  with pytest.raises(ValueError, match=r"method='closest' is unknown; use one of nearest, similar, random"):
+  with pytest.raises(
+    ValueError, match=r"method='closest' is unknown; use one of nearest, similar, random"
+  ):
     select_by('closest')

@@ -1,0 +1,169 @@
+"""The plan of a run, runs that end after a stage, and traces of a training's steps."""
+
+import gzip
+import json
+import subprocess
+
+import commands
+import jax.numpy as jnp
+import pytest
+from etils import epath
+from small_run import command, make_config
+
+import sjft_jax
+from sjft_jax import planning
+from sjft_jax.training.profile import WARMUP, StepProfile
+
+ARMS = {'pretrain.steps': 0, 'arms': ('none', 'rounds')}
+
+
+@pytest.mark.parametrize(
+  ('start', 'each', 'most', 'expected'),
+  [
+    (0.5, 0.02, 1000, (0.5, 0.02)),
+    (0.5, 0.02, 3, (0.5, 0.02)),
+    (0.5, 0.02, 1, (0, 0.52)),
+    (0.0, 60.0, 1000, (0, 60)),
+  ],
+)
+def test_work_is_measured_apart_from_its_start_and_its_compilation(
+  start, each, most, expected, monkeypatch
+):
+  calls = []
+
+  def seconds(work, items):
+    work(items)
+    return start + each * items + (9 if len(calls) == 1 else 0)
+
+  monkeypatch.setattr(planning, '_seconds', seconds)
+  watch = planning.Stopwatch()
+  assert watch.measure('work', calls.append, most) == pytest.approx(expected)
+  assert watch.compile_seconds == pytest.approx(9)
+  assert max(calls) <= most
+  assert len(calls) == 2 or sum(start + each * items for items in calls[2:]) < 5
+
+
+def test_durations_have_the_largest_unit_that_fits():
+  durations = [0.04, 9.94, 119, 150, 7200, 200_000]
+  shown = [planning.format_duration(seconds) for seconds in durations]
+  assert shown == ['0.0 s', '9.9 s', '119 s', '2 min', '2.0 h', '2.3 days']
+
+
+@pytest.mark.slow
+def test_a_plan_counts_what_the_run_has(small_data, trained_run, capsys):
+  plan = sjft_jax.plan(make_config(small_data, **ARMS))
+  assert plan.images == (12, 9, 48)
+  assert plan.classes == (3, 3, 6)
+  assert (plan.descriptor_size, plan.depth, plan.steps) == (64 * 8, 27, 2 * 3 * 3)
+  assert plan.product_flops == 2 * 2 * 64 * 8 * 12 * 48
+  names = [stage.name for stage in plan.stages]
+  arms = ('no source', 'selected, growing')
+  trained = [f'{what}, {arm}' for arm in arms for what in ('training', 'scoring')]
+  assert names[1:-1] == ['screening', 'ranking', *trained, 'drawing the report']
+  assert plan.stages[1][1:] == ('done before', 0)
+  assert all(stage.seconds > 0 for stage in plan.stages[2:-1])
+  assert 0 < plan.seconds < 600
+  files = [file for file in trained_run[0].rglob('*') if file.is_file()]
+  assert plan.disk_bytes == pytest.approx(sum(file.stat().st_size for file in files), rel=0.3)
+  # A trunk of 2.5 million numbers, its momentum and its gradient.
+  assert plan.device_bytes > 2 * 4 * 2.4e6
+  assert plan.host_bytes > plan.device_bytes
+  capsys.readouterr()
+  planning.print_plan(plan)
+  output = capsys.readouterr().out
+  assert '12 × 48 images, 27 neighbours' in output
+  assert '12 training and 9 test images, 3 classes' in output
+
+
+@pytest.mark.slow
+def test_dry_run_writes_nothing_into_the_work_directory(small_data, tmp_path):
+  process = commands.start(
+    command(small_data, tmp_path / 'run', '--dry_run', '--config.pretrain.steps=0'),
+    subprocess.STDOUT,
+  )
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+  assert 'Plan: about' in output
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_a_run_ends_after_each_stage_and_goes_on(small_data, trained_run, tmp_path, capsys):
+  options, workdir = make_config(small_data, **ARMS), tmp_path / 'run'
+
+  def names():
+    return {path.name for path in workdir.iterdir()}
+
+  assert sjft_jax.train(options, workdir, stop_after='screen') == {}
+  assert {'config.json', 'duplicates.csv'} <= names()
+  assert 'ranking.npz' not in names()
+  assert sjft_jax.train(options, workdir, stop_after='rank') == {}
+  assert f'Stopped after rank; without stop_after, {workdir} goes on' in capsys.readouterr().out
+  assert 'ranking.npz' in names()
+  assert 'arms' not in names()
+  results = sjft_jax.train(options, workdir)
+  assert results['table'] == trained_run[1]['table']
+
+
+@pytest.mark.slow
+def test_every_repeat_ends_after_the_stage(small_data, tmp_path):
+  options = make_config(small_data, **{'repeats': 2, 'pretrain.steps': 2, 'arms': ('none',)})
+  assert sjft_jax.train(options, tmp_path / 'run', stop_after='pretrain') == {}
+  for number in (1, 2):
+    names = {path.name for path in (tmp_path / 'run' / f'repeat{number}').iterdir()}
+    assert 'pretrain' in names
+    assert 'arms' not in names
+
+
+def test_an_unknown_stage_is_refused(small_data, tmp_path):
+  with pytest.raises(ValueError, match=r"stop_after='round:1' is unknown; use one of screen, "):
+    sjft_jax.train(make_config(small_data), tmp_path / 'run', stop_after='round:1')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_trace_of_more_steps_than_a_round_has_is_refused(small_data, tmp_path):
+  message = r'profile_steps=7 and the 3 steps before it exceed the 9 steps of a round; use 6 or'
+  with pytest.raises(ValueError, match=message):
+    StepProfile(epath.Path(tmp_path), 7, available=9)
+  with pytest.raises(ValueError, match=r'the 3 steps of a round; use 0 or less, or raise'):
+    sjft_jax.train(make_config(small_data, **ARMS), tmp_path / 'run', profile_steps=1)
+  assert not (tmp_path / 'run').exists()
+
+
+def traced_steps(folder):
+  """Return the numbers of the steps in the only trace below a folder."""
+  (file,) = folder.rglob('*.trace.json.gz')
+  with gzip.open(file) as stream:
+    events = json.load(stream)['traceEvents']
+  return {int(e['args']['step_num']) for e in events if e.get('args', {}).get('step_num')}
+
+
+def test_the_steps_after_the_warm_up_are_traced_once(tmp_path, capsys):
+  profile = StepProfile(epath.Path(tmp_path / 'profile'), 2, available=WARMUP + 2)
+
+  def step(state, batch):
+    return state + batch, {}
+
+  for _ in range(2):
+    with profile(step) as traced_step:
+      state = jnp.zeros(())
+      for number in range(WARMUP + 4):
+        state, _ = traced_step(state, float(number))
+  assert state == sum(range(WARMUP + 4))
+  assert traced_steps(tmp_path) == {WARMUP, WARMUP + 1}
+  output = capsys.readouterr().out
+  assert output.count('2 steps are traced in') == 1
+  assert 'open that file at https://ui.perfetto.dev' in output
+
+
+def test_without_steps_nothing_is_traced(tmp_path):
+  profile = StepProfile(epath.Path(tmp_path), 0, available=2)
+  with profile(divmod) as step:
+    assert step is divmod
+
+
+@pytest.mark.slow
+def test_a_stopped_training_leaves_the_trace_of_its_steps(small_data, tmp_path):
+  options = make_config(small_data, **ARMS, **{'training.steps': WARMUP + 2, 'selection.rounds': 1})
+  sjft_jax.train(options, tmp_path / 'run', profile_steps=2)
+  assert traced_steps(tmp_path / 'run' / 'profile') == {WARMUP, WARMUP + 1}
