@@ -190,8 +190,9 @@ def test_train_passes_its_arguments_on(monkeypatch):
   calls = []
   monkeypatch.setattr(pipeline, 'run', lambda *args, **options: calls.append((args, options)))
   config = ml_collections.ConfigDict({'repeats': 1})
-  sjft_jax.train(config, 'runs/a', resume_with_changes=True)
-  assert calls == [((config, 'runs/a'), {'resume_with_changes': True})]
+  options = {'resume_with_changes': True, 'stop_after': 'rank', 'profile_steps': 3}
+  sjft_jax.train(config, 'runs/a', **options)
+  assert calls == [((config, 'runs/a'), options)]
 
 
 def test_train_refuses_impossible_options_before_any_work(small_data, tmp_path):
