@@ -502,8 +502,14 @@ def print_plan(plan: Plan) -> None:
   console.say(
     f'The calibration took {format_duration(plan.calibration_seconds)}, '
     f'{format_duration(plan.compile_seconds)} of it to compile. The images that screening will '
-    'leave out are counted here, and other work on this machine counts, too.'
+    'leave out are counted here.'
   )
+  load, cores = os.getloadavg()[0], os.cpu_count() or 1
+  if load > 2 * cores:
+    console.say(
+      f'warning: other work keeps the {cores} cores busy (load {load:.1f}); the seconds are those '
+      'of so busy a machine'
+    )
 
 
 def format_duration(seconds: float) -> str:
