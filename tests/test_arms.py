@@ -102,7 +102,7 @@ def test_probe_predicts_and_scores_as_the_run_did(finished, small_data):
   np.testing.assert_array_equal(classifier.predict(test, view='center', fused=True), p)
   # The head is the regression on the kept features, and every training image is right or not by it.
   features = np.load(workdir / 'features.npz')['features']
-  head = classifier._trained.params['target']
+  head = classifier.network.params['target']
   labels = np.repeat(np.arange(3), 4)
   is_correct = (features @ head['kernel'] + head['bias']).argmax(axis=1) == labels
   np.testing.assert_array_equal(is_correct, round_['is_correct'])
