@@ -141,7 +141,7 @@ def test_a_layer_that_the_trunk_lacks_ends_the_run_with_a_line(small_data, tmp_p
 def test_lower_layers_of_an_arm_stay_as_they_start(finished):
   workdir, _ = finished
   # The probe's network has the trunk that training starts from.
-  start, end = (sjft_jax.load(workdir / 'arms' / arm)._trained.params for arm in ('probe', 'none'))
+  start, end = (sjft_jax.load(workdir / 'arms' / arm).network.params for arm in ('probe', 'none'))
   for layer, values in start['trunk'].items():
     is_equal = all(np.array_equal(values[name], end['trunk'][layer][name]) for name in values)
     assert is_equal == (layer in ('conv1', 'conv2', 'conv3')), layer
