@@ -6,7 +6,9 @@ as for someone whose images no published network has seen anything like.
 
   python -m sjft_jax.main --config=configs/demo.py --workdir=runs/demo
 
-The learning rate of each arm was chosen on held-out training images by
+All arms have one learning rate, the best of four by the mean held-out cross-entropy of these arms in
+longer rounds (experiments/README.md#selection-without-pretrained-weights). Others are chosen for each
+arm by
 
   python -m sjft_jax.tune --config=configs/demo.py --workdir=runs/demo-tuning
 """
@@ -33,12 +35,13 @@ def get_config() -> ConfigDict:
   c.training.accumulation = 1
   c.training.steps = 150
   c.training.checkpoint_every = 50
-  c.solver.learning_rate = 0.01
+  c.solver.learning_rate = 0.03
   c.solver.drop_every = 112  # One drop, after three quarters of a round.
   c.evaluation.views = ('center',)
   c.arms = ('none', 'random', 'constant', 'rounds')
   c.tuning.folds = 2
   c.tuning.settings = 4
+  c.tuning.learning_rates = (0.03, 0.1, 0.3, 1.0)
   # With random weights there is no layer that should keep more of its start than another.
   c.tuning.layer_decays = c.tuning.head_rates = c.tuning.source_weights = (1.0,)
   return c

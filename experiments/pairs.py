@@ -36,6 +36,8 @@ def get_config(pair: str = 'textures') -> ConfigDict:
   c.selection.rounds = 5
   c.evaluation.views = ('ten_crop', 'center')
   c.training.steps = 200
+  c.solver.learning_rate = 0.01
+  c.tuning.learning_rates = (0.1, 0.3, 1.0, 3.0)
   if pair.startswith('flowers'):
     c.target.dataset = c.source.dataset = 'folder'
     c.selection.num_neighbors = 100
