@@ -6,9 +6,9 @@ as for someone whose images no published network has seen anything like.
 
   python -m sjft_jax.main --config=configs/demo.py --workdir=runs/demo
 
-All arms have one learning rate, the best of four by the mean held-out cross-entropy of these arms in
-longer rounds (experiments/README.md#selection-without-pretrained-weights). Others are chosen for each
-arm by
+All arms have one learning rate: of four, the one with the lowest cross-entropy on held-out training
+images, as a mean over these arms (experiments/README.md, "Selection without pretrained weights").
+A rate for each arm is chosen by
 
   python -m sjft_jax.tune --config=configs/demo.py --workdir=runs/demo-tuning
 """
