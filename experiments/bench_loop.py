@@ -30,13 +30,11 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from experiments import pairs
 from experiments.class_folders import write_class_folders
+from experiments.pairs import get_config as get_pair
 from experiments.timing import print_result, race, speedup
-from sjft_jax.data import registry
-from sjft_jax.data.dataset import Domains
+from sjft_jax import inputs
 from sjft_jax.data.pairs import Pairs
-from sjft_jax.models.build import ModelOptions, build_network
 from sjft_jax.runtime import console, launch
 from sjft_jax.selection.subset import select
 from sjft_jax.training import step
@@ -53,7 +51,7 @@ JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else.
 
 def get_config(folder: Path) -> ConfigDict:
   """Return a pair's configuration with the flags' options; images of its own are in `folder`."""
-  c = pairs.get_config('textures_imagenet')
+  c = get_pair('textures_imagenet')
   if SIZE.value != c.images.crop:
     write_class_folders(folder, 4, 16, seed=0, height=400, width=500, suffix='.jpg')
     c.target.update(dataset='folder', path=str(folder), train_per_class=8)
@@ -117,23 +115,16 @@ def main(_: object) -> None:
   console.set_quiet(JSON.value)
   with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
     config = get_config(Path(scratch) / 'images')
-    target, test = registry.open_target(**config.target)
-    domains = Domains(target, test, registry.load(**config.source))
-    network = build_network(
-      ModelOptions(**config.model),
-      num_target_classes=len(domains.target.classes),
-      num_source_classes=len(domains.source.classes),
-      image_size=config.images.crop,
-      seed=config.seed,
-    )
+    domains = inputs.open_domains(config)
+    network = inputs.load_inputs(config, domains).network
     make_trainer = TrainerFactory(
       epath.Path(scratch), 'bench', domains, network.model, network.variables
     )
     trainer = make_trainer('run', config)
     subset = select(
       'all',
-      ranking=np.zeros((len(target), 0), np.int64),
-      num_neighbors=np.zeros(len(target), np.int64),
+      ranking=np.zeros((len(domains.target), 0), np.int64),
+      num_neighbors=np.zeros(len(domains.target), np.int64),
       num_source=len(domains.source),
       seed=0,
     )

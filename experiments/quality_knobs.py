@@ -37,8 +37,8 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from experiments import pairs
 from experiments.folds import FOLDS, fold_domains
+from experiments.pairs import get_config as get_pair
 from sjft_jax import pipeline
 from sjft_jax.config import arm_config
 from sjft_jax.data import registry
@@ -71,7 +71,7 @@ Results = dict[tuple[str, int | None], dict[str, Any]]
 
 def get_config(variant: str) -> ConfigDict:
   """Return the pair's configuration with the variant's options and the arm `constant` alone."""
-  config = pairs.get_config('textures_imagenet')
+  config = get_pair('textures_imagenet')
   config.arms = ('constant',)
   if variant == DEFAULT:
     return config
