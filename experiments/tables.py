@@ -277,7 +277,7 @@ def print_cost(config: ConfigDict, tuned: str | None, *, is_whole: bool) -> None
   if is_whole:
     planning.print_plan(plan)
   else:
-    console.say(f'  about {planning.format_duration(plan.seconds)} for each seed')
+    console.say(f'  about {console.format_duration(plan.seconds)} for each seed')
 
 
 def train(runs: dict[str, Run], workdir: Path, seeds: int, tuned: str | None) -> dict[str, str]:

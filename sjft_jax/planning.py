@@ -27,6 +27,7 @@ from sjft_jax import results as result_files
 from sjft_jax.data.dataset import Dataset, SubsetDataset
 from sjft_jax.data.pairs import Pairs, SourcePairs
 from sjft_jax.inputs import Inputs
+from sjft_jax.output import tables
 from sjft_jax.report import draw
 from sjft_jax.retrieval import knn
 from sjft_jax.runtime import artifacts, console, memory
@@ -42,7 +43,6 @@ _SECONDS = 0.5
 _TARGETS = 1024
 # Bytes of a row in a table of selected images: about that of its texts, and compressed.
 _CSV_ROW, _PARQUET_ROW = 70, 8
-_MAX_CSV_ROWS = 1_000_000
 
 
 class Counts(NamedTuple):
@@ -465,17 +465,17 @@ class _Planner:
       # How many images stay hard is not known; here every other one.
       neighbors = options.num_neighbors + number * max(options.increments.values()) // 2
       rows = {'none': 0, 'nearest': num_target * neighbors}.get(options.method, num_source)
-      total += rows * (_CSV_ROW if rows <= _MAX_CSV_ROWS else _PARQUET_ROW)
+      total += rows * (_CSV_ROW if rows <= tables.MAX_CSV_ROWS else _PARQUET_ROW)
     return total
 
 
 def print_plan(plan: Plan) -> None:
   """Print a plan as two tables."""
-  table = Table(title=f'Plan: about {format_duration(plan.seconds)}')
+  table = Table(title=f'Plan: about {console.format_duration(plan.seconds)}')
   for heading in ('stage', 'work', 'about'):
     table.add_column(heading, justify='right' if heading == 'about' else 'left')
   for stage in plan.stages:
-    table.add_row(stage.name, stage.work, format_duration(stage.seconds))
+    table.add_row(stage.name, stage.work, console.format_duration(stage.seconds))
   console.print_table(table)
   table = Table()
   for heading in ('needs', 'how much'):
@@ -500,9 +500,9 @@ def print_plan(plan: Plan) -> None:
     table.add_row(name, value)
   console.print_table(table)
   console.say(
-    f'The calibration took {format_duration(plan.calibration_seconds)}, '
-    f'{format_duration(plan.compile_seconds)} of it to compile. The images that screening will '
-    'leave out are counted here.'
+    f'The calibration took {console.format_duration(plan.calibration_seconds)}, '
+    f'{console.format_duration(plan.compile_seconds)} of it to compile. The images that screening '
+    'will leave out are counted here.'
   )
   load, cores = os.getloadavg()[0], os.cpu_count() or 1
   if load > 2 * cores:
@@ -510,14 +510,6 @@ def print_plan(plan: Plan) -> None:
       f'warning: other work keeps the {cores} cores busy (load {load:.1f}); the seconds are those '
       'of so busy a machine'
     )
-
-
-def format_duration(seconds: float) -> str:
-  """Return '40 s', '12 min', '3.5 h' or '2.1 days'."""
-  for unit, name, digits in ((86400, 'days', 1), (3600, 'h', 1), (60, 'min', 0)):
-    if seconds >= 2 * unit:
-      return f'{seconds / unit:.{digits}f} {name}'
-  return f'{seconds:.0f} s' if seconds >= 10 else f'{seconds:.1f} s'
 
 
 def _seconds(work: Callable[[int], object], items: int) -> float:

@@ -221,9 +221,10 @@ def _try_settings(
       if not path.exists() and minutes and seconds > 60 * minutes:
         console.say(f'{minutes:g} minutes are over; {finished:,} of {total:,} trainings are done')
         return False
-      remaining = (
-        f', about {_duration(seconds / trained * (total - finished))} to go' if trained else ''
-      )
+      remaining = ''
+      if trained:
+        duration = console.format_duration(seconds / trained * (total - finished))
+        remaining = f', about {duration} to go'
       finished += 1
       if not path.exists():
         values = [name, *(f'{n.partition(".")[2]} {v:g}' for n, v in setting.items())]
@@ -376,7 +377,3 @@ def _score_one(trial: Trial) -> tuple[float, float]:
     metrics.calibrated_cross_entropy(p, labels),
     metrics.mean_class_accuracy(p, labels, p.shape[1]),
   )
-
-
-def _duration(seconds: float) -> str:
-  return f'{seconds / 60:.0f} min' if seconds > 90 else f'{seconds:.0f} s'

@@ -43,12 +43,6 @@ def test_work_is_measured_apart_from_its_start_and_its_compilation(
   assert len(calls) == 2 or sum(start + each * items for items in calls[2:]) < 5
 
 
-def test_durations_have_the_largest_unit_that_fits():
-  durations = [0.04, 9.94, 119, 150, 7200, 200_000]
-  shown = [planning.format_duration(seconds) for seconds in durations]
-  assert shown == ['0.0 s', '9.9 s', '119 s', '2 min', '2.0 h', '2.3 days']
-
-
 @pytest.mark.slow
 def test_a_plan_counts_what_the_run_has(small_data, trained_run, capsys):
   plan = sjft_jax.plan(make_config(small_data, **ARMS))

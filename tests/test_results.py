@@ -117,7 +117,7 @@ def test_a_selection_in_another_format_replaces_the_earlier_one(trainer):
 
 
 def test_a_large_selection_is_parquet_unless_another_format_is_asked_for(trainer, monkeypatch):
-  monkeypatch.setattr(tables, '_MAX_CSV_ROWS', 5)
+  monkeypatch.setattr(tables, 'MAX_CSV_ROWS', 5)
   subset = Subset(RANKING.indices, np.array([1, 3, 2]))  # Six rows.
   directory = trainer.directory / 'rounds' / '1'
   results.save_selection(trainer, 0, subset, RANKING)

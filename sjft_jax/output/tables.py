@@ -47,7 +47,7 @@ _WRITERS: dict[str, Callable[..., Any]] = {
 }
 # 'auto' writes large tables as Parquet: a million rows of a selection are about 100 MB of text.
 FORMATS = ('auto', 'csv', 'parquet')
-_MAX_CSV_ROWS = 1_000_000
+MAX_CSV_ROWS = 1_000_000
 
 # Pairs of a target image and one of its neighbours: rank 1 is the nearest, divergences are in nats.
 NEIGHBOR_COLUMNS = {
@@ -80,7 +80,7 @@ def table_suffix(table_format: str, num_rows: int) -> str:
   """
   choose('table_format', table_format, FORMATS)
   if table_format == 'auto':
-    table_format = 'csv' if num_rows <= _MAX_CSV_ROWS else 'parquet'
+    table_format = 'csv' if num_rows <= MAX_CSV_ROWS else 'parquet'
   return f'.{table_format}'
 
 

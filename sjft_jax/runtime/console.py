@@ -107,6 +107,14 @@ def print_table(table: Table) -> None:
   _console.print(table)
 
 
+def format_duration(seconds: float) -> str:
+  """Return '40 s', '12 min', '3.5 h' or '2.1 days'."""
+  for unit, name, digits in ((86400, 'days', 1), (3600, 'h', 1), (60, 'min', 0)):
+    if seconds >= 2 * unit:
+      return f'{seconds / unit:.{digits}f} {name}'
+  return f'{seconds:.0f} s' if seconds >= 10 else f'{seconds:.1f} s'
+
+
 def flush() -> None:
   """Flush the standard output and error; one whose reader is gone is dropped from now on."""
   for stream in (sys.stdout, sys.stderr):

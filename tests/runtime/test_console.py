@@ -85,3 +85,9 @@ def test_printable_text_is_printable_and_plain_text_stays(text):
   assert console.printable(text).isprintable()
   if text.isprintable():
     assert console.printable(text) == text
+
+
+def test_durations_have_the_largest_unit_that_fits():
+  durations = [0.04, 9.94, 119, 150, 7200, 200_000]
+  shown = [console.format_duration(seconds) for seconds in durations]
+  assert shown == ['0.0 s', '9.9 s', '119 s', '2 min', '2.0 h', '2.3 days']
