@@ -43,6 +43,7 @@ from sjft_jax.training.trainer import OpenRun, Trainer, TrainerFactory
 NETWORK = flags.DEFINE_string('network', 'alexnet', 'The trunk, with random weights.')
 SIZE = flags.DEFINE_integer('size', 64, 'Pixels a side.')
 PAIRS = flags.DEFINE_integer('pairs', 16, 'Target images a step, as many of the source beside.')
+DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Type of the activations.')
 STEPS = flags.DEFINE_integer('steps', 50, 'Steps of a turn.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Turns of each.')
 DEVICES = flags.DEFINE_integer('devices', 1, 'CPU devices to force.', lower_bound=1)
@@ -57,7 +58,8 @@ def get_config(folder: Path) -> ConfigDict:
     c.target.update(dataset='folder', path=str(folder), train_per_class=8)
     c.source.update(dataset='folder', path=str(folder))
     c.images.update(resize=SIZE.value * 8 // 7, crop=SIZE.value)
-  c.model.update(name=NETWORK.value, pretrained='')
+  c.bank.name = 'gabor'  # It is not used, and needs no weights.
+  c.model.update(name=NETWORK.value, pretrained='', dtype=DTYPE.value)
   c.training.update(batch_size=PAIRS.value, checkpoint_every=STEPS.value // 2)
   return c
 
@@ -136,6 +138,7 @@ def main(_: object) -> None:
   step_seconds = statistics.median(seconds['alone']) / STEPS.value
   result = {
     'network': NETWORK.value,
+    'dtype': DTYPE.value,
     'device': f'{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}',
     'images_a_step': pairs.images_per_batch,
     'step_ms': 1000 * step_seconds,

@@ -32,7 +32,7 @@ import json
 import statistics
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -60,10 +60,12 @@ MEMORY_OF = flags.DEFINE_integer(
 BLOCK = 1024
 
 
-def make_histograms(rng: np.random.Generator, images: int) -> np.ndarray:
+def make_histograms(rng: np.random.Generator, images: int, num_bins: int = 0) -> np.ndarray:
   """Return random histograms, [image, filter, bin] float32."""
-  x = rng.random((images, FILTERS.value, BINS.value), dtype=np.float32) + 0.05
-  return x / x.sum(axis=-1, keepdims=True)
+  x = rng.random((images, FILTERS.value, num_bins or BINS.value), dtype=np.float32)
+  x += 0.05
+  x /= x.sum(axis=-1, keepdims=True)
+  return x
 
 
 def filter_weights() -> np.ndarray:
@@ -160,27 +162,39 @@ def race_pynndescent() -> tuple[float, float]:
   return speedup, float(recall)
 
 
-def rank_synthetic(num_sources: int) -> None:
-  """Rank sources of which only one block is there at a time, made by each device in turn."""
-  rng = np.random.default_rng(0)
-  targets, block = make_histograms(rng, TARGETS.value), make_histograms(rng, BLOCK)
-  devices = jax.local_devices()
-  copies = [jax.device_put(block, device) for device in devices]
-  roll = jax.jit(lambda block, by: jnp.roll(block, by, axis=2))
-  blocks = (
-    roll(copies[number % len(devices)], number)[: num_sources - number * BLOCK]
-    for number in range(-(-num_sources // BLOCK))
-  )
-  knn.rank(targets, blocks, weights=filter_weights(), k=min(K.value, num_sources))
+class SyntheticRanking:
+  """A ranking of sources of which only one block is there at a time, made by each device in turn.
+
+  Attributes:
+    targets: their histograms.
+  """
+
+  def __init__(self, num_bins: int):
+    rng = np.random.default_rng(0)
+    self.targets, block = (make_histograms(rng, n, num_bins) for n in (TARGETS.value, BLOCK))
+    self._copies = [jax.device_put(block, device) for device in jax.local_devices()]
+    self._roll = jax.jit(lambda block, by: jnp.roll(block, by, axis=2))
+
+  def blocks(self, num_sources: int) -> Iterator[jax.Array]:
+    """Yield so many sources."""
+    for number, start in enumerate(range(0, num_sources, BLOCK)):
+      block = self._roll(self._copies[number % len(self._copies)], number)
+      yield block if start + BLOCK <= num_sources else block[: num_sources - start]
+
+  def __call__(self, num_sources: int, k: int) -> knn.Ranking:
+    """Rank so many sources."""
+    blocks = self.blocks(num_sources)
+    return knn.rank(self.targets, blocks, weights=filter_weights(), k=min(k, num_sources))
 
 
 def measure_alone() -> dict[str, Any]:
   """Time the ranking once, beside the square product."""
   products, product_flops = square_products()
   devices = jax.local_devices()
-  rank_synthetic(2 * BLOCK * len(devices))  # Compiles.
+  rank = SyntheticRanking(BINS.value)
+  rank(2 * BLOCK * len(devices), K.value)  # Compiles.
   before = race(products, REPEATS.value)
-  seconds = seconds_per_call(lambda: rank_synthetic(SOURCES.value))
+  seconds = seconds_per_call(lambda: rank(SOURCES.value, K.value))
   after = race(products, REPEATS.value)
   best = min(statistics.median(before[name] + after[name]) for name in products)
   flops = 4 * TARGETS.value * SOURCES.value * FILTERS.value * BINS.value
@@ -258,7 +272,7 @@ def measure() -> tuple[dict[str, float], dict[str, Any]]:
 
 def main(_: object) -> None:
   if MEMORY_OF.value:
-    rank_synthetic(MEMORY_OF.value)
+    SyntheticRanking(BINS.value)(MEMORY_OF.value, K.value)
     print(peak_memory.peak_mib())
     return
   if ALONE.value:

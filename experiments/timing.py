@@ -1,10 +1,13 @@
 """Time contenders that take turns in one process, so that other work on the machine slows all."""
 
+import contextlib
 import itertools
 import json
+import os
+import socket
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +15,25 @@ from rich.console import Console
 from rich.progress import track
 
 Work = Callable[[], Any]
+# The name of the environment variable with the address at which `bench` gives turns.
+TURNS = 'SJFT_BENCH_TURNS'
+
+
+@contextlib.contextmanager
+def exclusive() -> Iterator[None]:
+  """Have the machine to oneself among the processes that `experiments.bench` runs at once.
+
+  Outside of them this does nothing. Neither takes effect inside another turn.
+  """
+  address = os.environ.get(TURNS)
+  if not address:
+    yield
+    return
+  with socket.socket(socket.AF_UNIX) as turn:
+    turn.connect(address)
+    turn.sendall(f'{os.getpgid(0)}\n'.encode())
+    turn.recv(1)  # Comes with the turn, which the end of the connection gives back.
+    yield
 
 
 def seconds_per_call(work: Work, at_least: float = 0.0) -> float:
@@ -47,9 +69,10 @@ def race(
   turns = list(itertools.product(range(repeats + 1), contenders.items()))
   # Standard output is for the results.
   for turn, (name, work) in track(turns, 'turns', console=Console(stderr=True), transient=True):
-    if warm:
-      work()
-    measured = measure(work)
+    with exclusive() if turn else contextlib.nullcontext():
+      if warm:
+        work()
+      measured = measure(work)
     if turn:
       seconds[name].append(measured)
   return seconds
