@@ -67,6 +67,7 @@ SWEPT_SOURCES = flags.DEFINE_multi_integer(
 )
 SIDE = flags.DEFINE_integer('side', 8192, 'Of the square product.')
 OUTPUT = flags.DEFINE_string('output', None, 'Folder of a measurement that starts itself again.')
+flags.DEFINE_bool('traceback', False, 'Show where in the code an error arose.')
 
 Figures = dict[str, Any]
 BANKS = ('alexnet', 'gabor')
@@ -132,7 +133,7 @@ def rank_all(folder: Path) -> dict[str, knn.Ranking]:
     'histograms': knn.rank(targets, blocks, weights=bench_retrieval.filter_weights(), k=k)
   }
   images = make_images(IMAGES.value, SIZE.value)
-  few = images[: len(images) // 8]
+  few = images[: max(len(images) // 16, 4)]
   for name in BANKS:
     filters = load_bank(name, folder)
     edges = describe.fit_edges(filters, [few], num_bins=BINS.value)
@@ -401,7 +402,8 @@ def make_state(network_name: str, size: int) -> tuple[Any, Any, Any]:
 
   body = trunk.build_trunk(name=network_name, fully_connected=False)
   network = joint.Joint(body, 100, 1000)
-  variables = joint.init(network, jax.random.key(0), size)
+  with jax.default_device(jax.local_devices(backend='cpu')[0]):  # Compiles sooner.
+    variables = jax.tree.map(np.asarray, joint.init(network, jax.random.key(0), size))
   options = config.default()
   optimizer = sgd(options.training.steps, SolverOptions(**options.solver))
   return network, optimizer, step.create_state(**variables, optimizer=optimizer)
@@ -445,12 +447,15 @@ def pmap() -> Iterator[Figures]:
 @measurement
 def accumulation() -> Iterator[Figures]:
   """Let the number of micro-batches be chosen for a step that does not fit at once; run it."""
+  from sjft_jax import config
   from sjft_jax.training import step
   from sjft_jax.training.accumulation import choose_accumulation
   from sjft_jax.training.losses import LossOptions
 
   network, optimizer, state = make_state(NETWORK.value, SIZE.value)
-  train_step = step.make_train_step(network.apply, optimizer, 0, LossOptions())
+  train_step = step.make_train_step(
+    network.apply, optimizer, 0, LossOptions(**config.default().loss)
+  )
   images = 2 * PAIRS.value
   shapes = {
     'image': jax.ShapeDtypeStruct((images, SIZE.value, SIZE.value, 3), jnp.uint8),
@@ -575,10 +580,7 @@ def out_of_memory() -> Iterator[Figures]:
     write_class_folders(folder / 'images', 2, 20, seed=0, height=70, width=70, suffix='.png')
     command = [sys.executable, '-m', 'experiments.bench_device', *sys.argv[1:]]
     command += ['--measure=train_small', f'--output={folder / "run"}']
-    if jax.default_backend() == 'cpu':
-      # A limit on the process itself; the libraries alone have some gigabytes of addresses.
-      command = ['/bin/sh', '-c', 'ulimit -v 12000000; exec "$@"', 'sh', *command]
-    # A hundredth of the device: 1.4 GiB of 140.
+    # A hundredth of the device: 1.4 GiB of 140. A CPU has no such limit, and the training ends.
     environment = os.environ | {
       'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.01',
       'XLA_PYTHON_CLIENT_PREALLOCATE': 'true',

@@ -58,6 +58,7 @@ def get_config(folder: Path) -> ConfigDict:
     c.target.update(dataset='folder', path=str(folder), train_per_class=8)
     c.source.update(dataset='folder', path=str(folder))
     c.images.update(resize=SIZE.value * 8 // 7, crop=SIZE.value)
+    c.selection.update(num_neighbors=1, rounds=1)  # They are few, and not selected.
   c.bank.name = 'gabor'  # It is not used, and needs no weights.
   c.model.update(name=NETWORK.value, pretrained='', dtype=DTYPE.value)
   c.training.update(batch_size=PAIRS.value, checkpoint_every=STEPS.value // 2)
