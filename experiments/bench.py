@@ -106,7 +106,7 @@ MEASUREMENTS = (
     'description',
     'bench_device',
     {
-      'device': '--measure=describe_images --images=4096',
+      'device': '--measure=describe_images --images=2048',
       'toy': '--measure=describe_images --images=8 --size=64 --batch=4 --bins=4',
     },
   ),
@@ -211,9 +211,12 @@ def choose_tasks(scale: str, folder: Path, names: Sequence[str]) -> list[Task]:
     raise ValueError(
       f'--only={",".join(sorted(unknown))} is unknown; use {", ".join(sorted(known))}'
     )
+  platforms = os.environ.get('JAX_PLATFORMS', '')
   common = {
     # Several processes share the device.
     'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
+    # Initial values are drawn on the host.
+    'JAX_PLATFORMS': {'': '', 'cpu': 'cpu'}.get(platforms, f'{platforms},cpu'),
     'XDG_CACHE_HOME': str(folder),
     'JAX_COMPILATION_CACHE_DIR': str(folder / 'xla'),
     'TORCHINDUCTOR_CACHE_DIR': str(folder / 'inductor'),

@@ -63,7 +63,7 @@ PAIRS = flags.DEFINE_integer('pairs', 32, 'Target images a step, as many of the 
 KS = flags.DEFINE_multi_integer('ks', [100, 1000, 5100], 'Neighbours of `product`; repeatable.')
 SWEPT_BINS = flags.DEFINE_multi_integer('swept_bins', [16, 100], 'Bins of `product`; repeatable.')
 SWEPT_SOURCES = flags.DEFINE_multi_integer(
-  'swept_sources', [16_384, 65_536, 131_072], 'Sources of `product`; repeatable.'
+  'swept_sources', [16_384, 49_152, 98_304], 'Sources of `product`; repeatable.'
 )
 SIDE = flags.DEFINE_integer('side', 8192, 'Of the square product.')
 OUTPUT = flags.DEFINE_string('output', None, 'Folder of a measurement that starts itself again.')
@@ -278,7 +278,8 @@ def product() -> Iterator[Figures]:
     if bins == max(SWEPT_BINS.value):
       points += [(sorted(SWEPT_SOURCES.value)[-2], k) for k in KS.value if k != K.value]
     for sources, k_ in points:
-      peak_memory.reset_peak()
+      with contextlib.suppress(OSError):  # Not every system lets a process reset it.
+        peak_memory.reset_peak()
       with exclusive():
         seconds = seconds_per_call(functools.partial(synthetic, sources, k_))
       rows.append(
@@ -378,6 +379,7 @@ def loading() -> Iterator[Figures]:
     dataset = repeat(files, (batches + 2 * stride) * size)
     for name, workers in (('threads', 0), ('processes', os.cpu_count() or 1)):
       stream = loader.views(dataset, view, size, min_side=resize, workers=workers)
+      next(stream)  # Its processes have started.
       with exclusive():
         for _ in range(stride):
           next(stream)
