@@ -40,10 +40,13 @@ OUTPUT = flags.DEFINE_string('output', 'runs/bench', 'Folder for bench.json and 
 PAGE = flags.DEFINE_string('page', None, 'Only draw the page of this bench.json, beside it.')
 ONLY = flags.DEFINE_list('only', [], 'Names of the measurements to run; none: all.')
 LIMIT = flags.DEFINE_float('limit', 0, 'Seconds after which all ends; 0: no limit.', lower_bound=0)
-JOBS = flags.DEFINE_integer('jobs', 0, 'Processes side by side; 0: a core each.', lower_bound=0)
+JOBS = flags.DEFINE_integer(
+  'jobs', 0, 'Processes side by side; 0: one a core with --device, else 1.', lower_bound=0
+)
 
 # A step of the device is killed when it holds the machine for so many seconds.
 _TURN_LIMIT_S = 90
+DEMO_STEP = '--network=alexnet --size=64 --batch=32'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'torch', 'timm', 'faiss-cpu', 'grain', 'simplejpeg')
 
 
@@ -100,6 +103,9 @@ MEASUREMENTS = (
       'device': '--measure=product --targets=12000 --swept_bins=16 --swept_bins=100',
       'toy': '--measure=product --targets=8 --filters=6 --swept_bins=4 --swept_bins=8 --side=64'
       ' --swept_sources=1024 --swept_sources=2048 --swept_sources=3000 --k=5 --ks=5 --ks=9',
+      'quick': '--measure=product --targets=500 --swept_bins=8 --swept_bins=32 --side=2048'
+      ' --swept_sources=4096 --swept_sources=8192 --swept_sources=16384 --ks=100 --ks=4000',
+      'all': '--measure=product --targets=1000 --swept_bins=16 --swept_bins=100 --side=4096',
     },
   ),
   Measurement(
@@ -108,6 +114,8 @@ MEASUREMENTS = (
     {
       'device': '--measure=describe_images --images=2048',
       'toy': '--measure=describe_images --images=8 --size=64 --batch=4 --bins=4',
+      'quick': '--measure=describe_images --images=128 --batch=16',
+      'all': '--measure=describe_images --images=512 --batch=16 --batch=64',
     },
   ),
   *step_measurements('resnet50v2', 'bfloat16'),
@@ -115,11 +123,22 @@ MEASUREMENTS = (
   *step_measurements('resnet50v2', 'float32'),
   *step_measurements('resnet152v2', 'float32'),
   Measurement(
+    'step',
+    'bench_train_step',
+    {'quick': f'{DEMO_STEP} --repeats=3 --json', 'all': f'{DEMO_STEP} --compile --json'},
+  ),
+  Measurement(
+    'step resnet50v2', 'bench_train_step', {'all': '--network=resnet50v2 --compile --json'}
+  ),
+  Measurement('step resnet152v2', 'bench_train_step', {'all': '--compile --json'}),
+  Measurement(
     'loading',
     'bench_device',
     {
       'device': '--measure=loading --images=8192',
       'toy': '--measure=loading --images=8 --size=64',
+      'quick': '--measure=loading --images=1024',
+      'all': '--measure=loading --images=4096',
     },
   ),
   Measurement(
@@ -128,6 +147,7 @@ MEASUREMENTS = (
     {
       'device': '--measure=pmap --network=resnet152v2',
       'toy': '--measure=pmap --network=alexnet',
+      'all': '--measure=pmap --network=resnet152v2',
     },
   ),
   Measurement(
@@ -136,6 +156,8 @@ MEASUREMENTS = (
     {
       'device': '--measure=resume --size=64 --pairs=8',
       'toy': '--measure=resume --size=64 --pairs=2',
+      'quick': '--measure=resume --size=64 --pairs=2',
+      'all': '--measure=resume --size=64 --pairs=8',
     },
   ),
   Measurement(
@@ -163,6 +185,32 @@ MEASUREMENTS = (
       'device': '--network=resnet50v2 --dtype=bfloat16 --size=224 --pairs=32 --steps=60'
       ' --repeats=2 --json',
       'toy': '--size=72 --pairs=2 --steps=4 --repeats=1 --json',
+      'quick': '--repeats=2 --json',
+      'all': '--steps=200 --json',
+    },
+  ),
+  Measurement(
+    'ranking against rivals',
+    'bench_retrieval',
+    {'quick': '--targets=300 --sources=5000 --repeats=2 --json', 'all': '--json'},
+  ),
+  Measurement(
+    'description against rivals',
+    'bench_describe',
+    {'quick': '--size=64 --batch=32 --rounds=3 --json', 'all': '--size=64 --size=224 --json'},
+  ),
+  Measurement(
+    'loading against rivals',
+    'bench_loading',
+    {'quick': '--size=400x500 --images=64 --rounds=1 --json', 'all': '--json'},
+  ),
+  Measurement(
+    'folders',
+    'bench_folders',
+    {
+      'toy': '--classes=1 --json',
+      'quick': '--classes=10 --bytes=4096 --json',
+      'all': '--classes=100 --bytes=4096 --json',
     },
   ),
 )
@@ -258,7 +306,7 @@ def measure(scale: str, output: Path) -> dict[str, Any]:
     news = {k: v for k, v in record['figures'].items() if before.get('figures', {}).get(k) != v}
     line = f'{results["seconds"]:6.1f} s  {name}: {record["status"]}'
     if news:
-      line += f' {json.dumps(news)[:2000]}'
+      line += f' {json.dumps(news)[:400]}'
     print(line, flush=True)
     for error in record.get('error', ()):
       print(f'          {error[:400]}', flush=True)
@@ -267,7 +315,7 @@ def measure(scale: str, output: Path) -> dict[str, Any]:
     tasks = choose_tasks(scale, Path(folder), ONLY.value)
     run_tasks(
       tasks,
-      side_by_side=JOBS.value or os.cpu_count() or 1,
+      side_by_side=JOBS.value or (DEVICE.value and os.cpu_count()) or 1,
       limit=LIMIT.value or float('inf'),
       turn_limit=_TURN_LIMIT_S if DEVICE.value else float('inf'),
       report=report,

@@ -42,7 +42,7 @@ import scipy.special
 from absl import app, flags, logging
 
 from experiments import peak_memory
-from experiments.timing import Work, print_result, race, seconds_per_call
+from experiments.timing import Work, exclusive, print_result, race, seconds_per_call
 from sjft_jax.retrieval import knn
 from sjft_jax.runtime import launch
 
@@ -157,7 +157,8 @@ def race_pynndescent() -> tuple[float, float]:
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
     approximate, exact = by_index(), by_search()  # Both compile.
-    speedup = seconds_per_call(by_index) / seconds_per_call(by_search)
+    with exclusive():
+      speedup = seconds_per_call(by_index) / seconds_per_call(by_search)
   recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(approximate, exact, strict=True)])
   return speedup, float(recall)
 
@@ -194,7 +195,8 @@ def measure_alone() -> dict[str, Any]:
   rank = SyntheticRanking(BINS.value)
   rank(2 * BLOCK * len(devices), K.value)  # Compiles.
   before = race(products, REPEATS.value)
-  seconds = seconds_per_call(lambda: rank(SOURCES.value, K.value))
+  with exclusive():
+    seconds = seconds_per_call(lambda: rank(SOURCES.value, K.value))
   after = race(products, REPEATS.value)
   best = min(statistics.median(before[name] + after[name]) for name in products)
   flops = 4 * TARGETS.value * SOURCES.value * FILTERS.value * BINS.value
