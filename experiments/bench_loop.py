@@ -37,8 +37,8 @@ from sjft_jax import inputs
 from sjft_jax.data.pairs import Pairs
 from sjft_jax.runtime import console, launch
 from sjft_jax.selection.subset import select
-from sjft_jax.training import step
-from sjft_jax.training.trainer import OpenRun, Trainer, TrainerFactory
+from sjft_jax.training import sharding, step
+from sjft_jax.training.trainer import Trainer, TrainerFactory, TrainingSession
 
 NETWORK = flags.DEFINE_string('network', 'alexnet', 'The trunk, with random weights.')
 SIZE = flags.DEFINE_integer('size', 64, 'Pixels a side.')
@@ -70,8 +70,8 @@ class StepsAlone:
 
   def __init__(self, trainer: Trainer, variables: dict[str, Any], pairs: Pairs):
     self.train_step = trainer.train_step
-    self.state = step.replicate(step.create_state(**variables, optimizer=trainer.optimizer))
-    self.batch = step.shard_batch(pairs(0), accumulation=trainer.options.accumulation)
+    self.state = sharding.replicate(step.create_state(**variables, optimizer=trainer.optimizer))
+    self.batch = sharding.shard_batch(pairs(0), accumulation=trainer.options.accumulation)
 
   def __call__(self) -> None:
     metrics: list[Any] = []
@@ -91,7 +91,7 @@ class StepsInLoop:
     rates: images a second, as the newest line of the log has them.
   """
 
-  def __init__(self, run: OpenRun, pairs: Pairs):
+  def __init__(self, run: TrainingSession, pairs: Pairs):
     self.run, self.pairs = run, pairs
     self.seconds: list[float] = []
     self.idle: list[float] = []

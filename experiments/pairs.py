@@ -7,12 +7,12 @@
 textures has the demo's images and no pretrained weights, as for someone with a domain of their own:
 three fifths of the source have nothing to do with the target.
 
-flowers, caltech, grocery, dogs and satellite are targets of ten training images per class, and share
-one mixed source, half of it photographs and half drawings and satellite images (the target satellite
-has its own images taken out: a target unlike anything in the source). small_images.py writes them
-to runs/small_images.
+flowers, caltech, grocery, dogs and satellite are targets of ten training images per class with one
+mixed source, half of it photographs and half drawings and satellite images (which are left out for
+the target satellite: nothing in its source is like it). small_images.py writes all to
+runs/small_images.
 
-With _imagenet behind a name the network starts from AlexNet's weights from ImageNet. All arms of the
+With _imagenet behind its name a pair starts from AlexNet's weights from ImageNet. All arms of the
 paper train AlexNet's convolutions on 64 × 64 pixels. README.md has the protocol and the results.
 """
 

@@ -13,7 +13,7 @@ Clone these repositories into one folder, each at its commit:
 
   python -m experiments.small_images --clones=DIR --output=runs/small_images
 
-A target's list is flowers.csv, caltech.csv, grocery.csv, dogs.csv or satellite.csv, with the columns
+A target's list is flowers.csv, caltech.csv, grocery.csv, dogs.csv or satellite.csv, with columns
 path, label and split. mixed.csv is the source: photographs of objects and animals (mini-ImageNet),
 drawings and sketches (PACS) and satellite images, without the classes that a target has as well;
 mixed_without_satellite.csv is for the target satellite.
@@ -37,7 +37,7 @@ OUTPUT = flags.DEFINE_string('output', None, 'The folder to write.', required=Tr
 SHORT_SIDE = 72  # Pixels, of which training crops 64.
 # golden retriever, dalmatian, cannon, ant, electric guitar, orange, king crab: each in a target.
 SHARED_CLASSES = frozenset(
-  'n02099601 n02110341 n02950826 n02219486 n03272010 n07747607 n01981276'.split()
+  ('n02099601', 'n02110341', 'n02950826', 'n02219486', 'n03272010', 'n07747607', 'n01981276')
 )
 
 
@@ -94,7 +94,8 @@ def satellite(clones: Path) -> Iterator[Image]:
 def photographs(clones: Path) -> Iterator[Image]:
   """Yield 100 training images of each class of mini-ImageNet that no target has."""
   images = _class_folders(clones / 'split_minidataset/train', '')
-  yield from _limit((image for image in images if image.label not in SHARED_CLASSES), 100, first=True)
+  kept = (image for image in images if image.label not in SHARED_CLASSES)
+  yield from _limit(kept, 100, first=True)
 
 
 def drawings(clones: Path) -> Iterator[Image]:
@@ -147,6 +148,7 @@ def write(name: str, images: Iterable[Image], output: Path) -> list[Image]:
 
 
 def write_list(path: Path, images: Iterable[Image], *, columns: int) -> None:
+  """Write the first columns of images as .csv."""
   with open(path, 'w', newline='') as file:
     rows = csv.writer(file)
     rows.writerows((Image._fields[:columns], *(image[:columns] for image in images)))
@@ -156,10 +158,10 @@ def main(_: object) -> None:
   clones, output = Path(CLONES.value), Path(OUTPUT.value)
   for name, images in TARGETS.items():
     write_list(output / f'{name}.csv', write(name, images(clones), output), columns=3)
-  parts = {images.__name__: write(images.__name__, images(clones), output) for images in SOURCES}
-  write_list(output / 'mixed.csv', sum(parts.values(), []), columns=2)
-  parts.pop('satellite_source')
-  write_list(output / 'mixed_without_satellite.csv', sum(parts.values(), []), columns=2)
+  mixed = [image for part in SOURCES for image in write(part.__name__, part(clones), output)]
+  write_list(output / 'mixed.csv', mixed, columns=2)
+  others = [image for image in mixed if image.path.parts[0] != satellite_source.__name__]
+  write_list(output / 'mixed_without_satellite.csv', others, columns=2)
 
 
 if __name__ == '__main__':

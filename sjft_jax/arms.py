@@ -19,8 +19,8 @@ from sjft_jax.rounds import predict_round, run_rounds
 from sjft_jax.runtime import console
 from sjft_jax.screening.near_duplicates import group_images
 from sjft_jax.selection.growth import SelectionOptions
-from sjft_jax.training import probe, step
-from sjft_jax.training.trainer import OpenRun, Trainer
+from sjft_jax.training import probe, sharding, step
+from sjft_jax.training.trainer import Trainer, TrainingSession
 
 # On so many parts of the training images, regularisation and k are chosen.
 _NUM_FOLDS = 5
@@ -81,7 +81,7 @@ def run_frozen(
     console.say('  done before')
     return round_
   start_time = time.monotonic()
-  with trainer.open(variables) as run:
+  with trainer.open(variables) as session:
     target = trainer.domains.target
     data = (
       load_or_compute(trainer, variables),
@@ -92,19 +92,21 @@ def run_frozen(
     if arm == 'probe':
       head = probe.fit_probe(*data)
       console.say(f'  C = {head.strength:g}')
-      _replace_head(run, head)
+      _replace_head(session, head)
     else:
       knn = probe.fit_knn(*data)
       console.say(f'  k = {knn.num_neighbors}')
       trainer = _with_prediction(trainer, knn.predict)
-    run.progress = replace(run.progress, seconds=time.monotonic() - start_time)
-    round_ = predict_round(trainer, run.progress, 0, np.zeros(len(target), int))
+    session.progress = replace(session.progress, seconds=time.monotonic() - start_time)
+    round_ = predict_round(trainer, session.progress, 0, np.zeros(len(target), int))
     if arm == 'probe':
-      network = step.unreplicate(run.progress.state)
-      run.checkpoints.save(run.progress.step, network, {'seconds': run.progress.seconds})
-      run.checkpoints.wait()
+      network = sharding.unreplicate(session.progress.state)
+      session.checkpoints.save(
+        session.progress.step, network, {'seconds': session.progress.seconds}
+      )
+      session.checkpoints.wait()
       if trainer.options.keep_rounds:
-        run.save_network(results.round_dir(trainer, 0) / results.NETWORK)
+        session.save_network(results.round_dir(trainer, 0) / results.NETWORK)
     results.save_round(trainer, 0, round_)
   after_round()
   return round_
@@ -117,12 +119,12 @@ def _assign_folds(target: Dataset, seed: int) -> probe.Labels:
     return np.full(len(target), -1)
 
 
-def _replace_head(run: OpenRun, head: probe.Head) -> None:
+def _replace_head(session: TrainingSession, head: probe.Head) -> None:
   """Replace the target head of a network that has not been trained."""
-  network = run.network()
+  network = session.network()
   network['params'] |= {'target': {'kernel': head.kernel, 'bias': head.bias}}
-  state = step.create_state(**network, optimizer=run.trainer.optimizer)
-  run.progress = replace(run.progress, state=step.replicate(state))
+  state = step.create_state(**network, optimizer=session.trainer.optimizer)
+  session.progress = replace(session.progress, state=sharding.replicate(state))
 
 
 def _with_prediction(

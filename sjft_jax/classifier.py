@@ -24,7 +24,7 @@ from sjft_jax.models.weights.exported import PredictionOptions
 from sjft_jax.models.weights.run_checkpoint import TrainedNetwork
 from sjft_jax.runtime import artifacts
 from sjft_jax.runtime.options import choose
-from sjft_jax.training import step
+from sjft_jax.training import sharding, step
 from sjft_jax.training.evaluation import EvaluationOptions, Evaluator
 
 PathLike = str | os.PathLike[str]
@@ -182,7 +182,7 @@ def _build_model(network: TrainedNetwork, options: PredictionOptions) -> joint.J
 
 def _replicate(network: TrainedNetwork) -> step.TrainState:
   state = step.TrainState(jnp.int32(network.step), network.params, network.batch_stats, ())
-  return step.replicate(state)
+  return sharding.replicate(state)
 
 
 def _open(images: Images) -> Dataset:

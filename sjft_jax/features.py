@@ -10,7 +10,7 @@ from jaxtyping import Float
 from sjft_jax.data.dataset import SubsetDataset
 from sjft_jax.retrieval.knn import Ranking, TopK, decode_keys
 from sjft_jax.runtime import artifacts, console, distributed
-from sjft_jax.training import step
+from sjft_jax.training import sharding, step
 from sjft_jax.training.trainer import Trainer
 
 # In the work directory: the features of the training images, and the ranking of the source by them.
@@ -78,7 +78,7 @@ def _evaluator(trainer: Trainer) -> Any:
 
 
 def _state(variables: dict[str, Any]) -> step.TrainState:
-  return step.replicate(step.TrainState(jnp.int32(0), **variables, opt_state=()))
+  return sharding.replicate(step.TrainState(jnp.int32(0), **variables, opt_state=()))
 
 
 def _normalized(features: Features) -> Features:

@@ -19,7 +19,7 @@ from sjft_jax.selection.hardness import entropy
 from sjft_jax.selection.subset import Subset, select
 from sjft_jax.training import step
 from sjft_jax.training.loop import Progress
-from sjft_jax.training.trainer import OpenRun, Trainer
+from sjft_jax.training.trainer import Trainer, TrainingSession
 
 NumNeighbors = Int[np.ndarray, ' target']
 
@@ -104,34 +104,34 @@ class _Arm:
   Attributes:
     trainer, ranking, options: as for `run_rounds`.
     saved_rounds: each round, or None where it is not saved.
-    run: the training, or None if all rounds are saved: a finished arm needs no network.
+    session: the training, or None if all rounds are saved: a finished arm needs no network.
   """
 
   trainer: Trainer
   ranking: Ranking
   options: SelectionOptions
   saved_rounds: list[Round | None]
-  run: OpenRun | None
+  session: TrainingSession | None
 
   def train(self, number: int, subset: Subset | None, num_neighbors: NumNeighbors) -> None:
     """Train up to the end of a round, if the newest checkpoint is from before it.
 
     That can be a saved round too, where later checkpoints are damaged: the next round needs it.
     """
-    trainer, options, run = self.trainer, self.options, self.run
+    trainer, options, session = self.trainer, self.options, self.session
     is_saved = self.saved_rounds[number] is not None
     title = f'  round {number + 1} of {options.rounds}: {len(subset or ()):,} source images'
     console.say(f'{title}, done before' if is_saved else title)
-    if run is None:
+    if session is None:
       return
     if not is_saved:
       results.save_selection(trainer, number, subset, self.ranking)
     first, stop = self._first_step(number), self._first_step(number + 1)
-    if run.progress.step < stop:
-      if trainer.options.restart_schedule and run.progress.step == first:
-        run.reset_optimizer()
+    if session.progress.step < stop:
+      if trainer.options.restart_schedule and session.progress.step == first:
+        session.reset_optimizer()
       pairs = trainer.pairs(subset, number, repeats(num_neighbors, options.num_neighbors))
-      run.train(pairs, stop)
+      session.train(pairs, stop)
 
   def score(self, number: int, subset: Subset | None, num_neighbors: NumNeighbors) -> Round:
     """Predict the target's training images, for Eq. 2, and its test images; save the round.
@@ -139,25 +139,25 @@ class _Arm:
     A saved round is returned as it is; it is logged again where the training goes on from its end,
     since a kill may have come between.
     """
-    round_, run = self.saved_rounds[number], self.run
-    if run is None:
+    round_, session = self.saved_rounds[number], self.session
+    if session is None:
       assert round_ is not None
       return round_
     stop = self._first_step(number + 1)
     # False where a checkpoint from after this round was restored, since the round's file was lost.
-    is_newest = run.progress.step == stop
+    is_newest = session.progress.step == stop
     network_dir = results.round_dir(self.trainer, number) / results.NETWORK
     if round_ is None:
-      run.checkpoints.wait()
-      progress = run.progress if is_newest else run.load_network(network_dir, stop)
-      round_ = predict_round(run.trainer, progress, len(subset or ()), num_neighbors)
+      session.checkpoints.wait()
+      progress = session.progress if is_newest else session.load_network(network_dir, stop)
+      round_ = predict_round(session.trainer, progress, len(subset or ()), num_neighbors)
     if is_newest:
       metrics = results.round_metrics(self.trainer.domains, round_, self.ranking)
-      run.writer.log(stop, metrics)
-      run.writer.flush()
+      session.writer.log(stop, metrics)
+      session.writer.flush()
     if self.saved_rounds[number] is None:
       if is_newest and self.trainer.options.keep_rounds:
-        run.save_network(network_dir)
+        session.save_network(network_dir)
       # Last: once a round is saved, neither its network nor its log is looked at again.
       results.save_round(self.trainer, number, round_)
     return round_
@@ -174,8 +174,8 @@ def _open_arm(
   if None not in saved_rounds:
     yield _Arm(trainer, ranking, options, saved_rounds, None)
     return
-  with trainer.open(variables) as run:
-    yield _Arm(trainer, ranking, options, saved_rounds, run)
+  with trainer.open(variables) as session:
+    yield _Arm(trainer, ranking, options, saved_rounds, session)
 
 
 def predict_round(

@@ -24,7 +24,8 @@ from sjft_jax.runtime.memory import (
   planned_bytes,
   tree_bytes,
 )
-from sjft_jax.training.step import TrainState, shard_batch
+from sjft_jax.training.sharding import shard_batch
+from sjft_jax.training.step import TrainState
 
 
 def load_or_choose_accumulation(

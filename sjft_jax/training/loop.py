@@ -13,7 +13,8 @@ import jax
 from sjft_jax.runtime import preemption
 from sjft_jax.runtime.checkpoints import Checkpoints
 from sjft_jax.training.metric_writer import MetricWriter
-from sjft_jax.training.step import Metrics, TrainState, unreplicate
+from sjft_jax.training.sharding import unreplicate
+from sjft_jax.training.step import Metrics, TrainState
 from sjft_jax.training.throughput import ThroughputMeter
 
 # The metrics of a step on the host: (sum, count) by name.

@@ -1,12 +1,12 @@
-"""Train a network: a `Trainer` holds what it takes, and its `OpenRun` trains.
+"""Train a network: a `Trainer` holds what it takes, and its `TrainingSession` trains.
 
 An example:
 
   make_trainer = TrainerFactory(workdir, fingerprint, domains, network, variables)
   trainer = make_trainer('arms/rounds', config)
-  with trainer.open(variables) as run:  # It goes on from the newest checkpoint, if there is one.
-    run.train(trainer.pairs(subset, round_=0), stop=3200)
-    run.save_network(directory)
+  with trainer.open(variables) as session:  # It goes on from the newest checkpoint.
+    session.train(trainer.pairs(subset, round_=0), stop=3200)
+    session.save_network(directory)
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from sjft_jax.runtime import console, distributed, memory
 from sjft_jax.runtime.checkpoints import Checkpoints
 from sjft_jax.runtime.compilation import CompiledFunction
 from sjft_jax.selection.subset import Subset
-from sjft_jax.training import optimizer, step
+from sjft_jax.training import optimizer, sharding, step
 from sjft_jax.training.accumulation import load_or_choose_accumulation, training_hint
 from sjft_jax.training.evaluation import EvaluationOptions, Evaluator
 from sjft_jax.training.freeze import frozen_layers
@@ -152,11 +152,11 @@ class Trainer:
       seed=self.seed,
       round_=round_,
       batch_size=options.batch_size,
-      local_pairs=step.local_pairs(options.batch_size, options.accumulation),
+      local_pairs=sharding.local_pairs(options.batch_size, options.accumulation),
     )
 
   @contextlib.contextmanager
-  def open(self, variables: dict[str, Any]) -> Iterator['OpenRun']:
+  def open(self, variables: dict[str, Any]) -> Iterator['TrainingSession']:
     """Open the checkpoints and the log, and restore the newest checkpoint.
 
     Args:
@@ -165,7 +165,7 @@ class Trainer:
     with Checkpoints(self.directory / 'checkpoints', self.fingerprint) as checkpoints:
       initial = step.create_state(**variables, optimizer=self.optimizer)
       state, extra = checkpoints.load_newest(like=initial) or (initial, {})
-      progress = Progress(step.replicate(state), int(state.step), **extra)
+      progress = Progress(sharding.replicate(state), int(state.step), **extra)
       with MetricWriter(
         self.directory,
         name=self.directory.name,
@@ -174,12 +174,12 @@ class Trainer:
         is_writing=distributed.is_primary_process(),
         config=self.config,
       ) as writer:
-        yield OpenRun(self, progress, checkpoints, writer)
+        yield TrainingSession(self, progress, checkpoints, writer)
 
 
 @dataclass
-class OpenRun:
-  """A training run, with its checkpoints and its log open.
+class TrainingSession:
+  """A training, with its checkpoints and its log open.
 
   Attributes:
     trainer: what it trains with.
@@ -205,7 +205,7 @@ class OpenRun:
     meter = ThroughputMeter(pairs.images_per_batch, num_loaders(options.workers))
     loaded = prefetch(with_seconds(pairs), self.progress.step, stop, workers=options.workers)
     batches = (
-      step.shard_batch(batch, accumulation=options.accumulation)
+      sharding.shard_batch(batch, accumulation=options.accumulation)
       for batch in meter.watch_batches(loaded)
     )
     guard = LossGuard(
@@ -244,7 +244,7 @@ class OpenRun:
   def network(self) -> dict[str, Any]:
     """Return 'params' (their moving average, if there is one) and 'batch_stats' as numpy arrays."""
     state = step.with_ema_params(self.progress.state)
-    return step.unreplicate({'params': state.params, 'batch_stats': state.batch_stats})
+    return sharding.unreplicate({'params': state.params, 'batch_stats': state.batch_stats})
 
   def save_network(self, directory: epath.Path) -> None:
     """Save the network of this moment as a checkpoint of its own."""
@@ -268,7 +268,7 @@ class OpenRun:
       )
     network, extra = saved
     state = step.TrainState(jnp.int32(number), **network, opt_state=())
-    return Progress(step.replicate(state), number, extra['seconds'])
+    return Progress(sharding.replicate(state), number, extra['seconds'])
 
   def reset_optimizer(self) -> None:
     """Start the optimizer and its schedule anew, from the network of this moment."""

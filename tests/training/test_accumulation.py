@@ -19,7 +19,8 @@ from sjft_jax.training.accumulation import (
   training_hint,
 )
 from sjft_jax.training.losses import LossOptions
-from sjft_jax.training.step import create_state, make_train_step, replicate, shard_batch
+from sjft_jax.training.sharding import replicate, shard_batch
+from sjft_jax.training.step import create_state, make_train_step
 
 PAIRS, SIDE, WIDTH = 12, 8, 64
 GRADIENT_DESCENT = optax.sgd(0.1)

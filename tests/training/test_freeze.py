@@ -12,14 +12,8 @@ from sjft_jax.models.resnet import ResNet
 from sjft_jax.training import freeze, optimizer
 from sjft_jax.training.losses import LossOptions
 from sjft_jax.training.optimizer import SolverOptions
-from sjft_jax.training.step import (
-  create_state,
-  make_train_step,
-  replicate,
-  shard_batch,
-  unreplicate,
-  with_ema_params,
-)
+from sjft_jax.training.sharding import replicate, shard_batch, unreplicate
+from sjft_jax.training.step import create_state, make_train_step, with_ema_params
 
 RESNET = ('stem', 'stem_norm', 'stage1_block1', 'stage1_block2', 'stage2_block1', 'norm')
 SIDE, PAIRS = 32, 4

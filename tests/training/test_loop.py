@@ -11,7 +11,8 @@ from sjft_jax.runtime import preemption
 from sjft_jax.runtime.checkpoints import Checkpoints
 from sjft_jax.training.loop import Progress, fit
 from sjft_jax.training.metric_writer import LoggingOptions, MetricWriter
-from sjft_jax.training.step import TrainState, replicate
+from sjft_jax.training.sharding import replicate
+from sjft_jax.training.step import TrainState
 from sjft_jax.training.throughput import ThroughputMeter
 
 STEPS = 25

@@ -14,15 +14,8 @@ from sjft_jax.models.resnet import ResNet
 from sjft_jax.training import optimizer
 from sjft_jax.training.losses import LossOptions, joint_loss
 from sjft_jax.training.optimizer import SolverOptions
-from sjft_jax.training.step import (
-  create_state,
-  make_predict,
-  make_train_step,
-  replicate,
-  shard_batch,
-  unreplicate,
-  with_ema_params,
-)
+from sjft_jax.training.sharding import replicate, shard_batch, unreplicate
+from sjft_jax.training.step import create_state, make_predict, make_train_step, with_ema_params
 
 PAIRS, SIDE = 8, 32
 NUM_TARGET, NUM_SOURCE = 3, 5
