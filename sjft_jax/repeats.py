@@ -5,13 +5,16 @@ import os
 from typing import Any
 
 import numpy as np
-import scipy.stats
+from etils import epy
 from ml_collections import ConfigDict
 
 from sjft_jax import pipeline
 from sjft_jax import workdir as workdirs
 from sjft_jax.report import summary
 from sjft_jax.runtime import artifacts, console, distributed
+
+with epy.lazy_imports():
+  import scipy.stats
 
 
 def run(

@@ -90,6 +90,19 @@ def test_import_is_light_and_changes_nothing():
   run_python(IMPORT)
 
 
+# Each would make every command start a quarter of a second later, or more.
+COMMANDS = """
+import sys
+import sjft_jax.main, sjft_jax.predict, sjft_jax.retrieve, sjft_jax.tune, sjft_jax.pipeline
+packages = 'altair', 'scipy.optimize', 'scipy.stats', 'sklearn', 'tensorflow_datasets', 'vl_convert'
+print(*set(packages) & set(sys.modules))
+"""
+
+
+def test_commands_import_slow_packages_when_they_need_them():
+  assert not run_python(COMMANDS).split()
+
+
 # Other packages define flags and filters of their own: they are imported first.
 OTHER_PACKAGES = """
 import importlib, pkgutil, sys

@@ -4,17 +4,19 @@ import os
 from pathlib import Path
 
 import numpy as np
+from etils import epy
 from jaxtyping import Int, Int32
 
-from sjft_jax.data.builders import BUILDERS
 from sjft_jax.data.dataset import ConcatDataset, Dataset, Groups, SubsetDataset, image_groups
 from sjft_jax.data.demo import DemoDiverse, DemoTextures
 from sjft_jax.data.folder import SPLITS, ClassFolder
 from sjft_jax.data.folds import assign_folds
 from sjft_jax.data.image_list import ListedImages, is_list
-from sjft_jax.data.records import Records, resolve_data_dir
 from sjft_jax.data.walk import has_folders, is_folder, scan_visible
 from sjft_jax.runtime.options import choose
+
+with epy.lazy_imports():  # Only data sets of TFDS need it.
+  from sjft_jax.data import builders, records
 
 DEMOS = {'demo_textures': DemoTextures, 'demo_diverse': DemoDiverse}
 
@@ -62,12 +64,14 @@ def _load_single(dataset: str, path: str, split: str) -> Dataset:
       raise ValueError(f'path={path!r} is not read by {dataset}; leave it empty')
     return DEMOS[dataset](split)
   name = dataset.partition('/')[0]
-  if name not in BUILDERS and not (name and (resolve_data_dir(path) / name).is_dir()):
+  if name not in builders.BUILDERS and not (
+    name and (records.resolve_data_dir(path) / name).is_dir()
+  ):
     try:
-      choose('dataset', dataset, ['folder', *DEMOS, *BUILDERS])
+      choose('dataset', dataset, ['folder', *DEMOS, *builders.BUILDERS])
     except ValueError as error:
       raise ValueError(f'{error}, or a data set that TFDS has prepared below path') from None
-  return Records(dataset, path, split)
+  return records.Records(dataset, path, split)
 
 
 def check_outside_classes(directory: str, *, dataset: str, path: str, split: str) -> None:

@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-import altair as alt
 import numpy as np
-import vl_convert
+from etils import epy
 
 from sjft_jax.runtime import artifacts
+
+with epy.lazy_imports():  # A run draws its page after a round; until then nothing needs them.
+  import altair as alt
+  import vl_convert
 
 Row = Mapping[str, Any]
 Spec = dict[str, Any]
@@ -215,11 +218,11 @@ def quantiles(rows: Sequence[Row]) -> Spec:
   return _spec(whiskers + boxes + medians, height=220)
 
 
-def _chart(rows: Sequence[Row]) -> alt.Chart:
+def _chart(rows: Sequence[Row]) -> 'alt.Chart':
   return alt.Chart(alt.InlineData(values=list(rows)))
 
 
-def _spec(chart: alt.Chart | alt.LayerChart, *, height: int) -> Spec:
+def _spec(chart: 'alt.Chart | alt.LayerChart', *, height: int) -> Spec:
   sized = chart.properties(
     width='container', height=height, autosize=alt.AutoSizeParams(type='fit-x', contains='padding')
   )
@@ -228,19 +231,19 @@ def _spec(chart: alt.Chart | alt.LayerChart, *, height: int) -> Spec:
   return spec
 
 
-def _tip(field: str, number: str | None = None) -> alt.Tooltip:
+def _tip(field: str, number: str | None = None) -> 'alt.Tooltip':
   title = field.partition(':')[0]
   return (
     alt.Tooltip(field, title=title, format=number) if number else alt.Tooltip(field, title=title)
   )
 
 
-def _tips(fields: str, number: str | None) -> list[alt.Tooltip]:
+def _tips(fields: str, number: str | None) -> 'list[alt.Tooltip]':
   kind = 'Q' if number else 'N'
   return [_tip(f'{field}:{kind}', number) for field in fields.split()]
 
 
-def _arm_color(arms: Sequence[str], **legend: Any) -> alt.Color:
+def _arm_color(arms: Sequence[str], **legend: Any) -> 'alt.Color':
   colors = [f'var(--series-{number + 1})' for number in range(len(arms))]
   scale = alt.Scale(domain=list(arms), range=colors)
   return alt.Color('arm:N', scale=scale, legend=alt.Legend(**legend))

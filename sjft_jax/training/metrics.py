@@ -1,9 +1,12 @@
 """Classification scores from predicted probabilities."""
 
 import numpy as np
-import scipy.optimize
-import scipy.special
+from etils import epy
 from jaxtyping import Float, Int
+
+with epy.lazy_imports():  # A tenth of the time that a command needs to start.
+  import scipy.optimize
+  import scipy.special
 
 
 def top1(

@@ -6,16 +6,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epy
 from jaxtyping import Float, Int
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import PredefinedSplit, cross_val_score
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from sjft_jax.training import metrics
+
+with epy.lazy_imports():  # Every command imports this module, and few need scikit-learn.
+  from sklearn import exceptions, linear_model, model_selection, neighbors, pipeline, preprocessing
 
 # C of scikit-learn: the weight of the summed loss against half the squared weights.
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))
@@ -56,13 +54,15 @@ def fit_probe(features: Features, labels: Labels, folds: Labels, num_classes: in
     folds: the fold in which each is held out, −1 for never; without any, C is `_STRENGTH`.
     num_classes: classes of the head; those without images are never predicted.
   """
-  model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+  model = pipeline.make_pipeline(
+    preprocessing.StandardScaler(), linear_model.LogisticRegression(max_iter=1000)
+  )
   option, strength, best = 'logisticregression__C', _STRENGTH, -np.inf
   # Threads that share little work cost more than they save.
   is_small = features.size * num_classes < _SMALL
   with threadpool_limits(1 if is_small else None), warnings.catch_warnings():
     # A fit that is slow to converge is stopped, which is a little more regularisation.
-    warnings.simplefilter('ignore', ConvergenceWarning)
+    warnings.simplefilter('ignore', exceptions.ConvergenceWarning)
     for value in STRENGTHS if (folds >= 0).any() else ():
       model.set_params(**{option: value})
       score = _cross_validate(model, features, labels, folds, _log_likelihood)
@@ -104,7 +104,7 @@ def fit_knn(
   Args:
     features, labels, folds, num_classes: as for `fit_probe`; without folds, k is 1.
   """
-  model = KNeighborsClassifier(n_neighbors=1, weights='distance', metric='cosine')
+  model = neighbors.KNeighborsClassifier(n_neighbors=1, weights='distance', metric='cosine')
   held_out = np.bincount(folds[folds >= 0])
   scores = {
     k: _cross_validate(model.set_params(n_neighbors=k), features, labels, folds)
@@ -125,8 +125,10 @@ def _cross_validate(
   scoring: Callable[..., float] | str = 'accuracy',
 ) -> float:
   """Return the mean of a score over the folds, each scored by a fit to the other images."""
-  split = PredefinedSplit(folds)
-  scores = cross_val_score(model, features, labels, cv=split, scoring=scoring, error_score='raise')
+  split = model_selection.PredefinedSplit(folds)
+  scores = model_selection.cross_val_score(
+    model, features, labels, cv=split, scoring=scoring, error_score='raise'
+  )
   return float(scores.mean())
 
 
