@@ -8,7 +8,7 @@ from experiments import bench_results, cost_model
 from experiments.bench_results import figures
 from sjft_jax.report import charts, page
 
-_MARKS = {True: 'yes', False: 'no', None: ''}
+_MARKS = {True: ': met', False: ': missed', None: ''}
 
 
 def write(path: Path, results: Mapping[str, Any], price: float) -> None:
@@ -31,8 +31,8 @@ def write(path: Path, results: Mapping[str, Any], price: float) -> None:
       tables=[
         page.Table(
           caption='What was asked, measured and hoped for',
-          headings=['question', 'answer', 'goal', 'met'],
-          rows=[[f.question, f.answer or '–', f.goal, _MARKS[f.is_met]] for f in findings],
+          headings=['question', 'goal', 'answer'],
+          rows=[[f.question, f.goal + _MARKS[f.is_met], f.answer or '–'] for f in findings],
         )
       ],
     )
@@ -84,13 +84,11 @@ def _plot_rankings(measurements: Mapping[str, Any]) -> Iterator[page.Chart]:
       if not points or (x != 'sources' and y != 'seconds'):
         continue
       shown = list(dict.fromkeys(p['arm'] for p in points))
-      yield page.Chart(
-        caption=f'{title} against {x}',
-        description=f'{title} of a ranking against {x}; the table below has the numbers.',
-        spec=charts.curves(
-          sorted(points, key=lambda p: p['x']), shown, x=x, y=title, number=',.3~g'
-        ),
-      )
+      points.sort(key=lambda point: point['x'])
+      spec = charts.curves(points, shown, x=x, y=title, number=',.3~r')
+      spec['encoding']['y']['scale']['zero'] = True
+      description = f'{title} of a ranking against {x}; the table below has the numbers.'
+      yield page.Chart(caption=f'{title} against {x}', description=description, spec=spec)
 
 
 def _tabulate_rankings(measurements: Mapping[str, Any]) -> page.Table:
