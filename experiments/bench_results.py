@@ -64,9 +64,7 @@ def _goal(question: str, value: float, least: float, text: str) -> Finding:
 def _read_rankings(measurements: Measurements, name: str) -> Iterator[Finding]:
   rankings = figures(measurements, name)['rankings']
   for kind, row in rankings.items():
-    answer = (
-      f'{row["same_positions"]:.4%} of the positions, {row["same_neighbors"]:.4%} of the sets'
-    )
+    answer = f'{row["same_positions"]:.4%} of places, {row["same_neighbors"]:.4%} of neighbours'
     if 'error_in_tolerances' in row:
       error = row['error_in_tolerances']
       answer += f'; error {error:.2g} of its bound'
@@ -78,12 +76,14 @@ def _read_rankings(measurements: Measurements, name: str) -> Iterator[Finding]:
 def _read_product(measurements: Measurements, name: str) -> Iterator[Finding]:
   row = figures(measurements, name)
   for dtype, flops in row['peak_flops'].items():
-    yield Finding(f'square product, {dtype}', f'{flops / 1e12:,.1f} TFLOP/s')
+    yield Finding(f'square product, {dtype}', f'{flops / 1e12:,.3g} TFLOP/s')
   text = f'{row["fraction_of_peak"]:.2f}, {row["sources_per_second"]:,.0f} sources/s'
   question = f'FLOP/s of the ranking over the square product, {row["targets"]:,} targets'
   yield _goal(question, row['fraction_of_peak'], PRODUCT_GOAL, text)
-  tile = ', '.join(f'{k} {v:.3g}' for k, v in row['tile'].items())
-  yield Finding('stages of a tile of 1,024 sources', tile)
+  tile = dict(row['tile'])
+  question = f'stages of a tile of 1,024 sources, k = {tile.pop("k"):,}, ms'
+  stages = (f'{name.removesuffix("_ms")} {ms:.3g}' for name, ms in tile.items())
+  yield Finding(question, ', '.join(stages))
 
 
 def _read_description(measurements: Measurements, name: str) -> Iterator[Finding]:
@@ -153,10 +153,12 @@ def _read_out_of_memory(measurements: Measurements, name: str) -> Iterator[Findi
 def _read_accumulation(measurements: Measurements, name: str) -> Iterator[Finding]:
   row = figures(measurements, name)
   text = (
-    f'{row["accumulation"]} micro-batches of {row["largest_micro_batch"]} images, '
+    f'{row["largest_micro_batch"]} images in each of {row["accumulation"]}, '
     f'{row["limit_mib"]:,.0f} MiB may be used'
   )
-  yield Finding('training.accumulation=0', text, 'the step runs', 'images_per_second' in row)
+  yield Finding(
+    'micro-batches by training.accumulation=0', text, 'the step runs', 'images_per_second' in row
+  )
 
 
 def _read_loop(measurements: Measurements, name: str) -> Iterator[Finding]:
