@@ -45,7 +45,7 @@ PRICE = flags.DEFINE_float(
 ONLY = flags.DEFINE_list('only', [], 'Names of the measurements to run; none: all.')
 LIMIT = flags.DEFINE_float('limit', 0, 'Seconds after which all ends; 0: no limit.', lower_bound=0)
 JOBS = flags.DEFINE_integer(
-  'jobs', 0, 'Processes side by side; 0: one a core with --device, else 1.', lower_bound=0
+  'jobs', 0, 'Processes side by side; 0: three for two cores with --device, else 1.', lower_bound=0
 )
 
 # A step of the device is killed when it holds the machine for so many seconds.
@@ -74,7 +74,7 @@ class Measurement(NamedTuple):
 
 def step_measurements(network: str, dtype: str) -> list[Measurement]:
   """Return our step, PyTorch's and the one that it compiles, which take turns."""
-  scales = {'device': f'--network={network} --size=224 --batch=64 --repeats=3'}
+  scales = {'device': f'--network={network} --size=224 --batch=64 --repeats=2'}
   if (network, dtype) == ('resnet50v2', 'float32'):
     scales['toy'] = '--network=alexnet --size=64 --batch=4 --repeats=1 --side=256'
   common = f'--dtype={dtype} --json'
@@ -323,7 +323,7 @@ def measure(scale: str, output: Path) -> dict[str, Any]:
     tasks = choose_tasks(scale, Path(folder), ONLY.value)
     run_tasks(
       tasks,
-      side_by_side=JOBS.value or (DEVICE.value and os.cpu_count()) or 1,
+      side_by_side=JOBS.value or (DEVICE.value and 3 * (os.cpu_count() or 1) // 2) or 1,
       limit=LIMIT.value or float('inf'),
       turn_limit=_TURN_LIMIT_S if DEVICE.value else float('inf'),
       report=report,
