@@ -1,10 +1,11 @@
 """Check and measure what depends on the device: a GPU's results, speed and memory.
 
-  python -m experiments.bench_device --measure=rankings --targets=512 --sources=20000 --bins=100
-  JAX_PLATFORMS=cpu python -m experiments.bench_device --measure=describe --images=32 --size=64
+  python -m experiments.bench_device --measure=rankings --images=512
+  python -m experiments.bench_device --measure=describe_images --images=32 --size=64
 
 `experiments.bench` runs each measurement as a process of its own. Figures are printed as they are
-known, a JSON object a line, whose union is the result.
+known, a JSON object a line, whose union is the result. Sizes of rankings are set by the flags of
+`bench_retrieval`.
 
 - rankings: whether the device's rankings are those of the CPU, at every default precision of JAX's
   products: of given histograms, and from images on by both filter banks. `same_positions` and
@@ -13,11 +14,11 @@ known, a JSON object a line, whose union is the result.
 - product: FLOP/s of the ranking, 4 · targets · sources · filters · bins over its time, over those
   of the device's own square product; time and memory for each number of sources, k and bins; the
   stages of a tile.
-- describe: images described a second, from arrays and from JPEG files, and the fit of the bins.
+- describe_images: images described a second, from arrays and from JPEG files, and the fit of the bins.
 - loading: JPEG files decoded and cut a second, in threads and in processes.
 - pmap: what the mapped call of a step costs the host, beside `jax.jit`'s, on a network's state.
 - accumulation: what training.accumulation=0 chooses, and whether its step then fits.
-- memory: the line that ends a run when memory runs out.
+- out_of_memory: the line that ends a run when memory runs out.
 - resume: whether a training that is killed and resumed ends like one that is not, to the last bit.
 """
 
@@ -533,7 +534,7 @@ def train(workdir: Path, *, size: int, pairs: int, steps: int) -> None:
 
 @measurement
 def train_small() -> Iterator[Figures]:
-  """Train in the given folder; part of `resume` and of `memory`."""
+  """Train in the given folder; part of `resume` and of `out_of_memory`."""
   from sjft_jax.runtime import cli, compilation
 
   compilation.enable_cache()
