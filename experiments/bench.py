@@ -116,15 +116,21 @@ MEASUREMENTS = (
       'all': '--measure=product --targets=1000 --swept_bins=16 --swept_bins=100 --side=4096',
     },
   ),
-  Measurement(
-    'description',
-    'bench_device',
-    {
-      'device': '--measure=describe_images --images=2048',
-      'toy': '--measure=describe_images --images=8 --size=64 --batch=4 --bins=4',
-      'quick': '--measure=describe_images --images=128 --batch=16',
-      'all': '--measure=describe_images --images=512 --batch=16 --batch=64',
-    },
+  *(
+    Measurement(
+      f'description {bank}',
+      'bench_device',
+      {
+        scale: f'--measure=describe_images --bank={bank} {flags_}'
+        for scale, flags_ in {
+          'device': '--images=2048',
+          'toy': '--images=8 --size=64 --batch=4 --bins=4',
+          'quick': '--images=128 --batch=16',
+          'all': '--images=512 --batch=16 --batch=64',
+        }.items()
+      },
+    )
+    for bank in ('alexnet', 'gabor')
   ),
   *step_measurements('resnet50v2', 'bfloat16'),
   *step_measurements('resnet152v2', 'bfloat16'),

@@ -92,9 +92,9 @@ def _read_description(measurements: Measurements, name: str) -> Iterator[Finding
     text = f'{rate:,.0f} images/s'
     if 'images_per_second_from_files' in row:
       text += f', {row["images_per_second_from_files"]:,.0f} from JPEG files'
-      yield _goal(f'images described: {kind}', rate, DESCRIPTION_GOAL, text)
+      yield _goal(f'{name}, {kind}', rate, DESCRIPTION_GOAL, text)
     else:
-      yield Finding(kind, text)
+      yield Finding(f'{name}, {kind}', text)
 
 
 def _read_step(measurements: Measurements, name: str) -> Iterator[Finding]:
@@ -196,7 +196,8 @@ def _read_folders(measurements: Measurements, name: str) -> Iterator[Finding]:
 _READERS: dict[str, Callable[[Measurements, str], Iterator[Finding]]] = {
   'rankings': _read_rankings,
   'product': _read_product,
-  'description': _read_description,
+  'description alexnet': _read_description,
+  'description gabor': _read_description,
   'step': _read_own_step,
   'step resnet50v2': _read_own_step,
   'step resnet152v2': _read_own_step,

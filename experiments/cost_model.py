@@ -155,7 +155,7 @@ def fit(measurements: Mapping[str, Figures]) -> Model:
     float(_seconds(parameters, rows[-1:], overlaps)[0]),
   )
   start, per_term, top_k, per_neighbor = np.exp(parameters).tolist()
-  descriptions = figures('description')
+  descriptions = figures('description alexnet')
   steps = [name for name in _STEPS if measurements.get(name, {}).get('figures')]
   step = steps[0] if steps else _STEPS[0]
   return Model(
@@ -164,7 +164,7 @@ def fit(measurements: Mapping[str, Figures]) -> Model:
     top_k,
     1 / per_neighbor,
     figures('loading', 'threads', 'images_per_second'),
-    max(v['images_per_second'] for n, v in descriptions.items() if 'alexnet' in n),
+    max(row['images_per_second'] for name, row in descriptions.items() if 'at once' in name),
     figures(step, 'images_per_second'),
     step,
     overlaps,

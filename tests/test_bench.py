@@ -131,7 +131,7 @@ def synthetic_rankings(overlaps, noise=0.0):
 def make_measurements(rows):
   return {
     'product': {'figures': {'rows': rows, 'targets': 1000, 'filters': 352}},
-    'description': {'figures': {'alexnet, 64 at once': {'images_per_second': 5000.0}}},
+    'description alexnet': {'figures': {'64 at once': {'images_per_second': 5000.0}}},
     'loading': {'figures': {'threads': {'images_per_second': 8000.0}}},
     'step': {'figures': {'images_per_second': 900.0}},
   }
