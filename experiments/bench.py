@@ -357,13 +357,14 @@ def print_findings(results: Mapping[str, Any]) -> None:
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
   """Draw the page, where the packages that draw it are installed."""
+  from experiments import bench_page
+
   try:
-    from experiments import bench_page
+    bench_page.write(path, results, PRICE.value)
   except ModuleNotFoundError as error:
     print(f'{path} is not drawn: {error.name} is missing; --page draws it from bench.json later')
-    return
-  bench_page.write(path, results, PRICE.value)
-  print(f'\n{path}')
+  else:
+    print(f'\n{path}')
 
 
 def main(_: object) -> None:

@@ -414,7 +414,7 @@ def make_state(network_name: str, size: int) -> tuple[Any, Any, Any]:
 def pmap() -> Iterator[Figures]:
   """Time a trivial update of a network's state, mapped as the step is, and by `jax.jit`."""
   from sjft_jax.runtime.compilation import CompiledFunction
-  from sjft_jax.training import step
+  from sjft_jax.training import sharding
 
   _, _, state = make_state(NETWORK.value, 64)
   state = jax.tree.map(np.asarray, state)
@@ -425,7 +425,7 @@ def pmap() -> Iterator[Figures]:
   contenders = {
     'pmap': (
       CompiledFunction(jax.pmap(update, axis_name='batch', donate_argnums=0)),
-      step.replicate(state, 1),
+      sharding.replicate(state, 1),
     ),
     'jit': (jax.jit(update, donate_argnums=0), jax.device_put(state)),
   }
@@ -449,7 +449,7 @@ def pmap() -> Iterator[Figures]:
 def accumulation() -> Iterator[Figures]:
   """Let the number of micro-batches be chosen for a step that does not fit at once; run it."""
   from sjft_jax import config
-  from sjft_jax.training import step
+  from sjft_jax.training import sharding, step
   from sjft_jax.training.accumulation import choose_accumulation
   from sjft_jax.training.losses import LossOptions
 
@@ -480,9 +480,9 @@ def accumulation() -> Iterator[Figures]:
   }
   batch = {name: np.zeros(x.shape, x.dtype) for name, x in shapes.items()}
   batch['is_source'][1::2] = True
-  shard = step.shard_batch(batch, accumulation=chosen, num_devices=1)
+  shard = sharding.shard_batch(batch, accumulation=chosen, num_devices=1)
   with exclusive():
-    replicated, metrics = train_step(step.replicate(state, 1), shard)
+    replicated, metrics = train_step(sharding.replicate(state, 1), shard)
     jax.block_until_ready(metrics)
     start_time = time.perf_counter()
     _, metrics = train_step(replicated, shard)

@@ -50,7 +50,7 @@ from experiments.timing import print_result, race, speedup
 from sjft_jax import config
 from sjft_jax.models import joint, trunk
 from sjft_jax.runtime import compilation, launch
-from sjft_jax.training import step
+from sjft_jax.training import sharding, step
 from sjft_jax.training.losses import LossOptions
 from sjft_jax.training.optimizer import SolverOptions, sgd
 
@@ -103,8 +103,8 @@ class OurStep:
     optimizer = sgd(options.training.steps, SolverOptions(**options.solver))
     loss_options = LossOptions(**options.loss)
     mapped = step.make_train_step(network.apply, optimizer, 0, loss_options).mapped
-    self.state = step.replicate(step.create_state(**variables, optimizer=optimizer), 1)
-    self.batch = step.shard_batch(make_batch(), accumulation=1, num_devices=1)
+    self.state = sharding.replicate(step.create_state(**variables, optimizer=optimizer), 1)
+    self.batch = sharding.shard_batch(make_batch(), accumulation=1, num_devices=1)
     lowered = mapped.lower(self.state, self.batch)
     start_time = time.perf_counter()
     self.program = lowered.compile() if plain else compilation.compile_lowered(lowered)
