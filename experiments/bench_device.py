@@ -523,9 +523,9 @@ def train(workdir: Path, *, size: int, pairs: int, steps: int) -> None:
     num_source=len(domains.source),
     seed=0,
   )
-  with trainer.open(network.variables) as run:
-    run.train(trainer.pairs(subset, 0), steps)
-    run.checkpoints.wait()
+  with trainer.open(network.variables) as session:
+    session.train(trainer.pairs(subset, 0), steps)
+    session.checkpoints.wait()
 
 
 @measurement
