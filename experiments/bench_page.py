@@ -106,7 +106,7 @@ def _tabulate_rankings(measurements: Mapping[str, Any]) -> page.Table:
     headings=[key.replace('_', ' ') for key in keys],
     rows=rows,
     numbers=range(len(keys)),
-    remark='Peaks of memory are those of the process so far, from the first row on.',
+    remark='The peak of a device is that of all rankings up to this one, in their order.',
   )
 
 

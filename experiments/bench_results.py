@@ -92,6 +92,7 @@ def _read_description(measurements: Measurements, name: str) -> Iterator[Finding
     text = f'{rate:,.0f} images/s'
     if 'images_per_second_from_files' in row:
       text += f', {row["images_per_second_from_files"]:,.0f} from JPEG files'
+    if row.get('device_peak_mib'):  # The goal is an accelerator's.
       yield _goal(f'{name}, {kind}', rate, DESCRIPTION_GOAL, text)
     else:
       yield Finding(f'{name}, {kind}', text)
