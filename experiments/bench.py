@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
+from experiments import bench_results, cost_model
 from experiments.turns import Task, run_tasks
 
 ALL = flags.DEFINE_bool('all', False, 'Measure everything at the sizes of the documents.')
@@ -38,10 +39,13 @@ DEVICE = flags.DEFINE_bool('device', False, 'Check and measure one accelerator.'
 TOY = flags.DEFINE_bool('toy', False, 'With --device: sizes for a CPU, whose figures say nothing.')
 OUTPUT = flags.DEFINE_string('output', 'runs/bench', 'Folder for bench.json and bench.html.')
 PAGE = flags.DEFINE_string('page', None, 'Only draw the page of this bench.json, beside it.')
+PRICE = flags.DEFINE_float(
+  'price', 0, 'Of an hour of a device and its cores, for the cost model.', lower_bound=0
+)
 ONLY = flags.DEFINE_list('only', [], 'Names of the measurements to run; none: all.')
 LIMIT = flags.DEFINE_float('limit', 0, 'Seconds after which all ends; 0: no limit.', lower_bound=0)
 JOBS = flags.DEFINE_integer(
-  'jobs', 0, 'Processes side by side; 0: one a core with --device, else 1.', lower_bound=0
+  'jobs', 0, 'Processes side by side; 0: three for two cores with --device, else 1.', lower_bound=0
 )
 
 # A step of the device is killed when it holds the machine for so many seconds.
@@ -69,19 +73,23 @@ class Measurement(NamedTuple):
 
 
 def step_measurements(network: str, dtype: str) -> list[Measurement]:
-  """Return our step and PyTorch's, which take turns."""
-  scales = {'device': f'--network={network} --size=224 --batch=64 --repeats=3'}
+  """Return our step, PyTorch's and the one that it compiles, which take turns."""
+  scales = {'device': f'--network={network} --size=224 --batch=64 --repeats=2'}
   if (network, dtype) == ('resnet50v2', 'float32'):
-    scales['toy'] = '--network=alexnet --size=64 --batch=4 --repeats=1'
-  common = f'--dtype={dtype} --json --compile'
+    scales['toy'] = '--network=alexnet --size=64 --batch=4 --repeats=1 --side=256'
+  common = f'--dtype={dtype} --json'
   return [
     Measurement(
       f'step {network} {dtype} {whose}',
       'bench_train_step',
-      {scale: f'--only={whose} {flags_} {common}' for scale, flags_ in scales.items()},
+      {
+        scale: f'--only={whose} {flags_} {common}'
+        for scale, flags_ in scales.items()
+        if (scale, whose) != ('toy', 'compiled')  # It takes minutes on a CPU.
+      },
       group=f'step {network} {dtype}',
     )
-    for whose in ('ours', 'torch')
+    for whose in ('ours', 'torch', 'compiled')
   ]
 
 
@@ -108,15 +116,21 @@ MEASUREMENTS = (
       'all': '--measure=product --targets=1000 --swept_bins=16 --swept_bins=100 --side=4096',
     },
   ),
-  Measurement(
-    'description',
-    'bench_device',
-    {
-      'device': '--measure=describe_images --images=2048',
-      'toy': '--measure=describe_images --images=8 --size=64 --batch=4 --bins=4',
-      'quick': '--measure=describe_images --images=128 --batch=16',
-      'all': '--measure=describe_images --images=512 --batch=16 --batch=64',
-    },
+  *(
+    Measurement(
+      f'description {bank}',
+      'bench_device',
+      {
+        scale: f'--measure=describe_images --bank={bank} {flags_}'
+        for scale, flags_ in {
+          'device': '--images=2048',
+          'toy': '--images=8 --size=64 --batch=4 --bins=4',
+          'quick': '--images=128 --batch=16',
+          'all': '--images=512 --batch=16 --batch=64',
+        }.items()
+      },
+    )
+    for bank in ('alexnet', 'gabor')
   ),
   *step_measurements('resnet50v2', 'bfloat16'),
   *step_measurements('resnet152v2', 'bfloat16'),
@@ -315,7 +329,7 @@ def measure(scale: str, output: Path) -> dict[str, Any]:
     tasks = choose_tasks(scale, Path(folder), ONLY.value)
     run_tasks(
       tasks,
-      side_by_side=JOBS.value or (DEVICE.value and os.cpu_count()) or 1,
+      side_by_side=JOBS.value or (DEVICE.value and 3 * (os.cpu_count() or 1) // 2) or 1,
       limit=LIMIT.value or float('inf'),
       turn_limit=_TURN_LIMIT_S if DEVICE.value else float('inf'),
       report=report,
@@ -323,12 +337,50 @@ def measure(scale: str, output: Path) -> dict[str, Any]:
   return results
 
 
+def print_findings(results: Mapping[str, Any]) -> None:
+  """Print what was found, and what runs would take by it."""
+  marks = {True: 'met', False: 'NOT MET', None: ''}
+  print()
+  for finding in bench_results.find(results['measurements']):
+    goal = f'  (goal: {finding.goal}: {marks[finding.is_met]})' if finding.goal else ''
+    print(f'{finding.question}: {finding.answer or "not measured"}{goal}')
+  try:
+    model = cost_model.fit(results['measurements'])
+  except ValueError as error:
+    print(f'\n{error}')
+    return
+  print('\nWhat runs would take', *cost_model.describe(model), sep='\n')
+  headings, rows = cost_model.tabulate(model, PRICE.value)
+  for row in rows:
+    print(f'{row[0]}: {", ".join(map(" ".join, zip(headings[1:], row[1:], strict=True)))}')
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+  """Draw the page, where the packages that draw it are installed."""
+  from experiments import bench_page
+
+  try:
+    bench_page.write(path, results, PRICE.value)
+  except ModuleNotFoundError as error:
+    print(f'{path} is not drawn: {error.name} is missing; --page draws it from bench.json later')
+  else:
+    print(f'\n{path}')
+
+
 def main(_: object) -> None:
+  if PAGE.value:
+    results = json.loads(Path(PAGE.value).read_text())
+    print_findings(results)
+    draw(results, Path(PAGE.value).with_suffix('.html'))
+    return
   scales = [f.name for f in (ALL, QUICK, DEVICE) if f.value]
   if len(scales) != 1:
     sys.exit('error: give one of --all, --quick and --device')
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # As `timeout` sends it.
-  measure('toy' if TOY.value else scales[0], Path(OUTPUT.value))
+  output = Path(OUTPUT.value)
+  results = measure('toy' if TOY.value else scales[0], output)
+  print_findings(results)
+  draw(results, output / 'bench.html')
 
 
 if __name__ == '__main__':

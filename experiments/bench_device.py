@@ -1,10 +1,11 @@
 """Check and measure what depends on the device: a GPU's results, speed and memory.
 
-  python -m experiments.bench_device --measure=rankings --targets=512 --sources=20000 --bins=100
-  JAX_PLATFORMS=cpu python -m experiments.bench_device --measure=describe --images=32 --size=64
+  python -m experiments.bench_device --measure=rankings --images=512
+  python -m experiments.bench_device --measure=describe_images --bank=gabor --images=32 --size=64
 
 `experiments.bench` runs each measurement as a process of its own. Figures are printed as they are
-known, a JSON object a line, whose union is the result.
+known, a JSON object a line, whose union is the result. Sizes of rankings are set by the flags of
+`bench_retrieval`.
 
 - rankings: whether the device's rankings are those of the CPU, at every default precision of JAX's
   products: of given histograms, and from images on by both filter banks. `same_positions` and
@@ -13,11 +14,12 @@ known, a JSON object a line, whose union is the result.
 - product: FLOP/s of the ranking, 4 · targets · sources · filters · bins over its time, over those
   of the device's own square product; time and memory for each number of sources, k and bins; the
   stages of a tile.
-- describe: images described a second, from arrays and from JPEG files, and the fit of the bins.
+- describe_images: images described a second, from arrays and from JPEG files; images a second to
+  which bins are fitted.
 - loading: JPEG files decoded and cut a second, in threads and in processes.
 - pmap: what the mapped call of a step costs the host, beside `jax.jit`'s, on a network's state.
 - accumulation: what training.accumulation=0 chooses, and whether its step then fits.
-- memory: the line that ends a run when memory runs out.
+- out_of_memory: the line that ends a run when memory runs out.
 - resume: whether a training that is killed and resumed ends like one that is not, to the last bit.
 """
 
@@ -32,7 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +56,12 @@ from sjft_jax.ranking import pipelined
 from sjft_jax.retrieval import backends, divergence, knn
 from sjft_jax.runtime import launch, memory
 
+BANKS = ('alexnet', 'gabor')
 MEASURE = flags.DEFINE_string('measure', None, 'What to measure; see the description.')
 IMAGES = flags.DEFINE_integer('images', 2048, 'Images that are described or loaded in a turn.')
 SIZE = flags.DEFINE_integer('size', 224, 'Pixels a side.')
 BATCHES = flags.DEFINE_multi_integer('batch', [64, 256], 'Images described at once; repeatable.')
+BANK = flags.DEFINE_enum('bank', 'alexnet', BANKS, 'Of `describe_images`.')
 NETWORK = flags.DEFINE_string('network', 'resnet152v2', 'The trunk, with random weights.')
 PAIRS = flags.DEFINE_integer('pairs', 32, 'Target images a step, as many of the source beside.')
 KS = flags.DEFINE_multi_integer('ks', [100, 1000, 5100], 'Neighbours of `product`; repeatable.')
@@ -70,7 +74,6 @@ OUTPUT = flags.DEFINE_string('output', None, 'Folder of a measurement that start
 flags.DEFINE_bool('traceback', False, 'Show where in the code an error arose.')
 
 Figures = dict[str, Any]
-BANKS = ('alexnet', 'gabor')
 LAYERS = ('conv1', 'conv2')
 PRECISIONS = (None, 'highest', 'tensorfloat32', 'bfloat16')
 MEASUREMENTS: dict[str, Callable[[], Iterator[Figures]]] = {}
@@ -169,36 +172,35 @@ def compare(ours: knn.Ranking, indices: np.ndarray, divergences: np.ndarray) -> 
   }
 
 
+def tolerance() -> float:
+  """Return how far off a divergence of `rank_all`'s given histograms may be."""
+  rng, weights = np.random.default_rng(0), bench_retrieval.filter_weights()
+  p = bench_retrieval.make_histograms(rng, TARGETS.value)
+  q = bench_retrieval.make_histograms(rng, min(BLOCK, SOURCES.value))
+  center = divergence.make_center(p, weights)
+  sides = divergence.target_factors(p, center), divergence.source_factors(q, center)
+  return divergence.TOLERANCE * sum(float(side.self_terms.min()) for side in sides)
+
+
 @measurement
 def rankings() -> Iterator[Figures]:
   """Compare the rankings with the CPU's."""
+  figures: Figures = {}
   with tempfile.TemporaryDirectory() as scratch:
     folder = Path(scratch)
     process = start_again('reference', folder, JAX_PLATFORMS='cpu')
-    ours = {}
     for precision in PRECISIONS:
       with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
-        ours[precision or 'default'] = rank_all(folder)
-    if process.wait():
-      raise RuntimeError(f'the reference ended with status {process.returncode}')
-    with np.load(folder / 'rankings.npz') as arrays:
-      expected = dict(arrays)
-  # The scale of the tolerance: a(p) + a(q) of the first targets and sources.
-  rng = np.random.default_rng(0)
-  p = bench_retrieval.make_histograms(rng, TARGETS.value)
-  center = divergence.make_center(p, bench_retrieval.filter_weights())
-  q = bench_retrieval.make_histograms(rng, min(BLOCK, SOURCES.value))
-  sides = divergence.target_factors(p, center), divergence.source_factors(q, center)
-  scale = sum(float(side.self_terms.min()) for side in sides)
-  figures: Figures = {}
-  for precision, kinds in ours.items():
-    for kind, ranking in kinds.items():
-      names = (f'{kind} indices', f'{kind} divergences')
-      figures[f'{kind}, {precision}'] = compare(ranking, *(expected[name] for name in names))
-  for precision in ours:
-    row = figures[f'histograms, {precision}']
-    row['error_in_tolerances'] = row['largest_difference'] / (divergence.TOLERANCE * scale)
-  yield {'rankings': figures}
+        ours = rank_all(folder)
+      if process.wait():
+        raise RuntimeError(f'the reference ended with status {process.returncode}')
+      with np.load(folder / 'rankings.npz') as expected:
+        for kind, ranking in ours.items():
+          arrays = (expected[f'{kind} {name}'] for name in ('indices', 'divergences'))
+          figures[f'{kind}, {precision or "default"}'] = row = compare(ranking, *arrays)
+          if kind == 'histograms':
+            row['error_in_tolerances'] = row['largest_difference'] / tolerance()
+      yield {'rankings': figures}
 
 
 # The product.
@@ -210,11 +212,13 @@ def measure_peaks() -> Figures:
   products: dict[str, tuple[Any, Any]] = {
     'float32': (x, 'highest'),
     'tensorfloat32': (x, 'tensorfloat32'),
+    # What `divergence` might use instead: three products of parts that hold 21 bits together.
+    'three of tensorfloat32': (x, jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3),
     'bfloat16': (x.astype(jnp.bfloat16), None),
   }
   peaks = {}
   for name, (x, precision) in products.items():
-    with contextlib.suppress(Exception):  # A CPU has no TF32.
+    with contextlib.suppress(Exception):  # Not every device has all of them.
       multiply = jax.jit(functools.partial(jnp.matmul, precision=precision))
       jax.block_until_ready(multiply(x, x))
 
@@ -318,47 +322,42 @@ def repeat(dataset: Any, number: int) -> SubsetDataset:
 
 @measurement
 def describe_images() -> Iterator[Figures]:
-  """Time the description of images."""
-  view = functools.partial(transforms.describe_view, resize=SIZE.value * 8 // 7, crop=SIZE.value)
+  """Time the description of images by a bank."""
+  resize = SIZE.value * 8 // 7
+  view = functools.partial(transforms.describe_view, resize=resize, crop=SIZE.value)
   with tempfile.TemporaryDirectory() as scratch:
     files = write_jpegs(Path(scratch) / 'images', min(IMAGES.value, 256))
     arrays = make_images(min(IMAGES.value, 1024), SIZE.value)
-    for name in BANKS:
-      filters = load_bank(name, Path(scratch))
-      edges = describe.fit_edges(filters, [arrays[:32]], num_bins=BINS.value)
-      for size in BATCHES.value:
-        per_turn = max(IMAGES.value // size, 1)
-        batches = list(itertools.islice(itertools.cycle(split(arrays, size)), per_turn))
+    filters = load_bank(BANK.value, Path(scratch))
+    edges = describe.fit_edges(filters, [arrays[:32]], num_bins=BINS.value)
 
-        def work(
-          batches: Any = batches, filters: Any = filters, edges: Any = edges, size: int = size
-        ) -> None:
-          blocks = describe.describe(filters, edges, batches, smoothing=0.5, batch_size=size)
-          for block in pipelined(blocks):
-            block.block_until_ready()
+    def work(batches: Iterable[np.ndarray], size: int) -> None:
+      blocks = describe.describe(filters, edges, batches, smoothing=0.5, batch_size=size)
+      for block in pipelined(blocks):
+        block.block_until_ready()
 
-        work(batches[:1])
-        dataset = repeat(files, per_turn * size)
-
-        def from_files(dataset: Any = dataset, size: int = size, work: Any = work) -> None:
-          work(loader.views(dataset, view, size, min_side=SIZE.value * 8 // 7))
-
-        with exclusive():
-          array_seconds = seconds_per_call(work, at_least=0.5)
-          file_seconds = seconds_per_call(from_files)
-        images = per_turn * size
-        yield {
-          f'{name}, {size} at once': {
-            'images_per_second': images / array_seconds,
-            'images_per_second_from_files': images / file_seconds,
-            'device_peak_mib': device_peak_mib(),
-          }
-        }
+    for size in BATCHES.value:
+      per_turn = max(IMAGES.value // size, 1)
+      images = per_turn * size
+      batches = list(itertools.islice(itertools.cycle(split(arrays, size)), per_turn))
+      work(batches[:1], size)  # Compiles.
+      dataset = repeat(files, images)
       with exclusive():
-        fit = functools.partial(describe.fit_edges, filters, [arrays[:64]], num_bins=BINS.value)
-        fit()
-        seconds = seconds_per_call(fit)
-      yield {f'{name}, bins fitted': {'images_per_second': len(arrays[:64]) / seconds}}
+        seconds = seconds_per_call(functools.partial(work, batches, size), at_least=0.5)
+        loaded = loader.views(dataset, view, size, min_side=resize)
+        file_seconds = seconds_per_call(functools.partial(work, loaded, size))
+      yield {
+        f'{size} at once': {
+          'images_per_second': images / seconds,
+          'images_per_second_from_files': images / file_seconds,
+          'device_peak_mib': device_peak_mib(),
+        }
+      }
+    fit = functools.partial(describe.fit_edges, filters, [arrays[:64]], num_bins=BINS.value)
+    fit()
+    with exclusive():
+      seconds = seconds_per_call(fit)
+    yield {'bins fitted': {'images_per_second': len(arrays[:64]) / seconds}}
 
 
 def split(images: np.ndarray, size: int) -> list[np.ndarray]:
@@ -415,7 +414,7 @@ def make_state(network_name: str, size: int) -> tuple[Any, Any, Any]:
 def pmap() -> Iterator[Figures]:
   """Time a trivial update of a network's state, mapped as the step is, and by `jax.jit`."""
   from sjft_jax.runtime.compilation import CompiledFunction
-  from sjft_jax.training import step
+  from sjft_jax.training import sharding
 
   _, _, state = make_state(NETWORK.value, 64)
   state = jax.tree.map(np.asarray, state)
@@ -426,7 +425,7 @@ def pmap() -> Iterator[Figures]:
   contenders = {
     'pmap': (
       CompiledFunction(jax.pmap(update, axis_name='batch', donate_argnums=0)),
-      step.replicate(state, 1),
+      sharding.replicate(state, 1),
     ),
     'jit': (jax.jit(update, donate_argnums=0), jax.device_put(state)),
   }
@@ -450,7 +449,7 @@ def pmap() -> Iterator[Figures]:
 def accumulation() -> Iterator[Figures]:
   """Let the number of micro-batches be chosen for a step that does not fit at once; run it."""
   from sjft_jax import config
-  from sjft_jax.training import step
+  from sjft_jax.training import sharding, step
   from sjft_jax.training.accumulation import choose_accumulation
   from sjft_jax.training.losses import LossOptions
 
@@ -481,9 +480,9 @@ def accumulation() -> Iterator[Figures]:
   }
   batch = {name: np.zeros(x.shape, x.dtype) for name, x in shapes.items()}
   batch['is_source'][1::2] = True
-  shard = step.shard_batch(batch, accumulation=chosen, num_devices=1)
+  shard = sharding.shard_batch(batch, accumulation=chosen, num_devices=1)
   with exclusive():
-    replicated, metrics = train_step(step.replicate(state, 1), shard)
+    replicated, metrics = train_step(sharding.replicate(state, 1), shard)
     jax.block_until_ready(metrics)
     start_time = time.perf_counter()
     _, metrics = train_step(replicated, shard)
@@ -524,14 +523,14 @@ def train(workdir: Path, *, size: int, pairs: int, steps: int) -> None:
     num_source=len(domains.source),
     seed=0,
   )
-  with trainer.open(network.variables) as run:
-    run.train(trainer.pairs(subset, 0), steps)
-    run.checkpoints.wait()
+  with trainer.open(network.variables) as session:
+    session.train(trainer.pairs(subset, 0), steps)
+    session.checkpoints.wait()
 
 
 @measurement
 def train_small() -> Iterator[Figures]:
-  """Train in the given folder; part of `resume` and of `memory`."""
+  """Train in the given folder; part of `resume` and of `out_of_memory`."""
   from sjft_jax.runtime import cli, compilation
 
   compilation.enable_cache()

@@ -3,7 +3,7 @@
   python -m experiments.bench_train_step                          # ResNet-152 v2 at 224 pixels
   python -m experiments.bench_train_step --network=alexnet --size=64 --batch=32   # the demo's
   python -m experiments.bench_train_step --dtype=bfloat16 [--json] [--compile]
-  python -m experiments.bench_train_step --only=ours --batch=64     # or --only=torch
+  python -m experiments.bench_train_step --only=ours --batch=64     # or torch, or compiled
 
 A step is forward, backward and update of a network with two heads, on `batch` images of which half
 are the source's: SGD with momentum and weight decay, batch norm over all images. PyTorch runs
@@ -43,14 +43,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
 from experiments import peak_memory, torch_packages
 from experiments.timing import print_result, race, speedup
 from sjft_jax import config
 from sjft_jax.models import joint, trunk
 from sjft_jax.runtime import compilation, launch
-from sjft_jax.training import step
+from sjft_jax.training import sharding, step
 from sjft_jax.training.losses import LossOptions
 from sjft_jax.training.optimizer import SolverOptions, sgd
 
@@ -59,8 +59,11 @@ SIZE = flags.DEFINE_integer('size', 224, 'Pixels a side.')
 BATCH = flags.DEFINE_integer('batch', 8, "Images a step, half of them the source's.")
 DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'Type of the activations.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Turns of each.')
+SIDE = flags.DEFINE_integer('side', 0, 'Of the square product; 0: one that fits the device.')
 COMPILE = flags.DEFINE_bool('compile', False, 'Let PyTorch compile its step too.')
-ONLY = flags.DEFINE_enum('only', None, ['ours', 'torch'], 'Time this one alone.')
+ONLY = flags.DEFINE_enum(
+  'only', None, ['ours', 'torch', 'compiled'], "Time this one alone; compiled: PyTorch's."
+)
 MEMORY_OF = flags.DEFINE_enum(
   'memory_of', None, ['ours', 'torch'], 'Only: make a step, print the peak in MiB.'
 )
@@ -100,8 +103,8 @@ class OurStep:
     optimizer = sgd(options.training.steps, SolverOptions(**options.solver))
     loss_options = LossOptions(**options.loss)
     mapped = step.make_train_step(network.apply, optimizer, 0, loss_options).mapped
-    self.state = step.replicate(step.create_state(**variables, optimizer=optimizer), 1)
-    self.batch = step.shard_batch(make_batch(), accumulation=1, num_devices=1)
+    self.state = sharding.replicate(step.create_state(**variables, optimizer=optimizer), 1)
+    self.batch = sharding.shard_batch(make_batch(), accumulation=1, num_devices=1)
     lowered = mapped.lower(self.state, self.batch)
     start_time = time.perf_counter()
     self.program = lowered.compile() if plain else compilation.compile_lowered(lowered)
@@ -197,7 +200,7 @@ class Measurements(NamedTuple):
 def make_products() -> tuple[dict[str, Step], int]:
   """Return square products by name, and the multiplications and additions of each."""
   is_cpu = jax.default_backend() == 'cpu'
-  side = 4096 if is_cpu else 8192
+  side = SIDE.value or (4096 if is_cpu else 8192)
   x = jnp.ones((side, side), DTYPE.value)
   program = compilation.compile_lowered(jax.jit(lambda x: x @ x).lower(x))
   products: dict[str, Step] = {
@@ -227,26 +230,23 @@ def seconds_per_step(step: Step, at_least: float = 0.5) -> float:
       ends.popleft()()
   while ends:
     ends.popleft()()
-  return (time.perf_counter() - start_time) / steps
+  seconds = (time.perf_counter() - start_time) / steps
+  release_memory()
+  return seconds
 
 
-def make_torch_steps() -> dict[str, Step]:
-  """Return PyTorch's step and, if that is asked for and possible, the compiled one."""
-  steps: dict[str, Step] = {'torch': TorchStep(compiled=False)}
-  if COMPILE.value:
-    compiled = TorchStep(compiled=True)
-    try:
-      compiled()()
-      steps['torch compiled'] = compiled
-    except Exception as error:  # Its compilers fail in ways of their own; its own step remains.
-      logging.warning('torch.compile failed: %s', error)
-  return steps
+def release_memory() -> None:
+  """Give back what PyTorch keeps of a GPU's memory, for those that have the next turn."""
+  if ONLY.value in ('torch', 'compiled'):
+    import torch
+
+    torch.cuda.empty_cache()  # Does nothing without a GPU.
 
 
 def measure() -> Measurements:
   ours, cached_compile_seconds, product_flops = None, None, 0
   contenders: dict[str, Step] = {}
-  if ONLY.value != 'torch':
+  if ONLY.value in (None, 'ours'):
     contenders['ours'] = ours = OurStep()
     products, product_flops = make_products()
     contenders |= products
@@ -255,9 +255,14 @@ def measure() -> Measurements:
     cached_compile_seconds = OurStep().compile_seconds
     if jax.default_backend() == 'cpu':  # Elsewhere it is the same step.
       contenders['plain'] = OurStep(plain=True)
-  if ONLY.value != 'ours':
-    contenders |= make_torch_steps()
-  seconds = race(contenders, REPEATS.value, measure=seconds_per_step)
+  if ONLY.value in (None, 'torch'):
+    contenders['torch'] = TorchStep(compiled=False)
+  if ONLY.value == 'compiled' or (COMPILE.value and not ONLY.value):
+    contenders['torch compiled'] = TorchStep(compiled=True)
+    contenders['torch compiled']()()  # Compiles.
+    release_memory()
+  # Several networks need not fit a device at the same time.
+  seconds = race(contenders, REPEATS.value, measure=seconds_per_step, first_is_exclusive=True)
   return Measurements(ours, cached_compile_seconds, seconds, product_flops)
 
 
@@ -271,7 +276,7 @@ def print_peak_memory() -> None:
 
 def measure_peaks() -> dict[str, float]:
   """Return the peak memory of each step: on a CPU, of a process of its own."""
-  whose = [ONLY.value] if ONLY.value else ['ours', 'torch']
+  whose = {'ours': ['ours'], None: ['ours', 'torch']}.get(ONLY.value, ['torch'])
   prefixes = {'ours': '', 'torch': 'torch_'}
   peaks = {}
   if 'torch' in whose:

@@ -55,6 +55,7 @@ def race(
   *,
   warm: bool = False,
   measure: Callable[[Work], float] = seconds_per_call,
+  first_is_exclusive: bool = False,
 ) -> dict[str, list[float]]:
   """Return the seconds of each contender in every turn, after a first turn that compiles.
 
@@ -64,12 +65,14 @@ def race(
     warm: whether each works once untimed just before every turn. Some machines take back within
       seconds the memory that a process frees, and the next one that needs it pays for that.
     measure: returns the seconds of one contender's turn.
+    first_is_exclusive: whether the first turn needs the machine to itself too (see `exclusive`):
+      for its memory, where it compiles nothing.
   """
   seconds: dict[str, list[float]] = {name: [] for name in contenders}
   turns = list(itertools.product(range(repeats + 1), contenders.items()))
   # Standard output is for the results.
   for turn, (name, work) in track(turns, 'turns', console=Console(stderr=True), transient=True):
-    with exclusive() if turn else contextlib.nullcontext():
+    with exclusive() if turn or first_is_exclusive else contextlib.nullcontext():
       if warm:
         work()
       measured = measure(work)

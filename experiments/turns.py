@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 from experiments.timing import TURNS
 
 _POLL_S = 0.02
+# Before the end nobody waits for the rest of a group any more.
+_LATE_SHARE = 0.25
 _ERROR_LINES = 12
 
 
@@ -30,7 +32,7 @@ class Task(NamedTuple):
   Attributes:
     name: of its results.
     command: what is started.
-    group: tasks of one group get their turns when all of them are ready, one after the other.
+    group: tasks of one group get turns once all of them are ready, one after the other.
     environment: variables on top of this process's own.
   """
 
@@ -118,7 +120,7 @@ def run_tasks(
       while (waiting or runner.jobs) and time.monotonic() < end_time:
         while waiting and len(runner.jobs) < side_by_side:
           runner.start(waiting.pop(0))
-        runner.poll()
+        runner.poll(is_late=end_time - time.monotonic() < _LATE_SHARE * limit)
         time.sleep(_POLL_S)
     finally:
       runner.kill_all('stopped at the limit')
@@ -157,7 +159,7 @@ class _Runner:
     self.jobs.append(job)
     self._report(task.name, job.record('running'))
 
-  def poll(self) -> None:
+  def poll(self, *, is_late: bool) -> None:
     """Notice what has happened and hand on the turn."""
     for job in list(self.jobs):
       if job.read():
@@ -169,7 +171,7 @@ class _Runner:
         self._accept(self._server.accept()[0])
     if self._turn:
       self._end_turn_if_over()
-    if not self._turn and (request := self._choose()):
+    if not self._turn and (request := self._choose(is_late)):
       self._give_turn(*request)
 
   def kill_all(self, status: str) -> None:
@@ -194,15 +196,16 @@ class _Runner:
         return
     connection.close()
 
-  def _choose(self) -> tuple[_Job, socket.socket] | None:
+  def _choose(self, is_late: bool) -> tuple[_Job, socket.socket] | None:
     """Return the request whose turn it is."""
     self._requests = [(job, c) for job, c in self._requests if job in self.jobs]
     asking = {id(job) for job, _ in self._requests}
     for first in self.jobs:  # In the order of their importance.
       group = [job for job in self.jobs if job is first or job.task.group == first.task.group != '']
-      if all(id(job) in asking for job in group):
+      ready = [job for job in group if id(job) in asking]
+      if ready and (is_late or all(job.turns or job in ready for job in group)):
         return min(
-          (request for request in self._requests if request[0] in group), key=lambda r: r[0].turns
+          (request for request in self._requests if request[0] in ready), key=lambda r: r[0].turns
         )
     return None
 

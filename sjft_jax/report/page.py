@@ -117,12 +117,14 @@ class Page:
     headline: the answer, in a sentence.
     lines: what else has to be said at once.
     sections: in their order.
+    about: what the page is about, after the title in the browser's own line.
   """
 
   title: str
   headline: str
   lines: Sequence[str]
   sections: Sequence[Section]
+  about: str = 'what was borrowed and what it gave'
 
 
 def render(page: Page) -> str:
