@@ -103,7 +103,8 @@ def rank_folders(
   targets, sources = exclude_unreadable(folders, bad_images, max_bad_share=max_bad_share)
   if bad_images is not None and (targets, sources) == folders:
     epath.Path(bad_images).unlink(missing_ok=True)  # It has no rows.
-  console.say(f'Target: {len(targets):,} images. Source: {len(sources):,} images.')
+  counts = (console.format_count(len(images), 'image') for images in (targets, sources))
+  console.say('Target: {}. Source: {}.'.format(*counts))
   inputs = RankingInputs(targets, sources, filter_bank, k, descriptors)
   with tempfile.TemporaryDirectory() as scratch:
     path = path or epath.Path(scratch) / 'ranking.npz'

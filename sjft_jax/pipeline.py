@@ -55,7 +55,13 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str], **options: Any) -> 
   configs.check_consumers(config, run_inputs.CONSUMERS)
   domains = run_inputs.open_domains(config)
   run_inputs.check_outside_data(config, directory)
-  return run_on_datasets(domains, config, directory, **options)
+  results = run_on_datasets(domains, config, directory, **options)
+  if results:
+    report = 'report.html, ' if config.logging.report else ''
+    console.say(
+      f'Look at {directory}: {report}results.json, neighbors.png, arms/*/rounds/*/selection.*'
+    )
+  return results
 
 
 def run_on_datasets(
@@ -99,9 +105,6 @@ def run_on_datasets(
     console.say(f'Stopped after {stop_after}; without stop_after, {workdir} goes on from there.')
     return results
   summary.print_table(results)
-  console.say(
-    f'Look at {workdir}: report.html, results.json, neighbors.png, arms/*/rounds/*/selection.*'
-  )
   return results
 
 

@@ -123,16 +123,17 @@ def predict() -> None:
     tables.write_table(output, columns, [values])
   elif not options.eval:
     summary.print_predictions(list(columns), values)
+  count = console.format_count(len(readable), 'image')
   progress = f'{classifier.step:,} of {classifier.num_steps:,} steps'
   console.say(
-    f'{output or "In all"}: {len(readable):,} images, {view}, by {classifier.directory} after '
+    f'{output or "In all"}: {count}, {view}, by {classifier.directory} after '
     f'{"each of its rounds" if options.fused else progress}'
   )
   if true_labels is not None:
     from sjft_jax.results import score
 
     scores = score(p, true_labels, len(classifier.classes))
-    summary.print_scores([(options.run, scores)], f'{len(readable):,} images')
+    summary.print_scores([(options.run, scores)], count)
 
 
 def _check_flags(output: Path | None) -> None:

@@ -1,10 +1,12 @@
 """Choose the settings of every arm, and the arm, on held-out training images of the target."""
 
+import itertools
 import json
+import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -61,6 +63,13 @@ class ArmSearch:
   config: ConfigDict
   settings: list[Setting]
   trials: dict[int, list[Trial]] = field(default_factory=dict)
+
+  def num_trials(self, folds: int) -> int:
+    """Return how many trainings so many folds take."""
+    counts = [len(self.settings)]
+    while len(counts) < folds:
+      counts.append(math.ceil(counts[-1] / 2))
+    return sum(counts)
 
   def survivors(self, fold: int) -> list[int]:
     """Return the numbers of the settings that are tried on a fold: of each, the better half."""
@@ -201,12 +210,9 @@ def _try_settings(
   start_time = time.monotonic()
   # The arm with the deepest ranking first: those of the others are its beginning.
   names = sorted(arms, key=lambda name: -_ranking_depth(arms[name].config))
-  counts = [len(arm.settings) for arm in arms.values()]
-  total, finished, trained = 0, 0, 0
-  for _ in range(config.tuning.folds):
-    total += sum(counts)
-    counts = [(count + 1) // 2 for count in counts]
-  for fold in range(config.tuning.folds):
+  num_folds = config.tuning.folds
+  total, finished = sum(arm.num_trials(num_folds) for arm in arms.values()), 0
+  for fold in range(num_folds):
     fold_directory = directory / f'fold{fold + 1}'
     domains = Domains(
       SubsetDataset(target, np.flatnonzero(folds != fold)),
@@ -221,18 +227,36 @@ def _try_settings(
       if not path.exists() and minutes and seconds > 60 * minutes:
         console.say(f'{minutes:g} minutes are over; {finished:,} of {total:,} trainings are done')
         return False
-      remaining = ''
-      if trained:
-        duration = console.format_duration(seconds / trained * (total - finished))
-        remaining = f', about {duration} to go'
       finished += 1
       if not path.exists():
         values = [name, *(f'{n.partition(".")[2]} {v:g}' for n, v in setting.items())]
+        to_go = _seconds_to_go(arms.values(), num_folds)
+        if minutes:
+          to_go = min(to_go, 60 * minutes - seconds)
+        remaining = f', about {console.format_duration(to_go)} to go' if to_go else ''
         console.say(f'{finished:,} of {total:,}, fold {fold + 1}: {", ".join(values)}{remaining}')
-        trained += 1
       trial = _load_or_train(path, domains, _trial_config(config, name, setting))
       arm.trials.setdefault(number, []).append(trial)
   return True
+
+
+def _seconds_to_go(arms: Iterable[ArmSearch], folds: int) -> float:
+  """Estimate the time of the trainings that are left; 0 if there was none yet.
+
+  Those of an arm take as long as the ones it had, in earlier starts of `tune` too. Arms differ:
+  with a source, a step has twice the images.
+  """
+  numbers, seconds = [], []
+  for arm in arms:
+    trials = list(itertools.chain.from_iterable(arm.trials.values()))
+    numbers.append(arm.num_trials(folds) - len(trials))
+    # A training that diverged says nothing.
+    seconds.append([trial.seconds for trial in trials if trial.seconds])
+  of_all = list(itertools.chain.from_iterable(seconds))
+  if not of_all:
+    return 0.0
+  means = [np.mean(of_arm or of_all) for of_arm in seconds]
+  return float(np.dot(numbers, means))
 
 
 def _order(numbers: Mapping[str, list[int]]) -> list[tuple[str, int]]:

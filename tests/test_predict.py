@@ -156,7 +156,8 @@ def test_one_file_and_a_list_are_predicted_as_in_their_folder(run, data, tmp_pat
   }
   tables = {}
   for name, process in jobs.items():
-    finish(process)
+    count = {'file.CSV': '1 image', 'list.tsv': '2 images'}.get(name, '9 images')
+    assert f'{name}: {count}, ten_crop, by' in finish(process)
     delimiter = '\t' if name.endswith('tsv') else ','
     options = pyarrow.csv.ParseOptions(delimiter=delimiter)
     tables[name] = pyarrow.csv.read_csv(tmp_path / name, parse_options=options).to_pydict()

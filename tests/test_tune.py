@@ -67,6 +67,7 @@ def test_everything_is_tried_and_the_best_chosen(tuned):
   assert record['folds'] == record['num_folds'] == 2
   assert record['held_out_images'] == 12
   assert 'Test images' not in output
+  assert 'Look at' not in first + output  # What a training leaves is deleted.
   for arm in OPTIONS['arms']:
     tried = [trial for trial in record['tried'] if trial['arm'] == arm]
     # Both settings; the probe has nothing to be set.
@@ -162,6 +163,20 @@ def test_half_of_the_settings_go_on_by_the_score_of_all_folds_so_far():
   assert arm.survivors(1) == [0, 2]
   assert arm.survivors(2) == [2]
   assert arm.folds_tried() == 3
+
+
+def test_time_to_go_is_that_of_each_arm_and_counts_what_an_earlier_start_did():
+  def make_arm(num_settings, *seconds):
+    trials = [[Trial(np.zeros((1, 2)), np.zeros(1, int), s)] for s in seconds]
+    return ArmSearch(None, [{}] * num_settings, dict(enumerate(trials)))
+
+  assert make_arm(5).num_trials(3) == 5 + 3 + 2
+  # All trials are from an earlier start. One diverged at once; the last arm has none yet.
+  arms = [make_arm(4, 10.0, 20.0), make_arm(4, 2.0, 0.0), make_arm(1)]
+  means = 15.0, 2.0, (10 + 20 + 2) / 3
+  expected = 4 * means[0] + 4 * means[1] + 2 * means[2]
+  assert tuning._seconds_to_go(arms, 2) == pytest.approx(expected)
+  assert tuning._seconds_to_go([make_arm(4)], 2) == 0
 
 
 def test_partly_tried_fold_does_not_count():

@@ -145,7 +145,9 @@ def load_newest(directory: epath.PathLike, remedy: str = 'save it again') -> tup
     OSError: the disk cannot be read.
   """
   directory = artifacts.absolute_path(directory)
-  with _open(directory, _ArrayHandler(), read_only=True) as manager:
+  # With read_only=True Orbax would log three warnings that it is so; this writes nothing either.
+  options = {'create': False, 'enable_async_checkpointing': False}
+  with _open(directory, _ArrayHandler(), **options) as manager:
     steps = sorted(manager.all_steps())
     if not steps:
       raise ValueError(f'{directory} holds no complete checkpoint')

@@ -115,6 +115,11 @@ def format_duration(seconds: float) -> str:
   return f'{seconds:.0f} s' if seconds >= 10 else f'{seconds:.1f} s'
 
 
+def format_count(number: int, noun: str) -> str:
+  """Return '1 image' or '1,234 images'."""
+  return f'{number:,} {noun}' if number == 1 else f'{number:,} {noun}s'
+
+
 def flush() -> None:
   """Flush the standard output and error; one whose reader is gone is dropped from now on."""
   for stream in (sys.stdout, sys.stderr):

@@ -51,6 +51,7 @@ def fit(
   checkpoints: Checkpoints,
   checkpoint_every: int,
   writer: MetricWriter,
+  learning_rate: Callable[[int], float],
   meter: ThroughputMeter,
   check_metrics: Callable[[int, Sums], None],
   advance: Callable[[int, str], None],
@@ -69,7 +70,9 @@ def fit(
     stop: the step to end before.
     checkpoints: where the state is saved.
     checkpoint_every: steps between saves.
-    writer: logs the means of every `writer.every` steps, and the throughput.
+    writer: logs the means of every `writer.every` steps, the learning rate of the last of them, and
+      the throughput.
+    learning_rate: of a step by its number, from 0.
     meter: measures `train_step` and `batches`.
     check_metrics: called with a step's number, from 0, and its metrics before they are saved or
       logged; may raise.
@@ -95,7 +98,8 @@ def fit(
       check_metrics(number, sums)
       pending_metrics.append(sums)
       if (number + 1) % writer.every == 0 or number + 1 == stop:
-        writer.log(number + 1, _mean_metrics(pending_metrics) | meter.rates())
+        rates = {'learning_rate': learning_rate(number)} | meter.rates()
+        writer.log(number + 1, _mean_metrics(pending_metrics) | rates)
         pending_metrics.clear()
       advance(1, meter.note)
 

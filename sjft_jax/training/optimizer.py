@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Float32, Int32
 
 from sjft_jax.runtime.options import choose
 from sjft_jax.training.freeze import frozen_mask
@@ -72,15 +73,7 @@ def sgd(
     ValueError: an unknown momentum_style, or what `learning_rate_schedule` refuses.
   """
   choose('momentum_style', options.momentum_style, MOMENTUM_STYLES)
-  schedule = learning_rate_schedule(
-    steps,
-    learning_rate=options.learning_rate,
-    schedule=options.schedule,
-    warmup_steps=options.warmup_steps,
-    drop_every=options.drop_every,
-    drop_factor=options.drop_factor,
-  )
-  scale = optax.scale_by_learning_rate(schedule)
+  scale = optax.scale_by_learning_rate(_schedule(steps, options))
   if options.layer_decay != 1 or options.head_rate != 1:
     by_layer = scale_by_layer(layer_decay=options.layer_decay, head_rate=options.head_rate)
     scale = optax.chain(scale, by_layer)
@@ -98,6 +91,26 @@ def sgd(
   if frozen:
     update = *update, optax.masked(optax.set_to_zero(), lambda tree: frozen_mask(tree, frozen))
   return optax.chain(decay, *update, *([_ema(options.ema, frozen)] if options.ema else []))
+
+
+def learning_rates(steps: int, options: SolverOptions) -> Float32[np.ndarray, ' step']:
+  """Return the learning rate of each step, without the factors on it of layers and heads.
+
+  Args:
+    steps, options: as for `sgd`.
+  """
+  return np.asarray(jax.vmap(_schedule(steps, options))(jnp.arange(steps)))
+
+
+def _schedule(steps: int, options: SolverOptions) -> optax.Schedule:
+  return learning_rate_schedule(
+    steps,
+    learning_rate=options.learning_rate,
+    schedule=options.schedule,
+    warmup_steps=options.warmup_steps,
+    drop_every=options.drop_every,
+    drop_factor=options.drop_factor,
+  )
 
 
 def ema_params(opt_state: PyTree, params: PyTree) -> PyTree:

@@ -95,6 +95,7 @@ class Trainer:
     domains: the data sets.
     train_step: see `step.make_train_step`.
     optimizer: equal to the one in `train_step`; makes the initial state.
+    learning_rates: of every step of its schedule, which starts anew once they are taken.
     evaluator: predicts the class probabilities of data sets.
     feature_step: see `step.make_features`.
     options: how it trains; the number of micro-batches is never 0 here.
@@ -109,6 +110,7 @@ class Trainer:
   domains: Domains
   train_step: CompiledFunction
   optimizer: optax.GradientTransformation
+  learning_rates: np.ndarray
   evaluator: Evaluator
   feature_step: CompiledFunction
   options: TrainingOptions
@@ -201,7 +203,7 @@ class TrainingSession:
       OutOfMemoryError: memory ran out; the message says which option to change.
       Stopped: the process was asked to stop.
     """
-    trainer, options = self.trainer, self.trainer.options
+    trainer, options, rates = self.trainer, self.trainer.options, self.trainer.learning_rates
     meter = ThroughputMeter(pairs.images_per_batch, num_loaders(options.workers))
     loaded = prefetch(with_seconds(pairs), self.progress.step, stop, workers=options.workers)
     batches = (
@@ -236,6 +238,7 @@ class TrainingSession:
         checkpoints=self.checkpoints,
         checkpoint_every=options.checkpoint_every,
         writer=self.writer,
+        learning_rate=lambda number: float(rates[number % len(rates)]),
         meter=meter,
         check_metrics=guard,
         advance=advance,
@@ -354,6 +357,7 @@ class TrainerFactory:
       domains=self._domains,
       train_step=train_step,
       optimizer=solver,
+      learning_rates=optimizer.learning_rates(schedule_steps, solver_options),
       evaluator=Evaluator(self._predict_step, size, EvaluationOptions(**config.evaluation)),
       feature_step=self._feature_step,
       options=options,

@@ -128,13 +128,14 @@ def test_array_that_declares_terabytes_is_not_read(tmp_path, capsys, forged):
   assert 'declare' in capsys.readouterr().out
 
 
-def test_reading_writes_nothing(tmp_path):
+def test_reading_writes_nothing_and_logs_no_warning(tmp_path, caplog):
   save(tmp_path, 3)
   before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
   step, state = load_newest(tmp_path)
   assert step == 3
   np.testing.assert_array_equal(state['kernel'], 3 * STATE['kernel'])
   assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
+  assert not caplog.records
 
 
 def test_what_the_system_refuses_is_no_damage(tmp_path, monkeypatch):

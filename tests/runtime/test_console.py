@@ -91,3 +91,8 @@ def test_durations_have_the_largest_unit_that_fits():
   durations = [0.04, 9.94, 119, 150, 7200, 200_000]
   shown = [console.format_duration(seconds) for seconds in durations]
   assert shown == ['0.0 s', '9.9 s', '119 s', '2 min', '2.0 h', '2.3 days']
+
+
+def test_one_thing_is_counted_in_the_singular():
+  shown = [console.format_count(number, 'image') for number in (0, 1, 2, 1234)]
+  assert shown == ['0 images', '1 image', '2 images', '1,234 images']

@@ -65,6 +65,7 @@ def run(
         checkpoints=checkpoints,
         checkpoint_every=7,
         writer=writer,
+        learning_rate=lambda number: number / 100,
         meter=meter,
         check_metrics=check_metrics,
         advance=lambda steps, note: ended.append(steps),
@@ -74,15 +75,15 @@ def run(
 
 
 def read_log(directory):
-  """Read the lines of the log, without their rates."""
+  """Read the lines of the log, without the throughput."""
   lines = [json.loads(line) for line in (directory / 'log.jsonl').read_text().splitlines()]
-  return [{name: line[name] for name in ('step', 'target_loss')} for line in lines]
+  return [{name: line[name] for name in ('step', 'target_loss', 'learning_rate')} for line in lines]
 
 
 EXPECTED_LOG = [
-  {'step': 10, 'target_loss': 4.5},
-  {'step': 20, 'target_loss': 14.5},
-  {'step': 25, 'target_loss': 22.0},
+  {'step': 10, 'target_loss': 4.5, 'learning_rate': 0.09},
+  {'step': 20, 'target_loss': 14.5, 'learning_rate': 0.19},
+  {'step': 25, 'target_loss': 22.0, 'learning_rate': 0.24},
 ]
 
 

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sjft_jax.runtime.checkpoints import Checkpoints
-from sjft_jax.training.optimizer import SolverOptions, ema_params, reset_opt_state, sgd
+from sjft_jax.training.optimizer import (
+  SolverOptions,
+  ema_params,
+  learning_rates,
+  reset_opt_state,
+  sgd,
+)
 
 # The paper's, but with drops that come within the steps of a test.
 OPTIONS = {
@@ -132,6 +138,20 @@ def test_options_combine_as_they_are_defined(seed, changes):
   expected, mean = oracle(start, gradients, options)
   assert_close(params, expected)
   assert_close(ema_params(state, params), mean)
+
+
+@pytest.mark.parametrize('schedule', ['step', 'cosine'])
+@pytest.mark.parametrize('warmup_steps', [0, 3])
+def test_learning_rates_are_those_that_the_updates_have(schedule, warmup_steps):
+  options = OPTIONS | {'schedule': schedule, 'warmup_steps': warmup_steps}
+  optimizer = make_optimizer(**options | {'momentum': 0.0, 'weight_decay': 0.0})
+  params = nest(draw(0)[0])
+  state, used = optimizer.init(params), []
+  for _ in range(STEPS):
+    updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+    used.append(-updates['target']['kernel'][0, 0])
+  assert len(set(map(float, used))) > 2
+  np.testing.assert_allclose(learning_rates(STEPS, SolverOptions(**options)), used, rtol=1e-6)
 
 
 def test_l2_sp_alone_moves_the_trunk_to_its_start_and_the_heads_to_zero():

@@ -198,6 +198,19 @@ def test_run_goes_on_from_its_newest_checkpoint(factory):
   assert read_log(resumed) == read_log(undisturbed)
 
 
+def test_log_has_the_learning_rate_of_every_round(factory):
+  make_trainer, variables = factory
+  changes = {'training.steps': 2, 'solver.drop_every': 1, 'solver.drop_factor': 0.1}
+  rates = {}
+  for restart in (True, False):
+    options = make_config(**changes, **{'training.restart_schedule': restart})
+    trainer = make_trainer(f'rates {restart}', options)
+    train(trainer, variables, 4)
+    rates[restart] = [line['learning_rate'] for line in read_log(trainer)]
+  assert rates[True] == pytest.approx([0.01, 0.001, 0.01, 0.001])
+  assert rates[False] == pytest.approx([0.01, 0.001, 1e-4, 1e-5])
+
+
 def test_save_network_saves_the_average_of_the_parameters(factory, tmp_path):
   make_trainer, variables = factory
   trainer = make_trainer('average', make_config(**{'solver.ema': 0.5}))
