@@ -58,13 +58,17 @@ def randomise(model, seed=0):
     layer, _, leaf = name.rpartition('.')
     if leaf == 'num_batches_tracked':
       continue
-    is_scale = leaf == 'running_var' or (leaf == 'weight' and f'{layer}.running_var' in tensors)
+    # All weights of one axis are of norms.
+    is_scale = leaf == 'running_var' or (leaf == 'weight' and tensor.ndim == 1)
     # The norm that ends a branch, or, where norms come first, the convolution.
     ends_branch = name.endswith(
       ('conv3.weight',) if 'norm.weight' in tensors else ('bn3.weight', 'bn3.bias')
     )
-    values = random_values(random, tuple(tensor.shape), is_scale, ends_branch)
-    tensor.copy_(torch.from_numpy(values))
+    # Class tokens and positions are like biases, and so are factors of channels.
+    is_kernel = leaf in ('weight', 'in_proj_weight') and tensor.ndim > 1
+    shape = tuple(tensor.shape) if is_kernel else (tensor.numel(),)
+    values = random_values(random, shape, is_scale, ends_branch)
+    tensor.copy_(torch.from_numpy(values).reshape(tensor.shape))
   return model.eval()
 
 

@@ -21,6 +21,9 @@ _WEIGHTS = {
   'batch_normalization': ('gamma', 'beta', 'moving_mean', 'moving_variance'),
   'conv2d': ('kernel', 'bias'),
   'dense': ('kernel', 'bias'),
+  'depthwise_conv2d': ('kernel', 'bias'),
+  'layer_normalization': ('gamma', 'beta'),
+  'layer_scale': ('gamma',),
 }
 
 # The names of Keras 1, with which the VGG networks were published, and today's; running_std was a

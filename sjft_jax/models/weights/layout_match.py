@@ -49,11 +49,11 @@ class LayoutMatch:
   @functools.cached_property
   def expected_shapes(self) -> dict[str, tuple[Shape, ...]]:
     """Return the names of the tensors that the trunk needs, each with its possible shapes."""
-    return {
-      name: shapes
-      for variable in self.stored_variables.values()
-      for name, shapes in variable.tensors.items()
-    }
+    expected: dict[str, tuple[Shape, ...]] = {}
+    for variable in self.stored_variables.values():
+      for name, shapes in variable.tensors.items():
+        expected[name] = (*shapes, *expected.get(name, ()))
+    return expected
 
   @property
   def missing_names(self) -> list[str]:
