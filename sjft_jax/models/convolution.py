@@ -23,8 +23,8 @@ class Conv(nn.Module):
     features: output channels.
     size: pixels a side of the kernel.
     stride: of both axes.
-    padding: pixels of zeros on each of the four sides, whatever the stride; or 'same', TensorFlow's:
-      as few as give ⌈side / stride⌉ pixels, the odd one at the end.
+    padding: pixels of zeros on each of the four sides, whatever the stride; or 'same', as in
+      TensorFlow: as few as give ⌈side / stride⌉ pixels, the odd one at the end.
     groups: runs of channels that are convolved separately; must divide channels and features.
     use_bias: whether a bias is added.
     dtype: of the products and the output.

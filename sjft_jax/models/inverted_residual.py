@@ -1,8 +1,8 @@
 """Networks of inverted residual blocks: MobileNetV2 and EfficientNet-Lite.
 
-MobileNetV2 is that of Sandler et al. 2018, "MobileNetV2: Inverted residuals and linear bottlenecks";
-EfficientNet-Lite that of Tan & Le 2019, "EfficientNet", without squeeze-and-excitation and with
-ReLU6, as TensorFlow publishes it.
+MobileNetV2 is that of Sandler et al. 2018, "MobileNetV2: Inverted residuals and linear
+bottlenecks"; EfficientNet-Lite that of Tan & Le 2019, "EfficientNet", without
+squeeze-and-excitation and with ReLU6, as TensorFlow publishes it.
 """
 
 import dataclasses
@@ -130,8 +130,8 @@ class Variant:
 
 
 _LITE_SCALES = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8))
-# The names are timm's. Files of 'efficientnet_lite0' and 'tf_efficientnet_lite0' have tensors of the
-# same names and shapes, but other paddings and epsilons: only the name tells which it is.
+# The names are timm's. Its files of 'efficientnet_lite0' and 'tf_efficientnet_lite0' have tensors
+# of the same names and shapes, for other paddings and epsilons: only their names differ.
 VARIANTS = {
   **{
     f'mobilenetv2_{round(100 * width):03}': Variant(_MOBILENET_V2, width, styles=('torch', 'keras'))

@@ -38,6 +38,7 @@ class Variant(NamedTuple):
   scales: bool = False
 
 
+# Channels, blocks and heads.
 _SIZES = {
   'tiny': (192, 12, 3),
   'small': (384, 12, 6),
@@ -48,14 +49,10 @@ _SIZES = {
 VARIANTS = {
   **{
     f'vit_{size}_patch{patch}_{side}': Variant(*_SIZES[size], patch, side // patch)
-    for size, patches in (
-      ('tiny', (16,)),
-      ('small', (16, 32)),
-      ('base', (16, 32)),
-      ('large', (16, 32)),
-    )
-    for patch in patches
+    for size in _SIZES
+    for patch in (16, 32)
     for side in (224, 384)
+    if (size, patch) != ('tiny', 32)
   },
   **{
     f'vit_{size}_patch14_{registers}dinov2': Variant(*_SIZES[size], 14, 37, count, True)

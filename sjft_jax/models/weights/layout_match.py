@@ -148,12 +148,10 @@ def match_layout(layout: Layout, tensors: dict[str, np.ndarray], spec: TrunkSpec
   return LayoutMatch(layout, _extract_network(tensors, layout), spec).rename_classifier()
 
 
-def stem_channels(layout: Layout, tensors: dict[str, np.ndarray]) -> int:
-  """Return the output channels of a ResNet's stem in a file, or 0 if there is no stem."""
-  stem = tensor_name(layout, 'stem', 'kernel')
-  tensors = _extract_network(tensors, layout)
-  # Its shape is [7, 7, 3, channels] in some order.
-  return tensors[stem].size // (7 * 7 * 3) if stem in tensors else 0
+def find_stem(layout: Layout, tensors: dict[str, np.ndarray]) -> np.ndarray | None:
+  """Return the kernel of the layout's first layer in a file, or None if there is none."""
+  stem = tensor_name(layout, next(iter(layout.names)), 'kernel')
+  return _extract_network(tensors, layout).get(stem)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from sjft_jax.models import alexnet, convnext, inverted_residual, resnet, trunk, vgg, vit
 from sjft_jax.models.weights.formats import Origin
@@ -11,6 +12,7 @@ from sjft_jax.models.weights.formats import Origin
 # the file's names of the block's layers.
 _BlockName = Callable[[int, int], str]
 _BlockLayers = Callable[[int, int], dict[str, str]]
+_INVERTED_LAYERS = ('expand', 'depthwise', 'project')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,8 +152,8 @@ def _inverted_residual(name: str) -> Iterator[Layout]:
   names |= {'head': 'conv_head', 'head_norm': 'bn2', 'classifier': 'classifier'}
   for i, j, expands in blocks:
     block = f'blocks.{i - 1}.{j - 1}'
-    layers = ('conv_pw', 'conv_dw', 'conv_pwl') if expands else ('conv_dw', 'conv_pw')
-    units = [(f'{block}.{layer}', f'{block}.bn{n}') for n, layer in enumerate(layers, 1)]
+    ends = ('conv_pw', 'conv_dw', 'conv_pwl') if expands else ('conv_dw', 'conv_pw')
+    units = [(f'{block}.{end}', f'{block}.bn{n}') for n, end in enumerate(ends, 1)]
     names |= _inverted_names(i, j, units)
   normalization = 'inception' if name.startswith('tf_') else 'imagenet'
   yield Layout('torch', normalization, names, style=variant.styles[0])
@@ -160,10 +162,9 @@ def _inverted_residual(name: str) -> Iterator[Layout]:
     names = {'stem': '_conv_stem', 'stem_norm': '_bn0'}
     names |= {'head': '_conv_head', 'head_norm': '_bn1', 'classifier': '_fc'}
     for index, (i, j, expands) in enumerate(blocks):
-      layers = ('expand', 'depthwise', 'project')
       units = [
         (f'_blocks.{index}._{layer}_conv', f'_blocks.{index}._bn{n}')
-        for n, layer in enumerate(layers)
+        for n, layer in enumerate(_INVERTED_LAYERS)
       ]
       names |= _inverted_names(i, j, units[not expands :])
     yield Layout('torch', 'inception', names, style='keras')
@@ -184,15 +185,14 @@ def _inverted_residual(name: str) -> Iterator[Layout]:
     names |= {'head': 'Conv_1', 'head_norm': 'Conv_1_bn'}
     for index, (i, j, expands) in enumerate(blocks):
       block = f'block_{index}' if index else 'expanded_conv'
-      layers = ('expand', 'depthwise', 'project')[not expands :]
-      units = [(f'{block}_{layer}', f'{block}_{layer}_BN') for layer in layers]
-      names |= _inverted_names(i, j, units)
+      units = [(f'{block}_{layer}', f'{block}_{layer}_BN') for layer in _INVERTED_LAYERS]
+      names |= _inverted_names(i, j, units[not expands :])
     yield Layout('keras', 'inception', names, style='keras')
 
 
 def _inverted_names(i: int, j: int, units: list[tuple[str, str]]) -> dict[str, str]:
   """Return the names of a block's two or three convolutions and of their norms, in that order."""
-  layers = ('expand', 'depthwise', 'project')[-len(units) :]
+  layers = _INVERTED_LAYERS[-len(units) :]
   return {
     f'stage{i}_block{j}/{layer}{end}': name
     for layer, unit in zip(layers, units, strict=True)
@@ -241,6 +241,13 @@ def _convnext(name: str) -> Iterator[Layout]:
   def choose(scale: str, response_scale: str, response_bias: str) -> str | tuple[str, str]:
     return (response_scale, response_bias) if variant.response_norm else scale
 
+  def hugging_face_downsample(prefix: str, i: int) -> tuple[str, str]:
+    layer = f'{prefix}encoder.stages.{i}.downsampling_layer'
+    return f'{layer}.0', f'{layer}.1'
+
+  def hugging_face_block(prefix: str, i: int, j: int) -> str:
+    return f'{prefix}encoder.stages.{i}.layers.{j}.'
+
   yield layout(  # timm
     'torch',
     ('stem.0', 'stem.1', 'head.norm', 'head.fc'),
@@ -258,7 +265,6 @@ def _convnext(name: str) -> Iterator[Layout]:
     choose('gamma', 'grn.gamma', 'grn.beta'),
   )
   for prefix in ('convnextv2.' if variant.response_norm else 'convnext.', ''):  # Hugging Face
-    stages = f'{prefix}encoder.stages.'
     yield layout(
       'torch',
       (
@@ -267,8 +273,8 @@ def _convnext(name: str) -> Iterator[Layout]:
         f'{prefix}layernorm',
         'classifier',
       ),
-      lambda i, stages=stages: tuple(f'{stages}{i}.downsampling_layer.{n}' for n in (0, 1)),
-      lambda i, j, stages=stages: f'{stages}{i}.layers.{j}.',
+      partial(hugging_face_downsample, prefix),
+      partial(hugging_face_block, prefix),
       ('dwconv', 'layernorm', 'pwconv1', 'pwconv2'),
       choose('layer_scale_parameter', 'grn.weight', 'grn.bias'),
     )
@@ -288,7 +294,7 @@ def _convnext(name: str) -> Iterator[Layout]:
     lambda i: (f'{name}_downsampling_layernorm_{i - 1}', f'{name}_downsampling_conv_{i - 1}'),
     lambda i, j: f'{name}_stage_{i}_block_{j}_',
     ('depthwise_conv', 'layernorm', 'pointwise_conv_1', 'pointwise_conv_2'),
-    'layer_scale/gamma',
+    'layer_scale/variable',
   )
 
 
@@ -336,10 +342,9 @@ def _vit(name: str) -> Iterator[Layout]:
         tensors[f'{ours}qkv/{leaf}'] = tuple(f'{theirs}{part}{end}' for part in qkv)
       for n, scale in enumerate(scales, 1):
         tensors[f'{ours}scale{n}'] = (theirs + scale,)
-    ignored = (
-      ('mask_token', 'embeddings.mask_token', 'dinov2.embeddings.mask_token') if is_dino else ()
-    )
-    return Layout('torch', normalization, names, ignored=ignored, tensors=tensors)
+    # In DINOv2's files, what stands for the patches that its training hides.
+    mask = class_token.replace('cls_token', 'mask_token')
+    return Layout('torch', normalization, names, ignored=(mask,), tensors=tensors)
 
   for registers, adds_position in (
     ('reg_token', False),  # timm

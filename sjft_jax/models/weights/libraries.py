@@ -56,6 +56,15 @@ def find_architecture(spec: TrunkSpec, image_size: int) -> Architecture | None:
     if version == 1:
       return _architecture('timm', f'resnet{depth}', spec.name, 'fc', ('classifier',))
     return _architecture('timm', f'resnetv2_{depth}', spec.name, 'head.fc', ())
+  if spec.name in trunk.INVERTED_RESIDUALS:
+    styles = trunk.INVERTED_RESIDUALS[spec.name].styles
+    if (styles[0] if spec.style == 'auto' else spec.style) != styles[0]:
+      return None
+    return _architecture('timm', spec.name, spec.name, 'classifier', ('classifier',))
+  if spec.name in trunk.CONVNEXTS:
+    return _architecture('timm', spec.name, spec.name, 'head.fc', ('classifier',))
+  if spec.name in trunk.VITS:
+    return _architecture('timm', spec.name, spec.name, 'head', ('classifier',))
   if not spec.fully_connected:
     return None
   if spec.name in trunk.VGGS:
@@ -70,7 +79,8 @@ def _architecture(
   library: str, name: str, trunk_name: str, classifier: str, matrices: tuple[str, ...]
 ) -> Architecture:
   """Return an architecture in the layout that gives its last layer the name `classifier`."""
-  (layout,) = (
+  # Of layouts with this name, timm's is the first.
+  layout = next(
     layout for layout in layouts(trunk_name, 'torch') if layout.names['classifier'] == classifier
   )
   return Architecture(library, name, layout, matrices)

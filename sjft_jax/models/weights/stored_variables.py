@@ -139,8 +139,8 @@ def _locate_own_tensors(
     parts = [locate_kernel(name, part_shape, layout.origin, is_bgr=False) for name in names]
     return StoredVariable(
       {name: shapes for part in parts for name, shapes in part.tensors.items()},
-      lambda *kernels: np.concatenate(
-        [part.convert(kernel) for part, kernel in zip(parts, kernels, strict=True)], axis=-1
+      lambda *kernels: _join(
+        [part.convert(kernel) for part, kernel in zip(parts, kernels, strict=True)]
       ),
     )
   if leaf == 'class_token' and len(names) == 2:
@@ -160,8 +160,13 @@ def _locate_own_tensors(
   shapes = ((*shape[:-1], size), (size, 1, 1), (1, 1, 1, size))
   return StoredVariable(
     dict.fromkeys(names, shapes),
-    lambda *tensors: np.concatenate([tensor.ravel() for tensor in tensors]).reshape(shape),
+    lambda *tensors: _join([tensor.reshape(-1) for tensor in tensors]).reshape(shape),
   )
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+  """Join parts along their last axis; one part may be traced."""
+  return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
 
 def _locate_statistic(
