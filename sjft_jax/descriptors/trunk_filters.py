@@ -19,7 +19,7 @@ from sjft_jax.runtime.options import choose
 NAMES = tuple(name for name in trunk.NAMES if name not in trunk.ALEXNETS)
 
 
-class _Reached(Exception):
+class _ReachedError(Exception):
   """All layers have been computed."""
 
 
@@ -52,7 +52,7 @@ def load(*, name: str, layers: Sequence[str], tap: str, pretrained: str) -> Filt
   def compute(images: UInt8[Array, 'batch height width 3'], wanted: Collection[str]) -> Any:
     """Return the maps of the wanted modules by path; none wanted: of all."""
     maps: dict[str, Array] = {}
-    with nn.intercept_methods(_keep_maps(maps, wanted)), contextlib.suppress(_Reached):
+    with nn.intercept_methods(_keep_maps(maps, wanted)), contextlib.suppress(_ReachedError):
       model.apply(variables, normalize(images, weights.normalization))
     return maps
 
@@ -94,7 +94,7 @@ def _keep_maps(maps: dict[str, Array], wanted: Collection[str]) -> Callable[...,
     if is_map and (not wanted or path in wanted):
       maps[path] = output
       if wanted and len(maps) == len(wanted):
-        raise _Reached
+        raise _ReachedError
     return output
 
   return intercept

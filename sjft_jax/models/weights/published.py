@@ -179,8 +179,9 @@ def find_in_package(package: str, trunk: str) -> Path:
     )
   files = PACKAGES[package]
   if trunk not in files:
+    held = ' and '.join(files)
     raise ValueError(
-      f'pretrained={package!r} holds {" and ".join(files)}, not name={trunk!r}; choose what it holds'
+      f'pretrained={package!r} holds {held}, not name={trunk!r}; choose what it holds'
     )
   return Path(spec.origin).parent / files[trunk]
 
