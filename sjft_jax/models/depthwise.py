@@ -89,10 +89,11 @@ def _sum_rows(
 
   def add_row(number: Array, sums: list[Array]) -> list[Array]:
     image, row = number // height, number % height
-    row_gradient = jax.lax.dynamic_slice_in_dim(gradient[image], row, 1)[0].astype(jnp.float32)
-    rows = jax.lax.dynamic_slice_in_dim(padded[image], row * stride, size).astype(jnp.float32)
+    out = jax.lax.dynamic_slice(gradient, (image, row, 0, 0), (1, 1, *gradient.shape[2:]))
+    rows = jax.lax.dynamic_slice(padded, (image, row * stride, 0, 0), (1, size, *padded.shape[2:]))
+    out, rows = out[0, 0].astype(jnp.float32), rows[0].astype(jnp.float32)
     return [
-      sums[i * size + j] + rows[i, j : j + (width - 1) * stride + 1 : stride] * row_gradient
+      sums[i * size + j] + rows[i, j : j + (width - 1) * stride + 1 : stride] * out
       for i in range(size)
       for j in range(size)
     ]

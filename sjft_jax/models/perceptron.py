@@ -4,12 +4,35 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# With the variance in two passes, as for batch norm; statistics are float32.
-LayerNorm = partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 Dense = partial(nn.Dense, kernel_init=nn.initializers.normal(0.02))
+
+
+class LayerNorm(nn.Module):
+  """Normalise the channels of each position, then scale and shift them (Ba et al. 2016).
+
+  Parameters are 'scale' and 'bias' `[c]`, float32, as the arithmetic is. Flax's own layer promotes
+  types without being asked, which the tests refuse.
+
+  Attributes:
+    dtype: of the output.
+  """
+
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*b c']) -> Float[Array, '*b c']:
+    """Normalise `x`, of any float type; epsilon is 1e-6."""
+    shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+    scale = self.param('scale', nn.initializers.ones, x.shape[-1:], jnp.float32).reshape(shape)
+    bias = self.param('bias', nn.initializers.zeros, x.shape[-1:], jnp.float32).reshape(shape)
+    x = x.astype(jnp.float32)
+    x -= x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(x).mean(axis=-1, keepdims=True)
+    return (x * jax.lax.rsqrt(variance + 1e-6) * scale + bias).astype(self.dtype)
 
 
 class ResponseNorm(nn.Module):

@@ -3,6 +3,7 @@
 The variants are timm's; registers are those of Darcet et al. 2024.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -108,6 +109,16 @@ class Tokens(nn.Module):
     return jnp.concatenate([shared, tokens], axis=1)
 
 
+def _attend(
+  queries: Float[Array, 'b n h c'], keys: Float[Array, 'b n h c'], values: Float[Array, 'b n h c']
+) -> Float[Array, 'b n h c']:
+  """Compute dot-product attention, with a float32 softmax."""
+  # JAX's own promotes types without being asked, which the tests refuse.
+  logits = jnp.einsum('bqhc,bkhc->bhqk', queries, keys, preferred_element_type=jnp.float32)
+  weights = jax.nn.softmax(logits / math.sqrt(queries.shape[-1])).astype(values.dtype)
+  return jnp.einsum('bhqk,bkhc->bqhc', weights, values)
+
+
 class Block(nn.Module):
   """Layer norm and self-attention, then layer norm and a perceptron, each beside its input.
 
@@ -127,7 +138,7 @@ class Block(nn.Module):
     y = LayerNorm(dtype=self.dtype, name='norm1')(x)
     y = Dense(3 * features, dtype=self.dtype, name='qkv')(y)
     heads = y.reshape(*x.shape[:2], 3, self.num_heads, features // self.num_heads)
-    y = jax.nn.dot_product_attention(*(heads[:, :, i] for i in range(3))).reshape(x.shape)
+    y = _attend(*(heads[:, :, i] for i in range(3))).reshape(x.shape)
     x += self._scale('scale1', Dense(features, dtype=self.dtype, name='proj')(y))
     y = LayerNorm(dtype=self.dtype, name='norm2')(x)
     return x + self._scale('scale2', Perceptron(dtype=self.dtype, name='mlp')(y))

@@ -44,11 +44,14 @@ def test_layers_are_the_networks_own(files):
   assert loaded.num_filters == (64, 64, 128)
   maps = loaded.respond(draw_images())
   weights = convert.load(path, name='resnet18v1')
-  _, captured = trunk.build_trunk(name='resnet18v1').apply(
+  model = trunk.build_trunk(name='resnet18v1')
+  _, captured = jax.jit(
+    lambda variables, x: model.apply(
+      variables, x, capture_intermediates=True, mutable=['intermediates']
+    )
+  )(
     {'params': weights.params, 'batch_stats': weights.batch_stats},
     preprocess.normalize(draw_images(), weights.normalization),
-    capture_intermediates=True,
-    mutable=['intermediates'],
   )
   for layer, responses in zip(layers, maps, strict=True):
     expected = captured['intermediates']

@@ -76,14 +76,16 @@ def assert_low_precision_is_of_activations_only(model, side, tolerance):
   low = model.clone(dtype=jnp.bfloat16)
   variables, images = random_variables(model, side), draw_images(side)
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(random_variables(low, side)))
-  features, captured = low.apply(
-    variables, images, capture_intermediates=True, mutable=['intermediates']
-  )
+  features, captured = jax.jit(
+    lambda images: low.apply(
+      variables, images, capture_intermediates=True, mutable=['intermediates']
+    )
+  )(images)
   inner = {k: v for k, v in captured['intermediates'].items() if k not in ('__call__', 'norm')}
   assert len(jax.tree.leaves(inner)) > 8
   assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(inner))
   assert features.dtype == jnp.float32
-  expected = model.apply(variables, images)
+  expected = jax.jit(model.apply)(variables, images)
   error = np.linalg.norm(features - expected) / np.linalg.norm(expected)
   assert 1e-5 < error < tolerance
 
