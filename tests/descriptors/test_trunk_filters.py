@@ -108,5 +108,5 @@ def test_the_bank_may_be_the_trunk_that_is_trained(files):
   loaded = inputs.load_bank(options)
   assert (loaded.name, loaded.fingerprint) == ('resnet18v1', named.fingerprint)
   options.model.pretrained = ''
-  with pytest.raises(ValueError, match="bank.name='trunk' takes the filters of model.pretrained"):
+  with pytest.raises(ValueError, match="bank: name='trunk' takes the filters of model.pretrained"):
     inputs.load_bank(options)
