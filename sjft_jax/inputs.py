@@ -93,13 +93,23 @@ def check_outside_data(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def load_bank(config: ConfigDict) -> banks.FilterBank:
-  """Load the filters that describe images.
+  """Load the filters that describe images; those of 'trunk' are of the network that is trained.
 
   Raises:
-    ValueError: as for `bank.load`.
+    ValueError: as for `bank.load`, or the network has no weights to take filters from.
   """
+  options = dict(config.bank)
   with configs.option_section('bank'):
-    return banks.load(**config.bank)
+    if options['name'] == 'trunk':
+      if options['pretrained'] == 'auto':
+        options['pretrained'] = config.model.pretrained
+      if not options['pretrained']:
+        raise ValueError(
+          "name='trunk' takes the filters of model.pretrained, which is empty; set it, or another "
+          'bank'
+        )
+      options['name'] = config.model.name
+    return banks.load(**options)
 
 
 def load_inputs(config: ConfigDict, domains: Domains) -> Inputs:

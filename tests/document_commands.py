@@ -127,6 +127,8 @@ def small_options(flags: list[str]) -> list[str]:
     options['pretrain.steps'] = 2
   if has_option(flags, 'training.freeze'):
     options['training.freeze'] = 'below:conv5'
+  if has_option(flags, 'bank.layers'):
+    options['bank.layers'] = ('conv1',)
   if has_option(flags, 'repeats'):
     options['repeats'] = 2
   for flag in flags:

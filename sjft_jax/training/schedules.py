@@ -86,12 +86,15 @@ def scale_by_layer(*, layer_decay: float, head_rate: float) -> optax.GradientTra
 def depth_groups(names: Iterable[str]) -> dict[str, int]:
   """Return the depth of each of a trunk's layers, 0 at the image (see `models.trunk`).
 
-  A group is the stem of a ResNet or one of its blocks, or one convolution or fully connected layer
-  of another network. Batch norm belongs to the layer before it.
+  A group is the stem of a network with its norm or tokens, one of its blocks, or one convolution or
+  fully connected layer of VGG or AlexNet. Batch norm belongs to the layer before it; what follows
+  the last block belongs to this.
   """
   # conv3_2, norm3_2 → (3, 2); fc6 → (6,); stage4_block1 → (4, 1); stem, stem_norm → ().
   positions = {name: tuple(map(int, re.findall(r'\d+', name))) for name in names}
-  if 'norm' in positions:  # Of a pre-activation ResNet, after its last block.
-    positions['norm'] = max(positions.values())
+  last = max(positions.values())
+  for name, position in positions.items():
+    if not position and not name.startswith('stem'):  # norm, head, head_norm
+      positions[name] = last
   order = sorted(set(positions.values()))
   return {name: order.index(position) for name, position in positions.items()}

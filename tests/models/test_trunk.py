@@ -4,8 +4,11 @@ import pytest
 
 from sjft_jax.models import trunk
 from sjft_jax.models.alexnet import AlexNet
+from sjft_jax.models.convnext import ConvNeXt
+from sjft_jax.models.inverted_residual import STYLES as INVERTED_STYLES
 from sjft_jax.models.resnet import STYLES, ResNet
 from sjft_jax.models.vgg import VGG
+from sjft_jax.models.vit import ViT
 
 
 def output(model, side, train=False):
@@ -30,6 +33,13 @@ def output(model, side, train=False):
     ({'name': 'alexnet'}, 224, 4096),
     ({'name': 'alexnet', 'fully_connected': False}, 64, 256),
     ({'name': 'alexnet_caffe'}, 227, 4096),
+    ({'name': 'mobilenetv2_035'}, 33, 1280),
+    ({'name': 'mobilenetv2_140', 'style': 'keras'}, 32, 1792),
+    ({'name': 'tf_efficientnet_lite4'}, 32, 1280),
+    ({'name': 'convnext_base'}, 33, 1024),
+    ({'name': 'convnextv2_atto'}, 32, 320),
+    ({'name': 'vit_tiny_patch16_384'}, 39, 192),
+    ({'name': 'vit_small_patch14_reg4_dinov2'}, 28, 384),
   ],
 )
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -59,6 +69,13 @@ def test_options_reach_the_networks():
     name='alexnet_caffe', fully_connected=False, dtype='bfloat16'
   ) == AlexNet(caffe=True, fully_connected=False, dtype=jnp.bfloat16)
   assert not trunk.build_trunk(name='vgg16').norm
+  model = trunk.build_trunk(name='mobilenetv2_100', style='keras', dtype='bfloat16', **options)
+  expected = {'style': INVERTED_STYLES['keras'], 'dtype': jnp.bfloat16, **options}
+  assert {name: getattr(model, name) for name in expected} == expected
+  for name, kind in (('convnext_tiny', ConvNeXt), ('vit_tiny_patch16_224', ViT)):
+    model = trunk.build_trunk(name=name, dtype='bfloat16', remat=True)
+    assert isinstance(model, kind)
+    assert (model.dtype, model.remat) == (jnp.bfloat16, True)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +84,11 @@ def test_options_reach_the_networks():
     ({'name': 'resnet51v2'}, "name='resnet51v2' is unknown; .* resnet18v1.* alexnet_caffe"),
     ({'name': 'alexnet', 'width': 0.5}, 'width=0.5 with the alexnet trunk'),
     ({'name': 'vgg16', 'width': 2}, 'width=2 with the vgg16 trunk'),
+    ({'name': 'vit_base_patch16_256'}, "did you mean 'vit_base_patch16_224'.* convnext_tiny"),
+    ({'name': 'convnext_tiny', 'width': 0.5}, 'width=0.5 with the convnext_tiny trunk'),
+    ({'name': 'convnext_tiny', 'style': 'keras'}, "style='keras' with the convnext_tiny trunk"),
+    ({'name': 'mobilenetv2_100', 'style': 'caffe'}, "style='caffe' is unknown; .* torch, keras"),
+    ({'name': 'efficientnet_lite0', 'style': 'keras'}, "style='keras' is unknown; .* auto, torch"),
     ({'name': 'vgg16', 'style': 'torch'}, "style='torch' with the vgg16 trunk.*'auto'"),
     ({'name': 'alexnet', 'remat': True}, 'remat=True with the alexnet trunk'),
     ({'name': 'resnet50v2', 'style': 'caffe'}, "style='caffe' is unknown; .* released"),

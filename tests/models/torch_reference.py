@@ -55,16 +55,20 @@ def randomise(model, seed=0):
   random = np.random.default_rng(seed)
   tensors = model.state_dict()
   for name, tensor in tensors.items():
-    layer, _, leaf = name.rpartition('.')
+    leaf = name.rpartition('.')[2]
     if leaf == 'num_batches_tracked':
       continue
-    is_scale = leaf == 'running_var' or (leaf == 'weight' and f'{layer}.running_var' in tensors)
+    # All weights of one axis are of norms.
+    is_scale = leaf == 'running_var' or (leaf == 'weight' and tensor.ndim == 1)
     # The norm that ends a branch, or, where norms come first, the convolution.
     ends_branch = name.endswith(
       ('conv3.weight',) if 'norm.weight' in tensors else ('bn3.weight', 'bn3.bias')
     )
-    values = random_values(random, tuple(tensor.shape), is_scale, ends_branch)
-    tensor.copy_(torch.from_numpy(values))
+    # Class tokens and positions are like biases, and so are factors of channels.
+    is_kernel = leaf in ('weight', 'in_proj_weight') and tensor.ndim > 1
+    shape = tuple(tensor.shape) if is_kernel else (tensor.numel(),)
+    values = random_values(random, shape, is_scale, ends_branch)
+    tensor.copy_(torch.from_numpy(values).reshape(tensor.shape))
   return model.eval()
 
 
@@ -76,10 +80,11 @@ def randomise_keras(model, seed=0):
   for weight in model.weights:
     leaf = weight.path.rpartition('/')[2]
     ends_branch = weight.path.endswith('3_conv/kernel' if v2 else ('3_bn/gamma', '3_bn/beta'))
-    # Keras has outputs last.
-    shape = (weight.shape[-1], *weight.shape[:-1])
+    # Keras has outputs last, but for depthwise kernels.
+    axis = -2 if 'depthwise' in weight.path and weight.shape[-1] == 1 else -1
+    shape = np.moveaxis(np.empty(weight.shape), axis, 0).shape
     is_scale = leaf in ('gamma', 'moving_variance')
-    values.append(np.moveaxis(random_values(random, shape, is_scale, ends_branch), 0, -1))
+    values.append(np.moveaxis(random_values(random, shape, is_scale, ends_branch), 0, axis))
   model.set_weights(values)
   return model
 

@@ -87,6 +87,29 @@ def test_rates_match_torch(schedule, warmup_steps):
       + '|'.join(f'stage{i}_block{j}' for i in range(1, 5) for j in (1, 2))
       + ' norm',
     ),
+    (
+      'mobilenetv2_035',
+      'stem stem_norm|'
+      + '|'.join(
+        f'stage{i}_block{j}'
+        for i, n in enumerate((1, 2, 3, 4, 3, 3, 1), 1)
+        for j in range(1, n + 1)
+      )
+      + ' head head_norm',
+    ),
+    # What halves the map is of the block that it precedes, as in timm.
+    (
+      'convnextv2_atto',
+      'stem stem_norm|'
+      + '|'.join(
+        f'stage{i}_block{j}' for i, n in enumerate((2, 2, 6, 2), 1) for j in range(1, n + 1)
+      )
+      + ' norm',
+    ),
+    (
+      'vit_tiny_patch16_224',
+      'stem stem_tokens|' + '|'.join(f'block{i}' for i in range(1, 13)) + ' norm',
+    ),
   ],
 )
 def test_depth_groups_rise_from_the_image_to_the_heads(name, groups):

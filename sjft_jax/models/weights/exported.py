@@ -16,7 +16,7 @@ import safetensors.numpy
 from etils import epath
 
 from sjft_jax.data.transforms import VIEWS
-from sjft_jax.models import build, joint, preprocess
+from sjft_jax.models import build, joint, preprocess, trunk
 from sjft_jax.models.trunk import TrunkSpec
 from sjft_jax.models.weights import formats, libraries
 from sjft_jax.models.weights.libraries import Architecture
@@ -152,6 +152,8 @@ def write_config(
   }
   if architecture and architecture.library == 'timm':
     layers = architecture.layout.names
+    # timm then builds a vision transformer for images of this size.
+    pretrained['fixed_input_size'] = description['name'] in trunk.VITS
     pretrained |= {'first_conv': next(iter(layers.values())), 'classifier': layers['classifier']}
     config = {'architecture': architecture.name, **config}
   artifacts.write_json(folder / CONFIG, config)

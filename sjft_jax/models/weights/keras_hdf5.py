@@ -21,6 +21,9 @@ _WEIGHTS = {
   'batch_normalization': ('gamma', 'beta', 'moving_mean', 'moving_variance'),
   'conv2d': ('kernel', 'bias'),
   'dense': ('kernel', 'bias'),
+  'depthwise_conv2d': ('kernel', 'bias'),
+  'layer_normalization': ('gamma', 'beta'),
+  'layer_scale': ('variable',),
 }
 
 # The names of Keras 1, with which the VGG networks were published, and today's; running_std was a
@@ -166,6 +169,7 @@ def _older_name(path: str) -> str:
   weight = re.sub(r':\d+$', '', weight)
   if match := re.fullmatch(rf'(?:{re.escape(layer)}_)?({_WEIGHT_NAMES})(_\d+)?', weight):
     weight = _KERAS_1.get(match[1], match[1])
+  weight = re.sub(r'^variable(_\d+)?$', 'variable', weight, flags=re.IGNORECASE)  # It has no name.
   return f'{layer}/{weight}'
 
 

@@ -49,11 +49,11 @@ class LayoutMatch:
   @functools.cached_property
   def expected_shapes(self) -> dict[str, tuple[Shape, ...]]:
     """Return the names of the tensors that the trunk needs, each with its possible shapes."""
-    return {
-      name: shapes
-      for variable in self.stored_variables.values()
-      for name, shapes in variable.tensors.items()
-    }
+    expected: dict[str, tuple[Shape, ...]] = {}
+    for variable in self.stored_variables.values():
+      for name, shapes in variable.tensors.items():
+        expected[name] = (*shapes, *expected.get(name, ()))
+    return expected
 
   @property
   def missing_names(self) -> list[str]:
@@ -148,12 +148,10 @@ def match_layout(layout: Layout, tensors: dict[str, np.ndarray], spec: TrunkSpec
   return LayoutMatch(layout, _extract_network(tensors, layout), spec).rename_classifier()
 
 
-def stem_channels(layout: Layout, tensors: dict[str, np.ndarray]) -> int:
-  """Return the output channels of a ResNet's stem in a file, or 0 if there is no stem."""
-  stem = tensor_name(layout, 'stem', 'kernel')
-  tensors = _extract_network(tensors, layout)
-  # Its shape is [7, 7, 3, channels] in some order.
-  return tensors[stem].size // (7 * 7 * 3) if stem in tensors else 0
+def find_stem(layout: Layout, tensors: dict[str, np.ndarray]) -> np.ndarray | None:
+  """Return the kernel of the layout's first layer in a file, or None if there is none."""
+  stem = tensor_name(layout, next(iter(layout.names)), 'kernel')
+  return _extract_network(tensors, layout).get(stem)
 
 
 @functools.cache

@@ -10,7 +10,13 @@ from sjft_jax.models import trunk
 from sjft_jax.models.resnet import STYLES
 from sjft_jax.models.trunk import TrunkSpec
 from sjft_jax.models.weights.layouts import Layout, layouts
-from sjft_jax.models.weights.stored_variables import Path, Shape, StoredVariable, locate
+from sjft_jax.models.weights.stored_variables import (
+  Path,
+  Shape,
+  StoredVariable,
+  convolution_shape,
+  locate,
+)
 
 # The versions of ResNets that timm has, by depth.
 _TIMM_RESNETS = {1: (18, 34, 50, 101, 152, 200), 2: (18, 34, 50, 101, 152)}
@@ -25,7 +31,8 @@ class Architecture(NamedTuple):
     library: 'timm' or 'torchvision'.
     name: of the network there.
     layout: the names of its layers.
-    matrices: the layers whose kernels are [outputs, inputs] there; the others are convolutions.
+    matrices: the layers whose kernels are [outputs, inputs] there, but convolutions here or the
+      classifier.
   """
 
   library: str
@@ -49,6 +56,15 @@ def find_architecture(spec: TrunkSpec, image_size: int) -> Architecture | None:
     if version == 1:
       return _architecture('timm', f'resnet{depth}', spec.name, 'fc', ('classifier',))
     return _architecture('timm', f'resnetv2_{depth}', spec.name, 'head.fc', ())
+  if spec.name in trunk.INVERTED_RESIDUALS:
+    styles = trunk.INVERTED_RESIDUALS[spec.name].styles
+    if (styles[0] if spec.style == 'auto' else spec.style) != styles[0]:
+      return None
+    return _architecture('timm', spec.name, spec.name, 'classifier', ('classifier',))
+  if spec.name in trunk.CONVNEXTS:
+    return _architecture('timm', spec.name, spec.name, 'head.fc', ('classifier',))
+  if spec.name in trunk.VITS:
+    return _architecture('timm', spec.name, spec.name, 'head', ('classifier',))
   if not spec.fully_connected:
     return None
   if spec.name in trunk.VGGS:
@@ -63,7 +79,8 @@ def _architecture(
   library: str, name: str, trunk_name: str, classifier: str, matrices: tuple[str, ...]
 ) -> Architecture:
   """Return an architecture in the layout that gives its last layer the name `classifier`."""
-  (layout,) = (
+  # Of layouts with this name, timm's is the first.
+  layout = next(
     layout for layout in layouts(trunk_name, 'torch') if layout.names['classifier'] == classifier
   )
   return Architecture(library, name, layout, matrices)
@@ -92,7 +109,7 @@ def to_tensors(
   for path, value in flatten_dict(variables).items():
     name, shape, _ = _locate(path, value.shape, architecture)
     if architecture is not None and path[-1] == 'kernel':
-      value = value.reshape(_convolution_shape(value.shape)).transpose(3, 2, 0, 1)
+      value = value.reshape(convolution_shape(value.shape)).transpose(3, 2, 0, 1)
     tensors[name] = np.ascontiguousarray(value.reshape(shape))
   return tensors
 
@@ -123,17 +140,10 @@ def _locate(
     return name, shape, StoredVariable({name: (shape,)}, lambda tensor: tensor)
   collection, module, *rest = path
   layer = (*rest[:-1],) if module == 'trunk' else ('classifier',)
-  if path[-1] == 'kernel':
-    shape = _convolution_shape(shape)
   stored = locate(architecture.layout, (collection, *layer, path[-1]), shape, ())
   ((name, shapes),) = stored.tensors.items()
-  return (
-    name,
-    shapes[int(path[-1] == 'kernel' and '/'.join(layer) in architecture.matrices)],
-    stored,
+  # A kernel of the trunk that is no convolution here is none elsewhere.
+  is_matrix = path[-1] == 'kernel' and (
+    '/'.join(layer) in architecture.matrices or (module == 'trunk' and len(shape) == 2)
   )
-
-
-def _convolution_shape(shape: Shape) -> Shape:
-  """Return the shape of a kernel as one of a convolution, (height, width, inputs, outputs)."""
-  return shape if len(shape) == 4 else (1, 1, *shape)
+  return name, shapes[int(is_matrix)], stored

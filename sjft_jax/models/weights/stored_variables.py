@@ -65,6 +65,8 @@ def locate(layout: Layout, path: Path, shape: Shape, available: Container[str]) 
     available: names of the tensors that the file has.
   """
   layer, leaf = '/'.join(path[1:-1]), path[-1]
+  if tensors := layout.tensors.get('/'.join(path[1:])):
+    return _locate_own_tensors(layout, tensors, path, shape)
   if leaf == 'kernel':
     # Weights that expect Caffe's mean were trained on BGR.
     is_bgr = layout.normalization == 'caffe' and layer in ('stem', 'conv1_1', 'conv1')
@@ -97,11 +99,11 @@ def locate_kernel(name: str, shape: Shape, origin: Origin, *, is_bgr: bool) -> S
 
   Args:
     name: of the tensor.
-    shape: of the kernel, (height, width, inputs, outputs).
+    shape: of the kernel, (height, width, inputs, outputs) or (inputs, outputs).
     origin: of the file.
     is_bgr: whether the file's kernel takes the channels of an image in the order BGR.
   """
-  height, width, inputs, outputs = shape
+  height, width, inputs, outputs = kernel_shape = convolution_shape(shape)
   flat_size = height * width * inputs
   by_channel = origin in ('torch', 'caffe')
   shapes: tuple[Shape, ...]
@@ -109,14 +111,62 @@ def locate_kernel(name: str, shape: Shape, origin: Origin, *, is_bgr: bool) -> S
     # Old Caffe gave every blob four axes.
     shapes = (outputs, inputs, height, width), (outputs, flat_size), (1, 1, outputs, flat_size)
   else:
-    shapes = shape, (flat_size, outputs)
+    # Keras gives a depthwise kernel its channels first, and one output for each.
+    depthwise = [(height, width, outputs, 1)] if inputs == 1 else []
+    shapes = kernel_shape, (flat_size, outputs), *depthwise
 
   def convert(kernel: np.ndarray) -> np.ndarray:
     kernel = kernel.reshape(shapes[0])
     kernel = kernel.transpose(2, 3, 1, 0) if by_channel else kernel
-    return kernel[:, :, ::-1] if is_bgr else kernel
+    kernel = kernel[:, :, ::-1] if is_bgr else kernel
+    return kernel.reshape(shape)
 
   return StoredVariable({name: shapes}, convert)
+
+
+def convolution_shape(shape: Shape) -> Shape:
+  """Return the shape of a kernel as one of a convolution, (height, width, inputs, outputs)."""
+  return shape if len(shape) == 4 else (1, 1, *shape)
+
+
+def _locate_own_tensors(
+  layout: Layout, names: tuple[str, ...], path: Path, shape: Shape
+) -> StoredVariable:
+  """Describe where a variable lies that is not named after its layer (`Layout.tensors`)."""
+  leaf = path[-1]
+  if leaf == 'kernel':
+    part_shape = (*shape[:-1], shape[-1] // len(names))
+    parts = [locate_kernel(name, part_shape, layout.origin, is_bgr=False) for name in names]
+    return StoredVariable(
+      {name: shapes for part in parts for name, shapes in part.tensors.items()},
+      lambda *kernels: _join(
+        [part.convert(kernel) for part, kernel in zip(parts, kernels, strict=True)]
+      ),
+    )
+  if leaf == 'class_token' and len(names) == 2:
+    # The shapes of the positions stand with their own variable.
+    return StoredVariable(
+      {names[0]: (shape,), names[1]: ()}, lambda token, positions: token + positions[:, :1]
+    )
+  if leaf == 'positions':
+    # The file of a network with registers may have the class token's position, too.
+    longer = (1, shape[1] + 1, shape[2])
+    has_more = len(layout.tensors['stem_tokens/class_token']) == 2
+    return StoredVariable(
+      {names[0]: (longer,) if has_more else (shape,)}, lambda tensor: tensor[:, -shape[1] :]
+    )
+  size = shape[-1] // len(names)
+  # Some have the channels as the first axis of a map, or as the last of several.
+  shapes = ((*shape[:-1], size), (size, 1, 1), (1, 1, 1, size))
+  return StoredVariable(
+    dict.fromkeys(names, shapes),
+    lambda *tensors: _join([tensor.reshape(-1) for tensor in tensors]).reshape(shape),
+  )
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+  """Join parts along their last axis; one part may be traced."""
+  return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
 
 def _locate_statistic(

@@ -56,6 +56,38 @@ from sjft_jax.models.weights.layouts import layouts
     ('vgg19', 'keras', {'conv5_4': 'block5_conv4', 'fc7': 'fc2', 'classifier': 'predictions'}),
     ('vgg19', 'caffe', {'conv5_4': 'conv5_4', 'fc7': 'fc7', 'classifier': 'fc8'}),
     ('alexnet', 'torch', {'conv3': 'features.6', 'fc7': 'classifier.4'}),
+    (
+      'mobilenetv2_100',
+      'torch',
+      {
+        'stage1_block1/project': 'blocks.0.0.conv_pw',
+        'stage1_block1/project_norm': 'blocks.0.0.bn2',
+        'stage6_block3/project': 'blocks.5.2.conv_pwl',
+        'head_norm': 'bn2',
+      },
+    ),
+    (
+      'mobilenetv2_100',
+      'keras',
+      {
+        'stage1_block1/depthwise': 'expanded_conv_depthwise',
+        'stage7_block1/expand': 'block_16_expand',
+      },
+    ),
+    (
+      'convnext_tiny',
+      'torch',
+      {
+        'stage2_block1/downsample': 'stages.1.downsample.1',
+        'stage3_block9/norm': 'stages.2.blocks.8.norm',
+      },
+    ),
+    (
+      'convnext_tiny',
+      'keras',
+      {'stage4_block1/downsample_norm': 'convnext_tiny_downsampling_layernorm_2'},
+    ),
+    ('vit_large_patch16_224', 'torch', {'block24/mlp/fc2': 'blocks.23.mlp.fc2'}),
   ],
 )
 def test_layers_have_the_names_that_publishers_give(name, origin, names):
@@ -76,5 +108,7 @@ def test_layouts_name_each_layer_once(name):
   for origin in ('torch', 'keras', 'caffe', 'lpips'):
     for layout in layouts(name, origin):
       assert len(set(layout.names.values())) == len(layout.names)
+      layers = {path.rpartition('/')[0] for path in layout.tensors}
+      assert not layers & set(layout.names)
       if name in trunk.RESNETS:
         assert layout.style in resnet.STYLES[trunk.RESNETS[name][1]]

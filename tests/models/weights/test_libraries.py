@@ -17,6 +17,7 @@ EQUALS = {
   **{f'resnet{depth}v2': ('timm', f'resnetv2_{depth}') for depth in (18, 34, 50, 101, 152)},
   **{name: ('timm', name) for name in ('vgg16', 'vgg19', 'vgg16_bn', 'vgg19_bn')},
   'alexnet': ('torchvision', 'alexnet'),
+  **{name: ('timm', name) for name in (*trunk.INVERTED_RESIDUALS, *trunk.CONVNEXTS, *trunk.VITS)},
 }
 
 
@@ -43,6 +44,7 @@ def test_a_trunk_has_the_equal_that_is_listed_or_none(name):
     ('resnet50v1', {'style': 'keras'}),
     ('resnet50v1', {'width': 0.5}),
     ('resnet50v2', {'style': 'keras'}),
+    ('mobilenetv2_100', {'style': 'keras'}),
     ('resnet50v2', {'style': 'auto'}),  # The paper's.
     ('vgg16', {'fully_connected': False}),
     ('alexnet', {'fully_connected': False}),
@@ -63,6 +65,11 @@ def test_the_default_style_of_v1_is_torchvisions():
     ('resnet18v1', 'torch', True),
     ('resnet50v2', 'torch', True),
     ('resnet50v2', 'keras', False),
+    ('mobilenetv2_035', 'torch', True),
+    ('convnextv2_atto', 'auto', True),
+    ('convnext_tiny', 'auto', True),
+    ('vit_tiny_patch16_224', 'auto', True),
+    ('vit_small_patch14_reg4_dinov2', 'auto', True),
   ],
 )
 def test_tensors_are_the_variables_and_are_read_as_weights(tmp_path, name, style, has_equal):
@@ -89,7 +96,7 @@ def test_tensors_are_the_variables_and_are_read_as_weights(tmp_path, name, style
   assert weights.style == style
   params = {'trunk': weights.params, 'target': weights.classifier}
   jax.tree.map(np.testing.assert_array_equal, params, variables['params'])
-  stats = {'trunk': weights.batch_stats}
+  stats = {'trunk': weights.batch_stats} if weights.batch_stats else {}
   jax.tree.map(np.testing.assert_array_equal, stats, variables['batch_stats'])
 
 

