@@ -6,8 +6,8 @@ as for someone whose images no published network has seen anything like.
 
   python -m sjft_jax.main --config=configs/demo.py --workdir=runs/demo
 
-All arms have one learning rate: of 0.0009, 0.003, 0.009 and 0.03 the one with the lowest cross-entropy
-on held-out training images, as a mean over these arms, in what this command tried:
+All arms have one learning rate, of 0.0009, 0.003, 0.009 and 0.03 the one with the lowest mean
+cross-entropy on held-out training images in what this command tried:
 
   python -m sjft_jax.tune --config=configs/demo.py --workdir=runs/demo-tuning
 
