@@ -1,11 +1,13 @@
 """Selective joint fine-tuning (Ge & Yu, CVPR 2017) in JAX and Flax.
 
+```python
 ranking = sjft_jax.rank('my_images', 'source_images', k=100)
 config = sjft_jax.load_config('configs/folder.py')
 results = sjft_jax.train(config, 'runs/mine')
 classifier = sjft_jax.load('runs/mine/arms/rounds')
 probabilities = classifier.predict('new_images')
 sjft_jax.export('runs/mine/arms/rounds', 'exported')
+```
 """
 
 from __future__ import annotations

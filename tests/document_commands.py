@@ -59,6 +59,7 @@ OF_CONFIG = {
 ELLIPSIS = ('--target=DIR', '--source=DIR', '--output=neighbors.csv')
 NOT_RUN = {
   'git': 'needs the network',
+  'jupyter': 'serves until it is stopped; test_notebook runs the notebook',
   'lint-imports': 'part of .ci/run',
   'mypy': 'part of .ci/run',
   'pre-commit': 'needs the network',
@@ -87,7 +88,7 @@ def main(name: str, *arguments: str) -> None:
     check_install(*arguments)
   else:
     for argument in arguments:
-      if argument.endswith('.py') and not (ROOT / argument).exists():
+      if argument.endswith(('.py', '.ipynb')) and not (ROOT / argument).exists():
         sys.exit(f'{argument} does not exist')
     print(f'{name} is not run: {NOT_RUN[name]}')
   with HISTORY.open('a') as file:
