@@ -217,7 +217,7 @@ def test_transparent_pixels_become_white():
     assert (decoded[60:] == 255).all()
     blended = 0.2 * PHOTOGRAPH[40:60] + 0.8 * 255
     assert np.abs(decoded[40:60] - blended).max() <= 1
-  palette = PIL.Image.fromarray(np.array([[0, 1], [1, 2]], np.uint8), 'P')
+  palette = PIL.Image.frombytes('P', (2, 2), bytes([0, 1, 1, 2]))
   palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
   for kind in ('PNG', 'GIF'):
     decoded = decode_image(encode(palette, kind, transparency=1))

@@ -34,6 +34,8 @@ def handlers(monkeypatch):
   """Handlers of this process for the time of a test."""
   numbers = signal.SIGINT, signal.SIGTERM
   before = [signal.getsignal(number) for number in numbers]
+  for number in numbers:  # The tests may be a shell's background job, which ignores Ctrl-C.
+    signal.signal(number, signal.SIG_DFL)
   monkeypatch.setattr(preemption, '_is_requested', False)
   monkeypatch.setattr(preemption, '_stop_signal', None)
   monkeypatch.setattr(preemption, '_exit_after_timeout', lambda number: None)
