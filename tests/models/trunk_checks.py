@@ -61,8 +61,10 @@ def assert_remat_changes_nothing(model, side):
   # Every variable has an effect.
   for path, leaf in jax.tree_util.tree_leaves_with_path(plain[1]):
     assert np.abs(leaf).max() > 0, path
+  # A bias before a normalisation has no gradient but rounding errors of the others.
+  noise = 1e-6 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(plain[1]))
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max()),
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max() + noise),
     again,
     plain,
   )

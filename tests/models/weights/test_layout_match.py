@@ -3,7 +3,7 @@ import pytest
 from models.weights.weight_files import normal
 
 from sjft_jax.models.trunk import TrunkSpec
-from sjft_jax.models.weights.layout_match import match_layout, stem_channels
+from sjft_jax.models.weights.layout_match import find_stem, match_layout
 from sjft_jax.models.weights.layouts import layouts
 
 SPEC = TrunkSpec('alexnet', fully_connected=False)
@@ -70,7 +70,8 @@ def test_the_automatic_style_is_the_layout_s():
   assert match_layout(layout, {}, spec).trunk_spec.style == 'torch'
 
 
-def test_the_stem_has_as_many_channels_as_its_kernel():
+def test_the_stem_is_the_kernel_of_the_first_layer():
   layout, *_ = layouts('resnet18v1', 'torch')
-  assert stem_channels(layout, {'conv1.weight': normal(8, 3, 7, 7)}) == 8
-  assert stem_channels(layout, {'conv.weight': normal(8, 3, 7, 7)}) == 0
+  kernel = normal(8, 3, 7, 7)
+  assert find_stem(layout, {'conv1.weight': kernel}) is kernel
+  assert find_stem(layout, {'conv.weight': kernel}) is None

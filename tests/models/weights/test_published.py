@@ -114,7 +114,7 @@ def test_a_file_without_a_checksum_is_compared_with_the_first_download(server, m
 
 def test_every_checksum_is_of_a_known_algorithm_or_missing():
   for name, entry in published.PUBLISHED.items():
-    if name.startswith('places365/'):
+    if name.startswith(('places365/', 'dinov2/')):
       assert not entry.checksum
       continue
     algorithm, digits = entry.checksum.split(':')
