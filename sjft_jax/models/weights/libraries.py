@@ -20,6 +20,7 @@ from sjft_jax.models.weights.stored_variables import (
 
 # The versions of ResNets that timm has, by depth.
 _TIMM_RESNETS = {1: (18, 34, 50, 101, 152, 200), 2: (18, 34, 50, 101, 152)}
+_TIMM_POINTWISE = 'convnextv2_atto', 'convnextv2_nano'
 # torchvision's AlexNet pools the last map to 6×6 pixels, which ours has at these image sides.
 _TORCHVISION_ALEXNET_SIDES = range(223, 255)
 
@@ -33,12 +34,14 @@ class Architecture(NamedTuple):
     layout: the names of its layers.
     matrices: the layers whose kernels are [outputs, inputs] there, but convolutions here or the
       classifier.
+    has_pointwise: whether the trunk's dense layers are convolutions of 1 × 1 pixels there.
   """
 
   library: str
   name: str
   layout: Layout
   matrices: tuple[str, ...]
+  has_pointwise: bool = False
 
 
 def find_architecture(spec: TrunkSpec, image_size: int) -> Architecture | None:
@@ -62,7 +65,8 @@ def find_architecture(spec: TrunkSpec, image_size: int) -> Architecture | None:
       return None
     return _architecture('timm', spec.name, spec.name, 'classifier', ('classifier',))
   if spec.name in trunk.CONVNEXTS:
-    return _architecture('timm', spec.name, spec.name, 'head.fc', ('classifier',))
+    architecture = _architecture('timm', spec.name, spec.name, 'head.fc', ('classifier',))
+    return architecture._replace(has_pointwise=spec.name in _TIMM_POINTWISE)
   if spec.name in trunk.VITS:
     return _architecture('timm', spec.name, spec.name, 'head', ('classifier',))
   if not spec.fully_connected:
@@ -142,8 +146,8 @@ def _locate(
   layer = (*rest[:-1],) if module == 'trunk' else ('classifier',)
   stored = locate(architecture.layout, (collection, *layer, path[-1]), shape, ())
   ((name, shapes),) = stored.tensors.items()
-  # A kernel of the trunk that is no convolution here is none elsewhere.
+  is_dense = module == 'trunk' and len(shape) == 2
   is_matrix = path[-1] == 'kernel' and (
-    '/'.join(layer) in architecture.matrices or (module == 'trunk' and len(shape) == 2)
+    '/'.join(layer) in architecture.matrices or (is_dense and not architecture.has_pointwise)
   )
   return name, shapes[int(is_matrix)], stored

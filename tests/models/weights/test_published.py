@@ -166,8 +166,9 @@ def test_torchvision_has_the_same_addresses_and_checksums():
   for name, entry in published.PUBLISHED.items():
     publisher, _, network = name.partition('/')
     if publisher == 'torchvision':
-      network, _, version = network.partition('_v')
-      weights = models.get_model_weights(network)[f'IMAGENET1K_V{version or 1}']
+      version = 2 if network.endswith('_v2') and network != 'mobilenet_v2' else 1
+      network = network.removesuffix('_v2') if version == 2 else network
+      weights = models.get_model_weights(network)[f'IMAGENET1K_V{version}']
       assert entry.url == weights.url
       # torch.hub finds the digits that it checks so.
       assert entry.checksum == 'sha256:' + torch.hub.HASH_REGEX.search(weights.url)[1]
