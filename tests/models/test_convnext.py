@@ -25,6 +25,7 @@ def test_parameter_counts_are_the_published_ones(name, millions):
   assert count / 1e6 == pytest.approx(millions, abs=0.06 if 'v2' in name else 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('model', SMALL, ids=['v1', 'v2'])
 def test_remat_changes_nothing(model):
   trunk_checks.assert_remat_changes_nothing(model, 32)

@@ -69,6 +69,7 @@ def test_every_norm_follows_the_mode(batch_norm):
   assert all((leaf > 0) == (batch_norm != 'frozen') for leaf in leaves)
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing():
   trunk_checks.assert_remat_changes_nothing(SMALL, 16)
 
