@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
 from experiments import bench, bench_page, bench_results, cost_model, turns
 from experiments.turns import Task, run_tasks
+
+# Other tests import commands, which have flags of the same names.
+flags.FLAGS.remove_flag_values(flag.name for flag in flags.FLAGS.get_flags_for_module(bench))
 
 ROOT = Path(__file__).parents[1]
 # Says when it is alone, and for how long.
