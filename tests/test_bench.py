@@ -182,7 +182,7 @@ def test_an_unknown_measurement_is_refused():
     bench.choose_tasks('device', Path('x'), ['nothing'])
 
 
-@pytest.mark.slow
+@pytest.mark.reference  # It times PyTorch.
 def test_a_device_is_measured_at_toy_size(tmp_path):
   """All of it by the code that measures a GPU; every measurement ends and leaves its figures."""
   command = [sys.executable, '-m', 'experiments.bench', '--device', '--toy', '--jobs=2']
