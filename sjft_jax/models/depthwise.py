@@ -1,8 +1,8 @@
 """Depthwise convolution with quick gradients on CPU.
 
-XLA's CPU compiler makes slow loops of a grouped convolution of one channel a group. Here it is a sum
-of products with shifted maps, which the compiler makes one loop of, and so is the gradient of the
-maps.
+XLA's CPU compiler makes slow loops of a grouped convolution of one channel a group. Here it is a
+sum of products with shifted maps, which the compiler makes one loop of, and so is the gradient of
+the maps.
 """
 
 from collections.abc import Iterator
