@@ -134,6 +134,7 @@ def _make_card(
     files=exported.weight_files(prediction.num_rounds if fused else 1),
     library=architecture.library if architecture else '',
     architecture=architecture.name if architecture else '',
+    has_image_size=exported.has_image_size(description),
     resize=prediction.resize,
     crop=prediction.crop,
     mean=mean,

@@ -79,7 +79,8 @@ np.savez({str(tmp_path / 'p.npz')!r}, *parts)
 """,
   )
   expected = sjft_jax.load(arm).predict(images, view='center', fused=fused)
-  assert np.ptp(expected, axis=0).max() > 0.2  # The images matter.
+  # The images matter, to random attention less.
+  assert np.ptp(expected, axis=0).max() > (0.02 if name.startswith('vit') else 0.2)
   parts = np.load(tmp_path / 'p.npz')
   for name, part in (('arr_0', expected[:1]), ('arr_1', expected[1:8]), ('arr_2', expected)):
     np.testing.assert_allclose(parts[name], part, rtol=0, atol=1e-5)
@@ -276,7 +277,12 @@ def test_fused_predictions_need_the_networks_of_all_rounds(arm, images, tmp_path
 
 @pytest.mark.reference
 @pytest.mark.parametrize(
-  ('name', 'style', 'rounds'), [('resnet18v1', 'torch', 1), ('resnet18v2', 'torch', 2)]
+  ('name', 'style', 'rounds'),
+  [
+    ('resnet18v1', 'torch', 1),
+    ('resnet18v2', 'torch', 2),
+    ('vit_tiny_patch16_224', 'auto', 2),  # At another size than timm's default.
+  ],
 )
 def test_timm_has_the_same_probabilities(images, tmp_path, name, style, rounds):
   import huggingface_hub
@@ -285,7 +291,10 @@ def test_timm_has_the_same_probabilities(images, tmp_path, name, style, rounds):
   folder = sjft_jax.export(arm, tmp_path / 'exported', fused=rounds > 1)
   np.save(tmp_path / 'images.npy', images)
   _, block = card_blocks(folder, 'python')
-  architecture = {'resnet18v1': 'resnet18', 'resnet18v2': 'resnetv2_18'}[name]
+  create = re.search(
+    r'`(timm.create_model[^`]*)` gives the same', (folder / 'README.md').read_text()
+  )[1]
+  architecture = {'resnet18v1': 'resnet18', 'resnet18v2': 'resnetv2_18'}.get(name, name)
   run_alone(
     folder,
     f'sys.path.insert(0, {str(TESTS)!r})',
@@ -301,9 +310,8 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net
 images = np.load({str(tmp_path / 'images.npy')!r})
 images = torch.stack([transform(Image.fromarray(image)) for image in images])
 files = globals().get('files', ['model.safetensors'])
-networks = [
-  timm.create_model({architecture!r}, num_classes=5, checkpoint_path=file).eval() for file in files
-]
+networks = globals().get('networks', [network])
+network = {create}.eval()
 with torch.no_grad():
   p = sum(network(images).softmax(1) for network in networks) / len(networks)
   last = network(images).softmax(1)
@@ -317,7 +325,8 @@ if {architecture!r} == 'resnet18':
   )
   classifier, p = sjft_jax.load(arm), np.load(tmp_path / 'p.npz')
   expected = classifier.predict(images, view='center', fused=rounds > 1)
-  assert np.ptp(expected, axis=0).max() > 0.2  # The images matter.
+  # The images matter, to random attention less.
+  assert np.ptp(expected, axis=0).max() > (0.02 if name.startswith('vit') else 0.2)
   np.testing.assert_allclose(p['p'], expected, rtol=0, atol=1e-5)
   last = classifier.predict(images, view='center')
   np.testing.assert_allclose(p['last'], last, rtol=0, atol=1e-5)

@@ -43,6 +43,7 @@ class ModelCard:
     step, num_steps: how far the training has come.
     files: of weights, one for each round if there are several.
     library, architecture: whose network it equals, and which; '' if none.
+    has_image_size: whether timm builds the network for images of one size.
     resize, crop: of its images, in pixels.
     mean, deviation: of the normalisation, by channel.
     dtype: of activations.
@@ -65,6 +66,7 @@ class ModelCard:
   files: Sequence[str]
   library: str
   architecture: str
+  has_image_size: bool
   resize: int
   crop: int
   mean: Sequence[float]
@@ -89,6 +91,12 @@ class ModelCard:
     is_shared = re.fullmatch(r'resnet(18|34|50|101|152)', self.architecture)
     also = ', which are torchvision’s too' if is_shared else ''
     return f'{self.library}’s names{also}'
+
+  @property
+  def timm_arguments(self) -> str:
+    """Return what `timm.create_model` takes beside the architecture."""
+    arguments = f'num_classes={len(self.classes)}'
+    return f'{arguments}, dynamic_img_size=True' if self.has_image_size else arguments
 
 
 def render(card: ModelCard) -> str:

@@ -28,6 +28,7 @@ def make_card(**changes):
     'files': ('model.safetensors',),
     'library': 'timm',
     'architecture': 'resnet18',
+    'has_image_size': False,
     'resize': 256,
     'crop': 224,
     'mean': (1.0, 2.0, 3.0),

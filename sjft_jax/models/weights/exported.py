@@ -152,11 +152,15 @@ def write_config(
   }
   if architecture and architecture.library == 'timm':
     layers = architecture.layout.names
-    # timm then builds a vision transformer for images of this size.
-    pretrained['fixed_input_size'] = description['name'] in trunk.VITS
+    pretrained['fixed_input_size'] = has_image_size(description)
     pretrained |= {'first_conv': next(iter(layers.values())), 'classifier': layers['classifier']}
     config = {'architecture': architecture.name, **config}
   artifacts.write_json(folder / CONFIG, config)
+
+
+def has_image_size(description: dict[str, Any]) -> bool:
+  """Return whether timm builds this network for images of one size: a vision transformer."""
+  return description['name'] in trunk.VITS
 
 
 def crop_share(resize: int, crop: int) -> float:
