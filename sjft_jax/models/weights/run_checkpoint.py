@@ -68,13 +68,15 @@ def load_trunk(path: str, *, name: str, width: float, style: str, fully_connecte
     name: of the trunk that gets the weights, as in `trunk.build_trunk`.
     width: of that trunk.
     style: 'auto' is the checkpoint's own; any other overrules it.
-    fully_connected: of that trunk.
+    fully_connected: of that trunk; if False, the training's fc6 and fc7 are left out.
 
   Raises:
     ValueError: no checkpoint, several, or one that is damaged or of another trunk.
   """
   training = _find_training(path)
-  options = {'name': name, 'width': width, 'fully_connected': fully_connected}
+  options: dict[str, Any] = {'name': name, 'width': width}
+  if fully_connected:
+    options['fully_connected'] = True
   for option, value in options.items():
     trained_value = training.description[option]
     if trained_value != value:
@@ -83,8 +85,11 @@ def load_trunk(path: str, *, name: str, width: float, style: str, fully_connecte
         f'set {option}={trained_value!r}'
       )
   trained = _load(training)
+  params = trained.params['trunk']
+  if not fully_connected:
+    params = {layer: params[layer] for layer in params if layer not in ('fc6', 'fc7')}
   return Weights(
-    trained.params['trunk'],
+    params,
     drop_source_statistics(trained.batch_stats.get('trunk', {})),
     trained.description['style'] if style == 'auto' else style,
     trained.description['normalization'],

@@ -4,6 +4,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import untrained_run
 from etils import epath
 from models.weights.run_directory import (
   DESCRIPTION,
@@ -13,6 +14,7 @@ from models.weights.run_directory import (
   write_run,
 )
 
+from sjft_jax.descriptors import bank
 from sjft_jax.models.weights import run_checkpoint
 from sjft_jax.runtime import artifacts
 
@@ -123,9 +125,7 @@ def test_a_trunk_has_the_statistics_of_the_target_alone(tmp_path):
     np.testing.assert_array_equal(block, expected['stage4_block2']['norm2'][name])
 
 
-@pytest.mark.parametrize(
-  ('option', 'value'), [('name', 'resnet18v2'), ('width', 0.5), ('fully_connected', False)]
-)
+@pytest.mark.parametrize(('option', 'value'), [('name', 'resnet18v2'), ('width', 0.5)])
 def test_a_trunk_of_another_network_is_refused(run, option, value):
   workdir, _ = run
   options = TRUNK | {option: value}
@@ -135,6 +135,23 @@ def test_a_trunk_of_another_network_is_refused(run, option, value):
     f'{workdir / "arms" / "rounds"} holds a network with {option}={trained!r}, not {value!r}; '
     f'set {option}={trained!r}'
   )
+
+
+@pytest.mark.parametrize('has_layers', [True, False])
+def test_fc6_and_fc7_can_be_left_out_and_not_added(tmp_path, has_layers):
+  arm = untrained_run.write(tmp_path / 'run', name='alexnet', fully_connected=has_layers, crop=224)
+  options = {'name': 'alexnet', 'width': 1.0, 'style': 'auto'}
+  weights = run_checkpoint.load_trunk(str(arm), **options, fully_connected=False)
+  layers = ['conv1', 'conv2', 'conv3', 'conv4', 'conv5']
+  assert sorted(weights.params) == layers
+  filters = bank.load(name='alexnet', layers=['conv1'], tap='linear', pretrained=str(arm))
+  assert filters.num_filters == (64,)
+  if has_layers:
+    weights = run_checkpoint.load_trunk(str(arm), **options, fully_connected=True)
+    assert sorted(weights.params) == [*layers, 'fc6', 'fc7']
+  else:
+    message = refusal(run_checkpoint.load_trunk, str(arm), **options, fully_connected=True)
+    assert message.endswith('fully_connected=False, not True; set fully_connected=False')
 
 
 def test_the_network_of_a_round_is_loaded(run, tmp_path):
