@@ -146,7 +146,7 @@ def _comparison(number: str, scale: str) -> Table:
     '3': (58.2, 80.6, 92.3, 93.4, 93.2, 94.2, 93.8, 94.7, 95.8),
   }[number]
   batch_size = fine_tuned.config().training.batch_size
-  arms = ('knn', 'probe', 'none', 'random', 'all', 'similar', 'constant', 'rounds')
+  arms = ('knn', 'probe', 'none', 'random', 'all', 'similar', 'classes', 'constant', 'rounds')
   runs = {
     'scratch': _change(fine_tuned, ('none', 'rounds'), scratch),
     'fine-tuned': _change(fine_tuned, arms, {}),
@@ -174,6 +174,7 @@ def _comparison(number: str, scale: str) -> Table:
     Row('Nearest neighbours on the frozen trunk', ['fine-tuned'], 'knn'),
     Row('Linear probe on the frozen trunk', ['fine-tuned'], 'probe'),
     Row('Joint FT with neighbours by the trunk’s features', ['fine-tuned'], 'similar'),
+    Row('Joint FT with whole source classes', ['fine-tuned'], 'classes'),
     Row('Fine-tuning with as many images a step', ['as many images'], 'none'),
     Row('Fine-tuning with L2-SP', ['l2-sp'], 'none'),
   ]

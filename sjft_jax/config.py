@@ -24,6 +24,7 @@ FROZEN_ARMS = ('knn', 'probe')
 _ARMS: dict[str, dict[str, Any]] = {
   **{arm: {'selection': {'method': 'none', 'rounds': 1}} for arm in FROZEN_ARMS},
   'similar': {'selection': {'method': 'similar', 'sigma0': 0.0, 'sigma1': 0.0}},
+  'classes': {'selection': {'method': 'classes', 'sigma0': 0.0, 'sigma1': 0.0}},
 }
 
 
@@ -88,8 +89,8 @@ def default() -> ConfigDict:
   # Which source images join the training.
   c.selection = s = ConfigDict()
   # 'nearest' takes each target image's neighbours, 'similar' those by the features of the trunk as
-  # it starts (cosine distance), 'random' as many images at random, 'all' the whole source, 'none'
-  # nothing.
+  # it starts (cosine distance), 'classes' whole source classes that hold many neighbours, 'random'
+  # as many images at random, 'all' the whole source, 'none' nothing.
   s.method = 'nearest'
   s.num_neighbors = 100  # K0, the neighbours of each target image in the first round.
   # Distinct source images in the first round; the paper asks for 200,000. K0 becomes the smallest
@@ -218,9 +219,10 @@ def default() -> ConfigDict:
   # The runs to compare, in this order, any of: knn and probe, nearest neighbours and logistic
   # regression on the features of the trunk as it starts; none, plain fine-tuning; random, as many
   # source images as rounds has in the same round; all, the whole source; similar, K0 neighbours by
-  # the features of the trunk; constant, K0 neighbours by filter responses throughout (the paper's
-  # "without iterative retrieval"); rounds, growing neighbourhoods. All but the first two have the
-  # same rounds, steps, schedule and target images a step.
+  # the features of the trunk; classes, whole source classes, as many images as constant has;
+  # constant, K0 neighbours by filter responses throughout (the paper's "without iterative
+  # retrieval"); rounds, growing neighbourhoods. All but the first two have the same rounds, steps,
+  # schedule and target images a step.
   c.arms = ('knn', 'probe', 'none', 'rounds')
   # How the options of each arm that trains differ from those above.
   c.overrides = o = ConfigDict()

@@ -37,6 +37,8 @@ _TRAININGS = {
   'random': 'together with source images drawn at random',
   'all': 'together with the whole source',
   'nearest': 'together with the source images that are nearest to each by their filter responses',
+  'similar': 'together with the source images that are nearest to each by the trunk’s features',
+  'classes': 'together with the source classes that are nearest to them by filter responses',
 }
 _MAX_BORROWED = 20  # Source classes.
 

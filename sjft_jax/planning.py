@@ -385,7 +385,7 @@ class _Planner:
         'none' if method == 'none' else 'all',
         ranking=np.zeros((len(target), 0), np.int32),
         num_neighbors=np.zeros(len(target), np.int64),
-        num_source=len(source),
+        source_labels=source.labels,
         seed=trainer.seed,
       )
     pairs = trainer.pairs(subset, 0, np.ones(len(target)), batches)
@@ -464,7 +464,8 @@ class _Planner:
     for number in range(options.rounds):
       # How many images stay hard is not known; here every other one.
       neighbors = options.num_neighbors + number * max(options.increments.values()) // 2
-      rows = {'none': 0, 'nearest': num_target * neighbors}.get(options.method, num_source)
+      num_pairs = num_target * neighbors
+      rows = {'none': 0, 'nearest': num_pairs, 'similar': num_pairs}.get(options.method, num_source)
       total += rows * (_CSV_ROW if rows <= tables.MAX_CSV_ROWS else _PARQUET_ROW)
     return total
 

@@ -30,6 +30,7 @@ ARM_TITLES = {
   'random': 'random source',
   'all': 'all source',
   'similar': 'selected by features',
+  'classes': 'selected classes',
   'constant': 'selected',
   'rounds': 'selected, growing',
 }

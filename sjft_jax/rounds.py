@@ -82,7 +82,7 @@ def run_rounds(
         options.method,
         ranking=ranking.indices,
         num_neighbors=num_neighbors,
-        num_source=len(trainer.domains.source),
+        source_labels=trainer.domains.source.labels,
         seed=trainer.seed,
         random_size=random_sizes[number] if number < len(random_sizes) else None,
       )

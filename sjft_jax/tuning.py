@@ -33,7 +33,7 @@ from sjft_jax.training.search import Setting, TuningOptions
 # What the settings were chosen for: a run of other images or another network needs others.
 _SECTIONS = ('target', 'source', 'screening', 'bank', 'descriptors', 'model', 'pretrain', 'images')
 # From cheap to expensive; of arms that are as good as each other, the first is chosen.
-_COSTS = (*configs.FROZEN_ARMS, 'none', 'random', 'all', 'similar', 'constant', 'rounds')
+_COSTS = (*configs.FROZEN_ARMS, 'none', 'random', 'all', 'similar', 'classes', 'constant', 'rounds')
 
 
 class Trial(NamedTuple):

@@ -38,6 +38,11 @@ def finished(small_data, tmp_path_factory):
   return workdir, run(small_data, workdir)
 
 
+def read_column(path, name):
+  with path.open() as file:
+    return {row[name] for row in csv.DictReader(file)}
+
+
 def load_results(workdir):
   return artifacts.unseal(json.loads((workdir / 'results.json').read_text()))
 
@@ -88,6 +93,21 @@ def test_pairs_of_the_similar_arm_are_those_of_the_ranking_by_features(finished)
   divergences = [float(row['divergence']) for row in rows]
   np.testing.assert_allclose(divergences, ranking['divergences'].ravel(), rtol=1e-5)
   assert [int(row['rank']) for row in rows] == [1, 2, 3] * 12
+
+
+@pytest.mark.slow
+def test_classes_arm_borrows_whole_classes(small_data, tmp_path):
+  changes = {'arms': ('classes', 'constant'), 'pretrain.steps': 0, 'selection.rounds': 1}
+  results = sjft_jax.train(small_run.make_config(small_data, **changes), tmp_path / 'run')
+  numbers = {arm: results['arms'][arm]['rounds'][0]['source_images'] for arm in changes['arms']}
+  borrowed = read_column(tmp_path / 'run/arms/classes/rounds/1/selection.csv', 'source')
+  left_out = read_column(tmp_path / 'run/duplicates.csv', 'source')
+  source = small_data / 'source' / 'train'
+  folders = {path.split('/')[0] for path in borrowed}
+  images = {f'{folder}/{file.name}' for folder in folders for file in (source / folder).iterdir()}
+  assert borrowed == images - left_out
+  assert len(borrowed) == numbers['classes']
+  assert numbers['classes'] >= numbers['constant'] > 0
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ class SelectionOptions:
   def ranking_depth(self) -> int:
     """Return how deep the ranking by filter responses has to be; 0 where none is needed."""
     # 'random' draws as many images as 'nearest' has, which the ranking decides.
-    return self._growth_limit if self.method in ('nearest', 'random') else 0
+    return self._growth_limit if self.method in ('nearest', 'classes', 'random') else 0
 
   @property
   def feature_depth(self) -> int:

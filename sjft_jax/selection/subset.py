@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from sjft_jax.runtime.options import choose
 
-METHODS = ('nearest', 'similar', 'random', 'all', 'none')
+METHODS = ('nearest', 'similar', 'classes', 'random', 'all', 'none')
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def select(
   *,
   ranking: Int[np.ndarray, 'target depth'],
   num_neighbors: Int[np.ndarray, ' target'],
-  num_source: int,
+  source_labels: Int[np.ndarray, ' source'],
   seed: int,
   random_size: int | None = None,
 ) -> Subset | None:
@@ -64,13 +64,14 @@ def select(
 
   Args:
     method: 'nearest' takes each target's own first `num_neighbors` of the ranking, as in the paper;
-      'similar' does, too, and its ranking is another one;
+      'similar' does, too, and its ranking is another one; 'classes' takes whole source classes, in
+      the order of the share of their images that 'nearest' has, until there are as many images;
       'random' takes `random_size` images, drawn once for all targets, so that a larger subset of
       the same seed contains the smaller ones; 'all' takes the whole source; 'none' takes nothing,
       for plain fine-tuning.
     ranking: source indices, nearest first.
     num_neighbors: K_i of this round.
-    num_source: number of source images.
+    source_labels: the class of each source image.
     seed: of the random subset.
     random_size: its size; None: as many distinct images as 'nearest' has.
 
@@ -86,8 +87,21 @@ def select(
   nearest = Subset(ranking, num_neighbors)
   if method in ('nearest', 'similar'):
     return nearest
-  pool = np.arange(num_source)
-  if method == 'random':
+  pool = np.arange(len(source_labels))
+  if method == 'classes':
+    pool = _nearest_classes(nearest, source_labels)
+  elif method == 'random':
     size = len(nearest) if random_size is None else random_size
-    pool = np.random.Generator(np.random.Philox(key=seed)).permutation(num_source)[:size]
+    pool = np.random.Generator(np.random.Philox(key=seed)).permutation(pool)[:size]
   return Subset(pool[None], np.full(len(num_neighbors), len(pool)))
+
+
+def _nearest_classes(
+  nearest: Subset, source_labels: Int[np.ndarray, ' source']
+) -> Int[np.ndarray, ' image']:
+  """Return all images of the classes with the largest shares in a subset, as many or a few more."""
+  class_sizes = np.bincount(source_labels)
+  counts = np.bincount(source_labels[nearest.distinct], minlength=len(class_sizes))
+  order = np.argsort(-counts / np.maximum(class_sizes, 1), kind='stable')
+  num_classes = 1 + np.searchsorted(np.cumsum(class_sizes[order]), len(nearest))
+  return np.flatnonzero(np.isin(source_labels, order[:num_classes]))

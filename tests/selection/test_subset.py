@@ -5,10 +5,11 @@ from sjft_jax.selection.subset import select
 
 RANKING = np.array([[5, 3, 1, 0], [3, 2, 4, 9], [3, 5, 7, 8]])
 COUNTS = np.array([1, 2, 4])
+LABELS = np.array([0, 0, 0, 2, 2, 3, 3, 3, 4, 4])  # No image is of class 1.
 
 
 def select_by(method, counts=COUNTS):
-  return select(method, ranking=RANKING, num_neighbors=counts, num_source=10, seed=0)
+  return select(method, ranking=RANKING, num_neighbors=counts, source_labels=LABELS, seed=0)
 
 
 def test_nearest_draws_from_each_targets_own_prefix():
@@ -32,6 +33,16 @@ def test_random_has_as_many_images_as_nearest_and_grows_by_prefix():
   assert set(neighbors) == set(small.distinct)
 
 
+def test_classes_are_those_with_the_largest_share_of_neighbours():
+  subset = select_by('classes')
+  assert subset.is_shared
+  # Of class 3, two of three images are near, of 2 and 4 one of two, of 0 one of three. Classes 3
+  # and 2 have as many images as are near.
+  np.testing.assert_array_equal(subset.distinct, [3, 4, 5, 6, 7])
+  assert len(select_by('classes', np.array([4, 4, 4]))) == 10
+  np.testing.assert_array_equal(select_by('classes', np.array([1, 0, 0])).distinct, [5, 6, 7])
+
+
 def test_all_has_the_whole_source():
   everything = select_by('all')
   np.testing.assert_array_equal(everything.distinct, np.arange(10))
@@ -44,6 +55,6 @@ def test_none_has_no_subset():
 
 def test_unknown_method_is_an_error():
   with pytest.raises(
-    ValueError, match=r"method='closest' is unknown; use one of nearest, similar, random"
+    ValueError, match=r"method='farthest' is unknown; use one of nearest, similar, classes, random"
   ):
-    select_by('closest')
+    select_by('farthest')
