@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).parents[1]
+# Of whole runs, which mostly compile in tests: unoptimised programs take half the time, and those
+# that are small are cached too. One device.
+UNOPTIMIZED = '--xla_backend_optimization_level=0'
+ENVIRONMENT = {'XLA_FLAGS': UNOPTIMIZED, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
 
 
 def start(
@@ -18,15 +22,11 @@ def start(
   stdout: int | IO = subprocess.PIPE,
   **environment: str,
 ) -> subprocess.Popen:
-  """Start a command from the project's root, on one device.
-
-  XLA's small programs are cached too, so that the next command need not compile them.
-  """
-  defaults = {'XLA_FLAGS': '', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  """Start a command from the project's root, in `ENVIRONMENT` but for what is given."""
   return subprocess.Popen(
     command,
     cwd=ROOT,
-    env={**os.environ, **defaults, **environment},
+    env={**os.environ, **ENVIRONMENT, **environment},
     stdout=stdout,
     stderr=stderr,
     text=True,

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import commands
 import document_commands
 import pytest
 from small_run import write_folder
@@ -122,10 +123,8 @@ def run(block: Block, clone: Path) -> str:
   environment = {
     'PATH': str(clone / 'bin'),
     'TFDS_DATA_DIR': str(clone / 'tfds'),
-    # On one device; small programs are kept compiled too; no second start for huge pages.
-    'XLA_FLAGS': '',
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'GLIBC_TUNABLES': '',
+    'GLIBC_TUNABLES': '',  # No second start for huge pages.
+    **commands.ENVIRONMENT,
   }
   process = subprocess.run(
     ['/bin/bash', '-euo', 'pipefail', '-c', text],

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import commands
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -28,9 +29,8 @@ def test_notebook_goes_from_two_folders_to_predictions(notebook, tmp_path):
   # Steps too few to learn, and programs that are the same in several trainings compiled once.
   settings = {
     'STEPS': '2',
-    'XLA_FLAGS': '',
     'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'programs'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    **commands.ENVIRONMENT,
   }
   client = NotebookClient(
     notebook, timeout=1800, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}}

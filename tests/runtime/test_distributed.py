@@ -19,7 +19,7 @@ OPTIONS = (
 
 
 def start(data, workdir, devices, *more):
-  flags = f'--xla_force_host_platform_device_count={devices}'
+  flags = f'{commands.UNOPTIMIZED} --xla_force_host_platform_device_count={devices}'
   return commands.start(command(data, workdir, *OPTIONS, *more), subprocess.STDOUT, XLA_FLAGS=flags)
 
 
@@ -57,8 +57,6 @@ def test_two_processes_that_are_stopped_and_resumed_agree_with_one(tmp_path):
   first, second = wait_for(*start_two(data, two))
   assert 'test images' in first
   assert 'test images' not in second  # One of them prints, and writes.
-  results = [json.loads((run / 'results.json').read_text())['table'] for run in (one, two)]
-  assert results[0] == results[1]
   with np.load(one / 'ranking.npz') as a, np.load(two / 'ranking.npz') as b:
     for name in ('indices', 'divergences', 'edges'):
       np.testing.assert_array_equal(a[name], b[name])
@@ -66,6 +64,9 @@ def test_two_processes_that_are_stopped_and_resumed_agree_with_one(tmp_path):
     name = f'arms/rounds/rounds/{part}/selection.csv'
     assert (one / name).read_bytes() == (two / name).read_bytes()
   # Sums over devices of several processes are taken in another order.
+  tables = [json.loads((run / 'results.json').read_text())['table'] for run in (one, two)]
+  for row, other in zip(*tables, strict=True):
+    assert row == pytest.approx(other, rel=1e-5)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * np.abs(a).max()),
     last_state(one),
