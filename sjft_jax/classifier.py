@@ -23,7 +23,7 @@ from sjft_jax.models.weights import exported, run_checkpoint
 from sjft_jax.models.weights.exported import PredictionOptions
 from sjft_jax.models.weights.run_checkpoint import TrainedNetwork
 from sjft_jax.runtime import artifacts
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 from sjft_jax.training import sharding, step
 from sjft_jax.training.evaluation import EvaluationOptions, Evaluator
 

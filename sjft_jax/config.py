@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from sjft_jax.data.dataset import Domains
 from sjft_jax.data.sampler import Sampler
 from sjft_jax.data.transforms import AUGMENTATIONS, VIEWS
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.selection.subset import METHODS
 

@@ -25,8 +25,8 @@ from sjft_jax.report.draw import RunReport
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.rounds import resolve_num_neighbors
 from sjft_jax.runtime import artifacts, console, distributed
+from sjft_jax.runtime.choice import choose
 from sjft_jax.runtime.lock import lock
-from sjft_jax.runtime.options import choose
 from sjft_jax.screening.screen import ScreeningResult, screen
 from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training.pretrain import pretrain_trunk

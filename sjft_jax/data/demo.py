@@ -30,7 +30,7 @@ from sjft_jax.data.demo_pictures import (
   render_glyph,
   sheet_size,
 )
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 Draw = Callable[[int, np.random.Generator], Patch]  # (position in its class, rng) -> image
 

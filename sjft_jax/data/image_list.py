@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from sjft_jax.data import digests
 from sjft_jax.data.file_dataset import FileDataset, normalize_class_name, sort_classes
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 LIST_SUFFIXES = ('.csv', '.tsv', '.parquet')
 # Bytes of a list of 10 million images and more.

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from sjft_jax.runtime import artifacts, cli, console
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 
 def define_flags() -> None:

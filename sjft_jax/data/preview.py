@@ -20,7 +20,7 @@ from sjft_jax.data.dataset import Dataset, class_names
 from sjft_jax.data.transforms import ImageSize
 from sjft_jax.output import image_grid, tables
 from sjft_jax.runtime import cli, config_file, console
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 DOMAINS = ('target', 'source')
 

@@ -13,7 +13,7 @@ from sjft_jax.data.folder import SPLITS, ClassFolder
 from sjft_jax.data.folds import assign_folds
 from sjft_jax.data.image_list import ListedImages, is_list
 from sjft_jax.data.walk import has_folders, is_folder, scan_visible
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 with epy.lazy_imports():  # Only data sets of TFDS need it.
   from sjft_jax.data import builders, records

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 AUGMENTATIONS = ('pursuit', 'resnet', 'none')
 VIEWS = ('center', 'ten_crop', 'multi_scale')

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, UInt8
 
 from sjft_jax.models import alexnet, build, trunk
 from sjft_jax.models.preprocess import normalize
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 Responses = tuple[Float[Array, 'batch _height _width _filter'], ...]
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, UInt8
 
 from sjft_jax.descriptors import alexnet, gabor, trunk_filters
 from sjft_jax.runtime import artifacts
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 ALEXNETS = ('alexnet', 'alexnet_caffe')
 NAMES = (*ALEXNETS, 'gabor', *trunk_filters.NAMES)

@@ -14,7 +14,7 @@ from sjft_jax.descriptors.alexnet import Filters, Responses
 from sjft_jax.models import alexnet, build, trunk
 from sjft_jax.models.preprocess import normalize
 from sjft_jax.models.weights import published
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 NAMES = tuple(name for name in trunk.NAMES if name not in trunk.ALEXNETS)
 

@@ -12,7 +12,7 @@ from sjft_jax.models import joint, preprocess, trunk
 from sjft_jax.models.weights import convert, run_checkpoint
 from sjft_jax.models.weights.convert import Weights
 from sjft_jax.runtime import artifacts
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from sjft_jax.models.batch_norm import BatchNorm
 from sjft_jax.models.convolution import Conv
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 # The outputs of the last convolution, at width 1 or below.
 _HEAD_FEATURES = 1280

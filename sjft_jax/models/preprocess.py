@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 # Mean and standard deviation of RGB 0–255, by name. Weights that were trained with it:
 # 'imagenet', torchvision's and most of timm's; 'inception', Keras's and timm's v2 ResNets (−1 to

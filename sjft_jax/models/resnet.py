@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 from sjft_jax.models.batch_norm import BatchNorm
 from sjft_jax.models.convolution import Conv
 from sjft_jax.models.pooling import max_pool
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 # Blocks per stage; from 50 layers on, blocks are bottlenecks.
 STAGE_SIZES = {

@@ -15,7 +15,7 @@ from sjft_jax.models.resnet import STAGE_SIZES, resnet
 from sjft_jax.models.vgg import vgg
 from sjft_jax.models.vit import VARIANTS as VITS
 from sjft_jax.models.vit import ViT
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 RESNETS = {
   f'resnet{depth}v{version}': (depth, version) for version in (1, 2) for depth in STAGE_SIZES

@@ -13,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from sjft_jax.runtime import artifacts
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 
 class _JsonWriter:

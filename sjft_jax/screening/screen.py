@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset
 from sjft_jax.output import tables
 from sjft_jax.runtime import console
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 from sjft_jax.screening.exact_duplicates import exclude_test_files, list_contradictions
 from sjft_jax.screening.near_duplicates import DuplicatePairs, find_duplicates
 from sjft_jax.screening.scan import scan

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 METHODS = ('nearest', 'similar', 'classes', 'random', 'all', 'none')
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float32, Int32
 
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 from sjft_jax.training.freeze import frozen_mask
 from sjft_jax.training.schedules import learning_rate_schedule, scale_by_layer
 

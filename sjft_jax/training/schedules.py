@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 PyTree = Any
 SCHEDULES = ('step', 'cosine')

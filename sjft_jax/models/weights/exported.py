@@ -22,7 +22,7 @@ from sjft_jax.models.weights import formats, libraries
 from sjft_jax.models.weights.libraries import Architecture
 from sjft_jax.models.weights.run_checkpoint import TrainedNetwork, drop_source_statistics
 from sjft_jax.runtime import artifacts
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 # The names of the files; timm looks for the first two.
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'

@@ -1,6 +1,6 @@
 import pytest
 
-from sjft_jax.runtime.options import choose
+from sjft_jax.runtime.choice import choose
 
 
 def test_known_value_is_returned():
