@@ -402,12 +402,12 @@ def make_state(network_name: str, size: int) -> tuple[Any, Any, Any]:
   from sjft_jax.training.optimizer import SolverOptions, sgd
 
   body = trunk.build_trunk(name=network_name, fully_connected=False)
-  network = joint.Joint(body, 100, 1000)
+  model = joint.Joint(body, 100, 1000)
   with jax.default_device(jax.local_devices(backend='cpu')[0]):  # Compiles sooner.
-    variables = jax.tree.map(np.asarray, joint.init(network, jax.random.key(0), size))
+    variables = jax.tree.map(np.asarray, joint.init(model, jax.random.key(0), size))
   options = config.default()
   optimizer = sgd(options.training.steps, SolverOptions(**options.solver))
-  return network, optimizer, step.create_state(**variables, optimizer=optimizer)
+  return model, optimizer, step.create_state(**variables, optimizer=optimizer)
 
 
 @measurement
@@ -453,10 +453,8 @@ def accumulation() -> Iterator[Figures]:
   from sjft_jax.training.accumulation import choose_accumulation
   from sjft_jax.training.losses import LossOptions
 
-  network, optimizer, state = make_state(NETWORK.value, SIZE.value)
-  train_step = step.make_train_step(
-    network.apply, optimizer, 0, LossOptions(**config.default().loss)
-  )
+  model, optimizer, state = make_state(NETWORK.value, SIZE.value)
+  train_step = step.make_train_step(model.apply, optimizer, 0, LossOptions(**config.default().loss))
   images = 2 * PAIRS.value
   shapes = {
     'image': jax.ShapeDtypeStruct((images, SIZE.value, SIZE.value, 3), jnp.uint8),

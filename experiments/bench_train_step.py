@@ -88,21 +88,21 @@ class OurStep:
   """The step of this package; `plain`: compiled as XLA does it by itself."""
 
   def __init__(self, *, plain: bool = False):
-    network = joint.Joint(
+    model = joint.Joint(
       trunk.build_trunk(name=NETWORK.value, fully_connected=False, dtype=DTYPE.value),
       CLASSES['target'],
       CLASSES['source'],
     )
     with jax.default_device(jax.local_devices(backend='cpu')[0]):  # Compiles sooner than a GPU's.
-      variables = jax.tree.map(np.asarray, joint.init(network, jax.random.key(0), SIZE.value))
+      variables = jax.tree.map(np.asarray, joint.init(model, jax.random.key(0), SIZE.value))
       images = make_batch()['image']
-      forward = jax.jit(network.apply).lower(variables, images)
+      forward = jax.jit(model.apply).lower(variables, images)
       self.flops = 3 * forward.cost_analysis()['flops']
     options = config.default()
     options.solver.update(learning_rate=1e-3, momentum_style='torch')
     optimizer = sgd(options.training.steps, SolverOptions(**options.solver))
     loss_options = LossOptions(**options.loss)
-    mapped = step.make_train_step(network.apply, optimizer, 0, loss_options).mapped
+    mapped = step.make_train_step(model.apply, optimizer, 0, loss_options).mapped
     self.state = sharding.replicate(step.create_state(**variables, optimizer=optimizer), 1)
     self.batch = sharding.shard_batch(make_batch(), accumulation=1, num_devices=1)
     lowered = mapped.lower(self.state, self.batch)

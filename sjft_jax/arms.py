@@ -100,13 +100,11 @@ def run_frozen(
     session.progress = replace(session.progress, seconds=time.monotonic() - start_time)
     round_ = predict_round(trainer, session.progress, 0, np.zeros(len(target), int))
     if arm == 'probe':
-      network = sharding.unreplicate(session.progress.state)
-      session.checkpoints.save(
-        session.progress.step, network, {'seconds': session.progress.seconds}
-      )
+      state = sharding.unreplicate(session.progress.state)
+      session.checkpoints.save(session.progress.step, state, {'seconds': session.progress.seconds})
       session.checkpoints.wait()
       if trainer.options.keep_rounds:
-        session.save_network(results.round_dir(trainer, 0) / results.NETWORK)
+        session.save_variables(results.round_dir(trainer, 0) / results.NETWORK)
     results.save_round(trainer, 0, round_)
   after_round()
   return round_
@@ -121,9 +119,9 @@ def _assign_folds(target: Dataset, seed: int) -> probe.Labels:
 
 def _replace_head(session: TrainingSession, head: probe.Head) -> None:
   """Replace the target head of a network that has not been trained."""
-  network = session.network()
-  network['params'] |= {'target': {'kernel': head.kernel, 'bias': head.bias}}
-  state = step.create_state(**network, optimizer=session.trainer.optimizer)
+  variables = session.variables()
+  variables['params'] |= {'target': {'kernel': head.kernel, 'bias': head.bias}}
+  state = step.create_state(**variables, optimizer=session.trainer.optimizer)
   session.progress = replace(session.progress, state=sharding.replicate(state))
 
 

@@ -397,7 +397,7 @@ class _Planner:
       )
       directories = (trainer.directory / f'network{number}' for number in itertools.count())
       self._saving_seconds = self._watch.measure(
-        'saving a network', lambda _: run.save_network(next(directories)), 1
+        'saving a network', lambda _: run.save_variables(next(directories)), 1
       ).each
       run.checkpoints.wait()
       kept = len(run.checkpoints.steps())

@@ -149,7 +149,7 @@ class _Arm:
     network_dir = results.round_dir(self.trainer, number) / results.NETWORK
     if round_ is None:
       session.checkpoints.wait()
-      progress = session.progress if is_newest else session.load_network(network_dir, stop)
+      progress = session.progress if is_newest else session.load_progress(network_dir, stop)
       round_ = predict_round(session.trainer, progress, len(subset or ()), num_neighbors)
     if is_newest:
       metrics = results.round_metrics(self.trainer.domains, round_, self.ranking)
@@ -157,7 +157,7 @@ class _Arm:
       session.writer.flush()
     if self.saved_rounds[number] is None:
       if is_newest and self.trainer.options.keep_rounds:
-        session.save_network(network_dir)
+        session.save_variables(network_dir)
       # Last: once a round is saved, neither its network nor its log is looked at again.
       results.save_round(self.trainer, number, round_)
     return round_

@@ -69,9 +69,9 @@ class FakeRun:
   def reset_optimizer(self):
     self._events.append(('reset', self.progress.step))
 
-  def save_network(self, directory):
+  def save_variables(self, directory):
     assert not (directory.parent / 'round.npz').exists()  # It is written last.
-    self._events.append(('save network', directory.parent.name))
+    self._events.append(('save variables', directory.parent.name))
 
 
 class FakeTrainer:
@@ -157,7 +157,7 @@ def test_each_round_selects_trains_scores_and_grows(tmp_path, ranking):
     ('predict', 2, 'center'),
     ('log', 3, metrics),
     ('flush',),
-    ('save network', '1'),
+    ('save variables', '1'),
   ]
   for number in (1, 2, 3):
     assert (tmp_path / 'rounds' / str(number) / 'round.npz').exists()
@@ -183,7 +183,7 @@ def test_a_resumed_arm_runs_the_remaining_rounds_only(tmp_path, ranking):
   trainer = FakeTrainer(tmp_path, first_step=7)
   assert_equal(run(trainer, ranking), rounds)
   assert trainer.named('train') == [('train', 7, 9, (2, [2, 8, 6], [1, 4, 3]))]
-  assert trainer.named('save network') == [('save network', '3')]
+  assert trainer.named('save variables') == [('save variables', '3')]
 
 
 def test_an_unscored_round_whose_training_has_ended_is_scored(tmp_path, ranking):
@@ -204,7 +204,7 @@ def test_saved_rounds_are_trained_again_where_their_checkpoints_are_damaged(tmp_
   assert [event[1:3] for event in trainer.named('train')] == [(2, 3), (3, 6), (6, 9)]
   assert [event[1] for event in trainer.named('log')] == [3, 6, 9]
   assert len(trainer.named('predict')) == 3
-  assert trainer.named('save network') == [('save network', '3')]
+  assert trainer.named('save variables') == [('save variables', '3')]
 
 
 def test_the_schedule_restarts_at_the_first_step_of_each_round(tmp_path, ranking):
@@ -225,7 +225,7 @@ def test_the_schedule_does_not_restart_within_a_round(tmp_path, ranking):
 def test_networks_of_rounds_are_kept_on_request_only(tmp_path, ranking):
   trainer = FakeTrainer(tmp_path, keep_rounds=False)
   run(trainer, ranking)
-  assert trainer.named('save network') == []
+  assert trainer.named('save variables') == []
 
 
 def test_random_images_are_as_many_as_the_growing_arm_has_in_the_same_round(tmp_path, ranking):

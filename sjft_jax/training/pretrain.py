@@ -32,7 +32,7 @@ def pretrain_trunk(
   console.stage('Pretraining the trunk on the source')
   with trainer.open(variables) as run:
     run.train(trainer.pairs(None, 0, batches=SourcePairs), trainer.options.steps)
-    trained = run.network()
+    trained = run.variables()
   seconds['pretrain'] = run.progress.seconds
   params = {**variables['params'], 'trunk': trained['params']['trunk']}
   return {'params': params, 'batch_stats': trained['batch_stats']}

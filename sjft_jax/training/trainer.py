@@ -2,11 +2,11 @@
 
 An example:
 
-  make_trainer = TrainerFactory(workdir, fingerprint, domains, network, variables)
+  make_trainer = TrainerFactory(workdir, fingerprint, domains, model, variables)
   trainer = make_trainer('arms/rounds', config)
   with trainer.open(variables) as session:  # It goes on from the newest checkpoint.
     session.train(trainer.pairs(subset, round_=0), stop=3200)
-    session.save_network(directory)
+    session.save_variables(directory)
 """
 
 import contextlib
@@ -244,18 +244,18 @@ class TrainingSession:
         advance=advance,
       )
 
-  def network(self) -> dict[str, Any]:
+  def variables(self) -> dict[str, Any]:
     """Return 'params' (their moving average, if there is one) and 'batch_stats' as numpy arrays."""
     state = step.with_ema_params(self.progress.state)
     return sharding.unreplicate({'params': state.params, 'batch_stats': state.batch_stats})
 
-  def save_network(self, directory: epath.Path) -> None:
-    """Save the network of this moment as a checkpoint of its own."""
+  def save_variables(self, directory: epath.Path) -> None:
+    """Save the variables of this moment as a checkpoint of their own."""
     with Checkpoints(directory, self.trainer.fingerprint) as checkpoints:
-      checkpoints.save(self.progress.step, self.network(), {'seconds': self.progress.seconds})
+      checkpoints.save(self.progress.step, self.variables(), {'seconds': self.progress.seconds})
 
-  def load_network(self, directory: epath.Path, number: int) -> Progress:
-    """Load the network that `save_network` has saved after step `number`, without an optimizer.
+  def load_progress(self, directory: epath.Path, number: int) -> Progress:
+    """Load what `save_variables` has saved after step `number`, without an optimizer.
 
     Raises:
       ValueError: it is not there, or damaged.
@@ -263,18 +263,18 @@ class TrainingSession:
     saved = None
     if directory.exists():
       with Checkpoints(directory, self.trainer.fingerprint) as checkpoints:
-        saved = checkpoints.load_newest(like=self.network())
+        saved = checkpoints.load_newest(like=self.variables())
     if saved is None:
       raise ValueError(
         f'{directory} holds no network of step {number}, and the training has gone on; delete '
         f'{self.trainer.directory} and run the same command, which trains it anew'
       )
-    network, extra = saved
-    state = step.TrainState(jnp.int32(number), **network, opt_state=())
+    variables, extra = saved
+    state = step.TrainState(jnp.int32(number), **variables, opt_state=())
     return Progress(sharding.replicate(state), number, extra['seconds'])
 
   def reset_optimizer(self) -> None:
-    """Start the optimizer and its schedule anew, from the network of this moment."""
+    """Start the optimizer and its schedule anew, from the parameters of this moment."""
     state = self.progress.state
     reset = functools.partial(optimizer.reset_opt_state, self.trainer.optimizer)
     opt_state = jax.pmap(reset, axis_name='batch')(state.opt_state, state.params)
@@ -288,7 +288,7 @@ class TrainerFactory:
     workdir: the work directory of the whole run.
     fingerprint: hash of the options and data sets that determine its results.
     domains: the data sets.
-    network: the joint network.
+    model: the joint network.
     variables: its initial 'params' and 'batch_stats'.
   """
 
@@ -297,13 +297,13 @@ class TrainerFactory:
     workdir: epath.Path,
     fingerprint: str,
     domains: Domains,
-    network: Joint,
+    model: Joint,
     variables: dict[str, Any],
   ):
     self._workdir, self._fingerprint, self._domains = workdir, fingerprint, domains
-    self._network, self._variables = network, variables
-    self._predict_step = step.make_predict(network.apply)
-    self._feature_step = step.make_features(network.apply)
+    self._model, self._variables = model, variables
+    self._predict_step = step.make_predict(model.apply)
+    self._feature_step = step.make_features(model.apply)
     self._train_steps: dict[
       tuple[SolverOptions, LossOptions, int, frozenset[str]], CompiledFunction
     ] = {}
@@ -338,7 +338,7 @@ class TrainerFactory:
     key = solver_options, loss_options, cosine_steps, frozen
     if key not in self._train_steps:
       self._train_steps[key] = step.make_train_step(
-        self._network.apply, solver, config.seed, loss_options, frozen
+        self._model.apply, solver, config.seed, loss_options, frozen
       )
     train_step = self._train_steps[key]
     if not options.accumulation:

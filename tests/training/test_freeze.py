@@ -78,12 +78,12 @@ def make_batch():
 )
 def test_frozen_layers_and_their_statistics_stay_to_the_bit(value, options, solver):
   trunk = ResNet((1, 1), bottleneck=False, width=0.125, batch_norm_momentum=0.5, **options)
-  network = joint.Joint(trunk, 3, 3)
-  variables = joint.init(network, jax.random.key(0), SIDE)
+  model = joint.Joint(trunk, 3, 3)
+  variables = joint.init(model, jax.random.key(0), SIDE)
   frozen = freeze.frozen_layers(value, variables['params']['trunk'])
   sgd = optimizer.sgd(10, solver, frozen)
   train_step = make_train_step(
-    network.apply, sgd, 0, LossOptions(target_weight=1, source_weight=1), frozen
+    model.apply, sgd, 0, LossOptions(target_weight=1, source_weight=1), frozen
   )
   initial = jax.device_get(create_state(**variables, optimizer=sgd))
   state = replicate(initial, 2)
@@ -108,10 +108,10 @@ def test_frozen_layers_and_their_statistics_stay_to_the_bit(value, options, solv
 
 @pytest.mark.slow
 def test_frozen_trunk_computes_in_training_what_it_does_in_evaluation():
-  network = joint.Joint(ResNet((1, 1), bottleneck=False, width=0.125), 3, 3)
-  variables = joint.init(network, jax.random.key(0), SIDE)
+  model = joint.Joint(ResNet((1, 1), bottleneck=False, width=0.125), 3, 3)
+  variables = joint.init(model, jax.random.key(0), SIDE)
   layers = frozenset(variables['params']['trunk'])
-  apply = freeze.with_frozen_statistics(network.apply, layers)
+  apply = freeze.with_frozen_statistics(model.apply, layers)
   batch = make_batch()
 
   def train(images, is_source):
@@ -120,7 +120,7 @@ def test_frozen_trunk_computes_in_training_what_it_does_in_evaluation():
   logits, updates = jax.vmap(train, axis_name='batch')(
     batch['image'][None], batch['is_source'][None]
   )
-  expected = network.apply(variables, batch['image'])
+  expected = model.apply(variables, batch['image'])
   np.testing.assert_allclose(logits['target'][0], expected['target'], rtol=1e-5, atol=1e-7)
   jax.tree.map(
     lambda new, old: np.testing.assert_array_equal(new[0], old),

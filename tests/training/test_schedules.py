@@ -113,8 +113,8 @@ def test_rates_match_torch(schedule, warmup_steps):
   ],
 )
 def test_depth_groups_rise_from_the_image_to_the_heads(name, groups):
-  network = joint.Joint(trunk.build_trunk(name=name), 2, 2)
-  params = jax.eval_shape(lambda: joint.init(network, jax.random.key(0), 224))['params']
+  model = joint.Joint(trunk.build_trunk(name=name), 2, 2)
+  params = jax.eval_shape(lambda: joint.init(model, jax.random.key(0), 224))['params']
   assert set(params) == {'trunk', 'target', 'source'}
   expected = {layer: i for i, group in enumerate(groups.split('|')) for layer in group.split()}
   assert depth_groups(params['trunk']) == expected

@@ -64,9 +64,9 @@ def make_domains(*, multi_label=False):
 
 
 def make_factory(workdir, domains):
-  network = joint.Joint(Trunk(), num_target_classes=3, num_source_classes=5)
-  variables = joint.init(network, jax.random.key(0), SIDE)
-  return TrainerFactory(epath.Path(workdir), 'a run', domains, network, variables), variables
+  model = joint.Joint(Trunk(), num_target_classes=3, num_source_classes=5)
+  variables = joint.init(model, jax.random.key(0), SIDE)
+  return TrainerFactory(epath.Path(workdir), 'a run', domains, model, variables), variables
 
 
 def make_config(**options):
@@ -164,13 +164,13 @@ def test_accumulation_is_chosen_for_the_shapes_of_the_largest_batch(
 
 
 def train(trainer, variables, *stops):
-  """Train up to each of the steps; return the network and the state on the host."""
+  """Train up to each of the steps; return the variables and the state on the host."""
   with trainer.open(variables) as run:
     for stop in stops:
       run.train(trainer.pairs(SUBSET, 0), stop)
       assert run.progress.step == stop
       assert int(run.progress.state.step[0]) == stop
-    return run.network(), jax.device_get(run.progress.state)
+    return run.variables(), jax.device_get(run.progress.state)
 
 
 def read_log(trainer):
@@ -185,14 +185,14 @@ def read_log(trainer):
 def test_run_goes_on_from_its_newest_checkpoint(factory):
   make_trainer, variables = factory
   undisturbed, resumed = (make_trainer(name, make_config()) for name in ('undisturbed', 'resumed'))
-  network, state = train(undisturbed, variables, 4)
-  assert network['batch_stats'] == {'trunk': {'calls': 8}}  # Two micro-batches a step.
+  trained, state = train(undisturbed, variables, 4)
+  assert trained['batch_stats'] == {'trunk': {'calls': 8}}  # Two micro-batches a step.
   train(resumed, variables, 1, 2)
   with resumed.open(variables) as run:
     assert run.progress.step == 2
     assert run.progress.seconds > 0
-  resumed_network, resumed_state = train(resumed, variables, 4)
-  assert_equal(resumed_network, network)
+  resumed_variables, resumed_state = train(resumed, variables, 4)
+  assert_equal(resumed_variables, trained)
   assert_equal(resumed_state, state)
   assert [line['step'] for line in read_log(undisturbed)] == [1, 2, 3, 4]
   assert read_log(resumed) == read_log(undisturbed)
@@ -211,33 +211,33 @@ def test_log_has_the_learning_rate_of_every_round(factory):
   assert rates[False] == pytest.approx([0.01, 0.001, 1e-4, 1e-5])
 
 
-def test_save_network_saves_the_average_of_the_parameters(factory, tmp_path):
+def test_save_variables_saves_the_average_of_the_parameters(factory, tmp_path):
   make_trainer, variables = factory
   trainer = make_trainer('average', make_config(**{'solver.ema': 0.5}))
   with trainer.open(variables) as run:
     run.train(trainer.pairs(SUBSET, 0), 2)
-    network = run.network()
-    run.save_network(epath.Path(tmp_path / 'network'))
+    trained = run.variables()
+    run.save_variables(epath.Path(tmp_path / 'network'))
     params = jax.tree.map(lambda x: np.asarray(x)[0], run.progress.state.params)
-  assert not np.array_equal(network['params']['target']['kernel'], params['target']['kernel'])
-  assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(network))
+  assert not np.array_equal(trained['params']['target']['kernel'], params['target']['kernel'])
+  assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(trained))
   with Checkpoints(tmp_path / 'network', 'a run') as checkpoints:
     assert checkpoints.steps() == [2]
-    expected = network, {'seconds': run.progress.seconds}
-    assert_equal(checkpoints.load_newest(like=network), expected)
+    expected = trained, {'seconds': run.progress.seconds}
+    assert_equal(checkpoints.load_newest(like=trained), expected)
 
 
-def test_reset_optimizer_keeps_the_network_and_the_step(factory):
+def test_reset_optimizer_keeps_the_variables_and_the_step(factory):
   make_trainer, variables = factory
   trainer = make_trainer('reset', make_config())
   with trainer.open(variables) as run:
     run.train(trainer.pairs(SUBSET, 0), 2)
-    network = run.network()
+    trained = run.variables()
     run.reset_optimizer()
-    assert_equal(run.network(), network)
+    assert_equal(run.variables(), trained)
     assert run.progress.step == 2
     state = jax.device_get(run.progress.state)
-  expected = trainer.optimizer.init(network['params'])
+  expected = trainer.optimizer.init(trained['params'])
   assert_equal(jax.tree.map(lambda x: x[0], state.opt_state), expected)
 
 

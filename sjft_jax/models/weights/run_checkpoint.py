@@ -120,8 +120,8 @@ def load_network(directory: epath.Path, trained: TrainedNetwork) -> TrainedNetwo
   Raises:
     ValueError: the checkpoint is damaged.
   """
-  step, network = checkpoints.load_newest(directory, _remedy(trained.directory, trained.workdir))
-  return dataclasses.replace(trained, step=step, **network)
+  step, variables = checkpoints.load_newest(directory, _remedy(trained.directory, trained.workdir))
+  return dataclasses.replace(trained, step=step, **variables)
 
 
 def _find_training(path: str) -> _Training:
