@@ -89,7 +89,7 @@ class ArmSearch:
     trials = self.trials[number][:folds]
     return tuple(np.concatenate([t[part] for t in trials]) for part in (0, 1))  # type: ignore[return-value]
 
-  def folds_tried(self) -> int:
+  def num_completed_folds(self) -> int:
     """Return on how many folds everything that was to be tried was."""
     folds = 0
     while all(len(self.trials.get(n, ())) > folds for n in self.survivors(folds)):
@@ -116,7 +116,8 @@ def tune(
 
   Returns:
     What tuned.json in the work directory holds: 'arm', the chosen one; 'arms', for each its
-    'setting', 'accuracy', 'cross_entropy', and 'gain' over plain fine-tuning; 'tried'; 'folds'.
+    'setting', 'accuracy', 'cross_entropy', and 'gain' over plain fine-tuning; 'tried';
+    'num_folds' and, of these, 'num_completed_folds', which all arms are compared on.
 
   Raises:
     ValueError: an impossible option or input, before any work where that can be known.
@@ -340,7 +341,7 @@ def _choose(arms: Mapping[str, ArmSearch]) -> dict[str, Any]:
   Arms are compared on as many folds as all of them have completed, or on the settings of the first
   fold that were tried where none has.
   """
-  folds = min(arm.folds_tried() for arm in arms.values())
+  folds = min(arm.num_completed_folds() for arm in arms.values())
   # An arm with fewer settings than others has nothing more to try.
   unfinished = [len(arm.trials) for arm in arms.values() if len(arm.trials) < len(arm.settings)]
   tried = min(unfinished, default=1)
@@ -369,7 +370,7 @@ def _choose(arms: Mapping[str, ArmSearch]) -> dict[str, Any]:
   return {
     'arm': _choose_arm(chosen, correct, labels),
     'held_out_images': len(labels),
-    'folds': folds,
+    'num_completed_folds': folds,
     'arms': chosen,
     'tried': [
       {'arm': name, **arm.settings[number], 'fold': fold + 1}

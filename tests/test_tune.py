@@ -64,7 +64,7 @@ def test_everything_is_tried_and_the_best_chosen(tuned):
   workdir, first, output = tuned
   record = json.loads((workdir / 'tuned.json').read_text())
   assert record['complete']
-  assert record['folds'] == record['num_folds'] == 2
+  assert record['num_completed_folds'] == record['num_folds'] == 2
   assert record['held_out_images'] == 12
   assert 'Test images' not in output
   assert 'Look at' not in first + output  # What a training leaves is deleted.
@@ -162,7 +162,7 @@ def test_half_of_the_settings_go_on_by_the_score_of_all_folds_so_far():
   assert arm.survivors(0) == [0, 1, 2, 3]
   assert arm.survivors(1) == [0, 2]
   assert arm.survivors(2) == [2]
-  assert arm.folds_tried() == 3
+  assert arm.num_completed_folds() == 3
 
 
 def test_time_to_go_is_that_of_each_arm_and_counts_what_an_earlier_start_did():
@@ -181,14 +181,14 @@ def test_time_to_go_is_that_of_each_arm_and_counts_what_an_earlier_start_did():
 
 def test_partly_tried_fold_does_not_count():
   arm = make_search([[0.9, 0.4], [0.4], [0.8], [0.2]])
-  assert arm.folds_tried() == 1
+  assert arm.num_completed_folds() == 1
 
 
 def test_arm_with_one_setting_lets_the_others_try_theirs_within_the_time():
   arms = {'probe': make_search([[0.6]]), 'none': make_search([[0.5], [0.9], [0.1]])}
   arms['none'].settings.append({'a': 3.0})  # It was not tried yet.
   record = tuning._choose(arms)
-  assert record['folds'] == 0
+  assert record['num_completed_folds'] == 0
   assert record['arms']['none']['setting'] == {'a': 1.0}
 
 

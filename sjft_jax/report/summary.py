@@ -95,7 +95,7 @@ def print_tuning(record: dict[str, Any]) -> None:
   console.print_table(table)
   if not record['complete']:
     console.say(
-      f'Not everything was tried: the choice is by {max(record["folds"], 1)} of '
+      f'Not everything was tried: the choice is by {max(record["num_completed_folds"], 1)} of '
       f'{record["num_folds"]} folds.'
     )
   console.say(
