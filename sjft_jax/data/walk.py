@@ -59,7 +59,7 @@ class FolderWalk:
     root: the folder that all paths start at.
     paths: below the root.
     labels: the class of each file.
-    passed_over: the files that are not read, by the reason.
+    passed_over: the paths that are not read, by what they are: plurals, as a message counts them.
   """
 
   def __init__(self, root: str):
@@ -87,17 +87,17 @@ class FolderWalk:
         known.add((status.st_dev, status.st_ino))
         prefix = f'{path}/' if path else ''
         pending += [(f'{prefix}{inner.name}', inner) for inner in reversed(scan_visible(place))]
-      elif reason := _why_no_image(entry):
-        self.passed_over[reason].append(path)
+      elif kind := _non_image_kind(entry):
+        self.passed_over[kind].append(path)
       else:
         self.paths.append(path)
         self.labels.append(label)
 
   def describe_passed_over(self) -> str:
-    """Return how many files are passed over for which reason, with the first names; '': none."""
+    """Return how many files of each kind are passed over, with the first names; '': none."""
     return ', '.join(
-      f'{len(paths):,} {reason} ({", ".join(paths[:3])}{", …" if len(paths) > 3 else ""})'
-      for reason, paths in self.passed_over.items()
+      f'{len(paths):,} {kind} ({", ".join(paths[:3])}{", …" if len(paths) > 3 else ""})'
+      for kind, paths in self.passed_over.items()
     )
 
   def report(self) -> None:
@@ -106,8 +106,8 @@ class FolderWalk:
       console.say(f'  Passed over in {self.root}: {self.describe_passed_over()}')
 
 
-def _why_no_image(entry: os.DirEntry) -> str:
-  """Return why a file is passed over; '': it is an image, or has the name of one."""
+def _non_image_kind(entry: os.DirEntry) -> str:
+  """Return what a file that is passed over is, in the plural; '' for an image, or its name."""
   try:
     if not entry.is_file():
       return 'links that lead nowhere' if entry.is_symlink() else 'pipes and devices'
