@@ -133,7 +133,9 @@ def rank_all(folder: Path) -> dict[str, knn.Ranking]:
   )
   k = min(K.value, SOURCES.value)
   rankings = {
-    'histograms': knn.rank(targets, blocks, weights=bench_retrieval.filter_weights(), k=k)
+    'histograms': knn.rank_histograms(
+      targets, blocks, weights=bench_retrieval.filter_weights(), k=k
+    )
   }
   images = make_images(IMAGES.value, SIZE.value)
   few = images[: max(len(images) // 16, 4)]
@@ -144,7 +146,7 @@ def rank_all(folder: Path) -> dict[str, knn.Ranking]:
     blocks = [np.asarray(x) for x in describe.describe(filters, edges, batches, smoothing=0.5)]
     targets = np.concatenate(blocks)[: len(few)]
     k = min(K.value, len(images))
-    rankings[name] = knn.rank(targets, blocks, weights=filters.weights, k=k)
+    rankings[name] = knn.rank_histograms(targets, blocks, weights=filters.weights, k=k)
   return rankings
 
 

@@ -11,7 +11,7 @@ are medians over the turns. The sources arrive as JAX arrays in blocks of 1,024 
 `describe` makes them. Logarithms and all else that has to be made of them count for everyone,
 except for faiss, which gets its vectors ready made.
 
-- fraction_of_gemm_peak: FLOP/s of `rank`, 2 · targets · sources · (2 · filters · bins) over the
+- fraction_of_gemm_peak: FLOP/s of the whole, 2 · targets · sources · (2 · filters · bins) over the
   time of all of it, over those of the best square product of numpy and JAX on this machine, run
   right before and after in every turn, since other tenants slow the machine for seconds at a time.
 - slowdown_large_k: time with k = 5,100 over the time with k = 100.
@@ -152,7 +152,7 @@ def race_pynndescent() -> tuple[float, float]:
     return index.query(queries, k)[0]
 
   def by_search() -> np.ndarray:
-    return knn.rank(targets, [sources], weights=weights, k=k).indices
+    return knn.rank_histograms(targets, [sources], weights=weights, k=k).indices
 
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
@@ -185,7 +185,9 @@ class SyntheticRanking:
   def __call__(self, num_sources: int, k: int) -> knn.Ranking:
     """Rank so many sources."""
     blocks = self.blocks(num_sources)
-    return knn.rank(self.targets, blocks, weights=filter_weights(), k=min(k, num_sources))
+    return knn.rank_histograms(
+      self.targets, blocks, weights=filter_weights(), k=min(k, num_sources)
+    )
 
 
 def measure_alone() -> dict[str, Any]:
@@ -219,7 +221,7 @@ def measure() -> tuple[dict[str, float], dict[str, Any]]:
   by_faiss, by_torch, by_scipy = make_rivals(targets, sources)
 
   def rank(k: int) -> knn.Ranking:
-    return knn.rank(targets, blocks, weights=filter_weights(), k=k)
+    return knn.rank_histograms(targets, blocks, weights=filter_weights(), k=k)
 
   products, product_flops = square_products()
   few_targets = 2

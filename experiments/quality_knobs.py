@@ -88,7 +88,7 @@ def get_config(variant: str) -> ConfigDict:
   return config
 
 
-def rank(
+def rank_datasets(
   config: ConfigDict, target: Dataset, source: Dataset, depth: int, scratch: Path
 ) -> np.ndarray:
   """Return the indices [target, depth] of the ranking that the pipeline makes."""
@@ -106,9 +106,9 @@ def measure_relevance(variant: str, scratch: Path) -> dict[str, Any]:
   depth = SelectionOptions(**arm_config(config, 'rounds').selection).ranking_depth
   source = DemoDiverse()
   train, _ = registry.open_target(**config.target)
-  indices = rank(config, train, source, depth, scratch / 'source')
+  indices = rank_datasets(config, train, source, depth, scratch / 'source')
   per_class = int(np.bincount(train.labels).max())
-  others = rank(config, train, train, per_class, scratch / 'itself')
+  others = rank_datasets(config, train, train, per_class, scratch / 'itself')
   is_other = others != np.arange(len(train))[:, None]
   is_same_class = train.labels[others] == train.labels[:, None]
   selected, deepest = np.unique(indices[:, :k0]), np.unique(indices)

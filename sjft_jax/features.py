@@ -41,7 +41,7 @@ def load_or_compute(trainer: Trainer, variables: dict[str, Any]) -> Features:
   return features
 
 
-def load_or_rank(trainer: Trainer, variables: dict[str, Any], depth: int) -> Ranking:
+def load_or_rank_by_cosine(trainer: Trainer, variables: dict[str, Any], depth: int) -> Ranking:
   """Rank the source for every target image by the cosine distance of their features.
 
   Args:

@@ -138,7 +138,7 @@ def run_stages(
     ranking_inputs = rankings.RankingInputs(
       domains.target, domains.source, inputs.bank, depth, options
     )
-    ranking, seconds['rank'] = rank(ranking_inputs, workdir / 'ranking.npz', earlier_runs)
+    ranking, seconds['rank'] = reuse_or_rank(ranking_inputs, workdir / 'ranking.npz', earlier_runs)
     result_files.save_neighbor_figure(workdir / 'neighbors.png', domains, ranking)
   selections = resolve_num_neighbors(selections, ranking)
   if stop_after == 'rank':
@@ -155,7 +155,9 @@ def run_stages(
   if similar:
     console.stage('Ranking the source by the features of the trunk')
     depth = max(selections[name].feature_depth for name in similar)
-    by_arm |= dict.fromkeys(similar, features.load_or_rank(trainers[similar[0]], variables, depth))
+    by_arm |= dict.fromkeys(
+      similar, features.load_or_rank_by_cosine(trainers[similar[0]], variables, depth)
+    )
 
   report = RunReport(workdir, fingerprint, config, domains, ranking)
   rounds = run_arms(trainers, variables, by_arm, selections, report.update)
@@ -184,10 +186,10 @@ def screen_images(inputs: Inputs, config: ConfigDict, workdir: epath.Path) -> Sc
   return result
 
 
-def rank(
+def reuse_or_rank(
   inputs: rankings.RankingInputs, path: epath.Path, earlier_runs: Sequence[epath.Path]
 ) -> tuple[Ranking, float]:
-  """Rank the source for every target image; return the seconds that it took, too."""
+  """Rank the source, or reuse an earlier ranking; return the seconds that it took, too."""
   console.stage('Ranking the source by its filter responses')
   if distributed.is_primary_process():
     rankings.copy_ranking([run / path.name for run in earlier_runs], path, inputs)

@@ -60,7 +60,7 @@ VARIABLES = {'params': {}, 'batch_stats': {}}
 
 def test_neighbours_are_the_nearest_by_cosine_whatever_the_blocks(trainer, monkeypatch):
   monkeypatch.setattr(features, '_BLOCK', 7)
-  ranking = features.load_or_rank(trainer, VARIABLES, 30)
+  ranking = features.load_or_rank_by_cosine(trainer, VARIABLES, 30)
   distances = cosine_distances(trainer.table[0, :NUM_TARGET], trainer.table[1])
   distances[:, 9] = distances[:, 8]
   expected = np.argsort(distances, axis=1, kind='stable')[:, :30]
@@ -72,9 +72,9 @@ def test_neighbours_are_the_nearest_by_cosine_whatever_the_blocks(trainer, monke
 
 
 def test_features_and_ranking_are_computed_once(trainer):
-  first = features.load_or_rank(trainer, VARIABLES, 4)
+  first = features.load_or_rank_by_cosine(trainer, VARIABLES, 4)
   assert trainer.seen == [NUM_TARGET, NUM_SOURCE]
-  again = features.load_or_rank(trainer, VARIABLES, 4)
+  again = features.load_or_rank_by_cosine(trainer, VARIABLES, 4)
   np.testing.assert_array_equal(first.indices, again.indices)
   np.testing.assert_array_equal(
     features.load_or_compute(trainer, VARIABLES), trainer.table[0, :NUM_TARGET]

@@ -242,7 +242,7 @@ def decode_keys(keys: Keys, k: int) -> Ranking:
   return Ranking(keys.astype(np.uint32).view(np.int32), _divergences(keys))
 
 
-def rank(
+def rank_histograms(
   targets: Float[np.ndarray, 'target filter bin'],
   source_blocks: Iterable[np.ndarray],
   *,

@@ -15,7 +15,7 @@ from sjft_jax.retrieval import divergence, knn
 def test_indices_are_those_of_float64(seed, k, small_tiles):
   rng = np.random.default_rng(seed)
   targets, sources = histograms(rng, 6), histograms(rng, 300)
-  ranking = knn.rank(targets, cut(sources, [50]), weights=WEIGHTS, k=k)
+  ranking = knn.rank_histograms(targets, cut(sources, [50]), weights=WEIGHTS, k=k)
   assert_nearest(ranking, oracles.symmetric_kl(targets, sources, WEIGHTS), k)
 
 
@@ -30,7 +30,7 @@ def test_divergences_that_differ_in_the_sixth_digit_are_ordered(small_tiles):
   exact = oracles.symmetric_kl(targets, sources, WEIGHTS)
   gaps = np.diff(np.sort(exact[0])) / exact[0].max()
   assert np.median(gaps) < 3e-6
-  indices, _ = knn.rank(targets, [sources], weights=WEIGHTS, k=200)
+  indices, _ = knn.rank_histograms(targets, [sources], weights=WEIGHTS, k=200)
   expected, rows = oracles.nearest(exact, 200), np.arange(2)[:, None]
   tolerance = 2 * divergence.TOLERANCE * exact.max()
   np.testing.assert_allclose(exact[rows, indices], exact[rows, expected], atol=tolerance)
@@ -43,7 +43,7 @@ def test_near_duplicates_come_first_in_their_true_order(small_tiles):
   for place, step in zip(places, np.geomspace(1e-6, 1e-2, 40), strict=True):
     sources[place] = targets[0] + step * (sources[place] - targets[0])
   exact = oracles.symmetric_kl(targets, sources, WEIGHTS)
-  indices, divergences = knn.rank(targets, cut(sources, [77]), weights=WEIGHTS, k=60)
+  indices, divergences = knn.rank_histograms(targets, cut(sources, [77]), weights=WEIGHTS, k=60)
   np.testing.assert_array_equal(indices[0], oracles.nearest(exact[:1], 60)[0])
   np.testing.assert_allclose(divergences[0, :40], exact[0, indices[0, :40]], rtol=2e-3)
 
@@ -53,7 +53,7 @@ def test_of_more_copies_than_neighbours_the_first_are_kept(small_tiles):
   rng = np.random.default_rng(2)
   targets = histograms(rng, 2)
   sources = np.concatenate([histograms(rng, 100), np.repeat(targets[:1], 900, axis=0)])
-  indices, divergences = knn.rank(targets, cut(sources, [130]), weights=WEIGHTS, k=150)
+  indices, divergences = knn.rank_histograms(targets, cut(sources, [130]), weights=WEIGHTS, k=150)
   np.testing.assert_array_equal(indices[0], np.arange(100, 250))
   assert (divergences[0] == 0).all()
 
@@ -88,8 +88,8 @@ def test_ties_are_ordered_by_source_index(seed, copies):
   sources, n = np.tile(distinct, (copies, 1, 1)), 300
   targets = histograms(rng, 4)
   k = 20 * copies
-  indices, divergences = knn.rank(targets, cut(sources, [333]), weights=WEIGHTS, k=k)
-  once, _ = knn.rank(targets, [distinct], weights=WEIGHTS, k=20)
+  indices, divergences = knn.rank_histograms(targets, cut(sources, [333]), weights=WEIGHTS, k=k)
+  once, _ = knn.rank_histograms(targets, [distinct], weights=WEIGHTS, k=20)
   expected = (once[:, :, None] + n * np.arange(copies)).reshape(4, k)
   # Distinct images at equal divergence would interleave; random ones are not at equal divergence.
   np.testing.assert_array_equal(indices, expected)
@@ -99,7 +99,7 @@ def test_ties_are_ordered_by_source_index(seed, copies):
 def test_search_resumes_where_another_was_stopped(small_tiles):
   rng = np.random.default_rng(3)
   targets, sources = histograms(rng, 5), histograms(rng, 1000)
-  whole = knn.rank(targets, [sources], weights=WEIGHTS, k=100)
+  whole = knn.rank_histograms(targets, [sources], weights=WEIGHTS, k=100)
   for stop_after in (0, 70, 500, 999):
     stopped = knn.Search(targets, weights=WEIGHTS, k=100)
     stopped.add(sources[:stop_after])
@@ -150,10 +150,10 @@ def test_k_beyond_the_sources_or_below_one_is_an_error():
   rng = np.random.default_rng(0)
   targets, sources = histograms(rng, 2), histograms(rng, 9)
   with pytest.raises(ValueError, match='k=10 exceeds the 9 sources'):
-    knn.rank(targets, [sources], weights=WEIGHTS, k=10)
+    knn.rank_histograms(targets, [sources], weights=WEIGHTS, k=10)
   with pytest.raises(ValueError, match='k=0 must be 1 or more'):
-    knn.rank(targets, [sources], weights=WEIGHTS, k=0)
-  indices, _ = knn.rank(targets, [sources], weights=WEIGHTS, k=9)
+    knn.rank_histograms(targets, [sources], weights=WEIGHTS, k=0)
+  indices, _ = knn.rank_histograms(targets, [sources], weights=WEIGHTS, k=9)
   assert (np.sort(indices, axis=1) == np.arange(9)).all()
 
 
@@ -162,4 +162,4 @@ def test_empty_bin_is_an_error_that_names_the_sources():
   sources = histograms(rng, 1500)
   sources[1100, 0, 0] = 0
   with pytest.raises(ValueError, match=r'sources 1024\.\.1499 is not finite.*smoothing'):
-    knn.rank(histograms(rng, 2), [sources], weights=WEIGHTS, k=5)
+    knn.rank_histograms(histograms(rng, 2), [sources], weights=WEIGHTS, k=5)
