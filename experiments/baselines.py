@@ -2,9 +2,9 @@
 
   python -m experiments.baselines --output=experiments/baselines.json
 
-Each arm is the plain fine-tuning of the pair textures_imagenet (pairs.py) with one more option, or
+Each arm is the plain fine-tuning of the task textures_imagenet (tasks.py) with one more option, or
 its selection with one more option of the sampling; all arms of a seed share the ranking. Learning
-rates are the pair's. The table has the mean class accuracy over the seeds, ten crops, and the gain
+rates are the task's. The table has the mean class accuracy over the seeds, ten crops, and the gain
 over plain fine-tuning; ± is the larger of its spread over the seeds, divided by the root of their
 number, and the mean standard error over the test images.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from experiments import pairs
+from experiments import tasks
 from sjft_jax import pipeline
 from sjft_jax.runtime import artifacts
 
@@ -41,8 +41,8 @@ GROWING_ARMS = {'hard oversampled': {'training': {'oversample_hard': True}}}
 
 
 def get_config(seed: int) -> ConfigDict:
-  """Return the pair's configuration with one arm for each option."""
-  c = pairs.get_config('textures_imagenet')
+  """Return the task's configuration with one arm for each option."""
+  c = tasks.get_config('textures_imagenet')
   c.seed = seed
   c.arms = ('none', *PLAIN_ARMS, 'rounds', *GROWING_ARMS)
   for base, arms in (('none', PLAIN_ARMS), ('rounds', GROWING_ARMS)):

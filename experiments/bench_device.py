@@ -524,7 +524,7 @@ def train(workdir: Path, *, size: int, pairs: int, steps: int) -> None:
     seed=0,
   )
   with trainer.open(network.variables) as session:
-    session.train(trainer.pairs(subset, 0), steps)
+    session.train(trainer.batches(subset, 0), steps)
     session.checkpoints.wait()
 
 

@@ -31,10 +31,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from experiments.class_folders import write_class_folders
-from experiments.pairs import get_config as get_pair
+from experiments.tasks import get_config as get_task
 from experiments.timing import print_result, race, speedup
 from sjft_jax import inputs
-from sjft_jax.data.pairs import Pairs
+from sjft_jax.data.batches import Batches
 from sjft_jax.runtime import console, launch
 from sjft_jax.selection.subset import select
 from sjft_jax.training import sharding, step
@@ -51,8 +51,8 @@ JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else.
 
 
 def get_config(folder: Path) -> ConfigDict:
-  """Return a pair's configuration with the flags' options; images of its own are in `folder`."""
-  c = get_pair('textures_imagenet')
+  """Return a task's configuration with the flags' options; images of its own are in `folder`."""
+  c = get_task('textures_imagenet')
   if SIZE.value != c.images.crop:
     write_class_folders(folder, 4, 16, seed=0, height=400, width=500, suffix='.jpg')
     c.target.update(dataset='folder', path=str(folder), train_per_class=8)
@@ -68,10 +68,10 @@ def get_config(folder: Path) -> ConfigDict:
 class StepsAlone:
   """Steps on one batch, each handed over as soon as the one before it is."""
 
-  def __init__(self, trainer: Trainer, variables: dict[str, Any], pairs: Pairs):
+  def __init__(self, trainer: Trainer, variables: dict[str, Any], batches: Batches):
     self.train_step = trainer.train_step
     self.state = sharding.replicate(step.create_state(**variables, optimizer=trainer.optimizer))
-    self.batch = sharding.shard_batch(pairs(0), accumulation=trainer.options.accumulation)
+    self.batch = sharding.shard_batch(batches(0), accumulation=trainer.options.accumulation)
 
   def __call__(self) -> None:
     metrics: list[Any] = []
@@ -91,15 +91,15 @@ class StepsInLoop:
     rates: images a second, as the newest line of the log has them.
   """
 
-  def __init__(self, run: TrainingSession, pairs: Pairs):
-    self.run, self.pairs = run, pairs
+  def __init__(self, run: TrainingSession, batches: Batches):
+    self.run, self.batches = run, batches
     self.seconds: list[float] = []
     self.idle: list[float] = []
     self.rates: dict[str, float] = {}
 
   def __call__(self) -> None:
     before = self.run.progress
-    self.run.train(self.pairs, before.step + STEPS.value)
+    self.run.train(self.batches, before.step + STEPS.value)
     self.run.checkpoints.wait()
     self.seconds.append(self.run.progress.seconds - before.seconds)
     busy, last_step = 0.0, before.step
@@ -107,7 +107,7 @@ class StepsInLoop:
     for line in map(json.loads, log.read_text().splitlines()):
       if line['step'] > last_step:
         self.rates = {name: rate for name, rate in line.items() if name.endswith('per_second')}
-        images = (line['step'] - last_step) * self.pairs.images_per_batch
+        images = (line['step'] - last_step) * self.batches.images_per_batch
         busy += images / line['step_images_per_second']
         last_step = line['step']
     self.idle.append(1 - busy / self.seconds[-1])
@@ -131,19 +131,19 @@ def main(_: object) -> None:
       num_source=len(domains.source),
       seed=0,
     )
-    pairs = trainer.pairs(subset, 0)
+    batches = trainer.batches(subset, 0)
     run = stack.enter_context(trainer.open(network.variables))
-    in_loop = StepsInLoop(run, pairs)
-    alone = StepsAlone(trainer, network.variables, pairs)
+    in_loop = StepsInLoop(run, batches)
+    alone = StepsAlone(trainer, network.variables, batches)
     seconds = race({'alone': alone, 'loop': in_loop}, REPEATS.value)
   step_seconds = statistics.median(seconds['alone']) / STEPS.value
   result = {
     'network': NETWORK.value,
     'dtype': DTYPE.value,
     'device': f'{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}',
-    'images_a_step': pairs.images_per_batch,
+    'images_a_step': batches.images_per_batch,
     'step_ms': 1000 * step_seconds,
-    'images_per_second': pairs.images_per_batch / step_seconds,
+    'images_per_second': batches.images_per_batch / step_seconds,
     'idle': statistics.median(in_loop.idle[1:]),
     'loop_over_alone': 1 / speedup([seconds['alone']], in_loop.seconds[1:]),
     'last_line': in_loop.rates,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments import pairs
+from experiments import tasks
 from sjft_jax.data import registry
 from sjft_jax.data.dataset import Domains, SubsetDataset
 
@@ -12,7 +12,7 @@ FOLDS = ((0, 1), (2, 3))
 
 def fold_domains(fold: int) -> Domains:
   """Return the demo's data sets with a fold of the target's training images as the test images."""
-  config = pairs.get_config('textures_imagenet')
+  config = tasks.get_config('textures_imagenet')
   train, _ = registry.open_target(**config.target)
   number_in_class = np.concatenate([np.arange(n) for n in np.bincount(train.labels)])
   is_held_out = np.isin(number_in_class, FOLDS[fold])

@@ -2,7 +2,7 @@
 
   python -m experiments.quality_knobs --output=experiments/quality_knobs.json
 
-A variant is the pair textures_imagenet (pairs.py) with some options of its sections `bank` and
+A variant is the task textures_imagenet (tasks.py) with some options of its sections `bank` and
 `descriptors` changed, such as `num_bins=16`, `layers=conv1:conv3` or `tap=relu+smoothing=2`.
 Measured are
 
@@ -15,7 +15,7 @@ Measured are
   demo. Seed s holds out fold s of `folds`, around and around: an even number of seeds counts
   every held-out image as often.
 
-The test images are not looked at. Differences to the pair's configuration are over the same seeds
+The test images are not looked at. Differences to the task's configuration are over the same seeds
 and images; their standard error is over images, all seeds' answers about one image taken together.
 Of twenty variants that change nothing, about one differs by two standard errors.
 
@@ -38,7 +38,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from experiments.folds import FOLDS, fold_domains
-from experiments.pairs import get_config as get_pair
+from experiments.tasks import get_config as get_task
 from sjft_jax import pipeline
 from sjft_jax.config import arm_config
 from sjft_jax.data import registry
@@ -70,8 +70,8 @@ Results = dict[tuple[str, int | None], dict[str, Any]]
 
 
 def get_config(variant: str) -> ConfigDict:
-  """Return the pair's configuration with the variant's options and the arm `constant` alone."""
-  config = get_pair('textures_imagenet')
+  """Return the task's configuration with the variant's options and the arm `constant` alone."""
+  config = get_task('textures_imagenet')
   config.arms = ('constant',)
   if variant == DEFAULT:
     return config

@@ -1,4 +1,4 @@
-"""Write the targets of pairs.py and one mixed source, as small JPEG files with their lists.
+"""Write the targets of tasks.py and one mixed source, as small JPEG files with their lists.
 
 Clone these repositories into one folder, each at its commit:
 

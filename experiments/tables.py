@@ -6,7 +6,7 @@
   python -m experiments.tables --table=2 --scale=small --seeds=3 --workdir=runs/tables
 
 The scale `paper` has the paper's data sets, network and steps (see configs/), `small` the same rows
-on the demo's textures with a small network and no pretrained weights (see pairs.py; the rows that
+on the demo's textures with a small network and no pretrained weights (see tasks.py; the rows that
 need pretrained weights start from a trunk that has learned from the source). Tables 2 and 3 end
 with rows that the paper lacks and a sceptic asks for. Rows that differ only in their arm share a
 run; runs share what they can. Everything is kept in the work directory: a command that was stopped
@@ -26,7 +26,7 @@ from rich.table import Table as RichTable
 
 import sjft_jax
 from configs import caltech256, dogs, flowers, indoor
-from experiments import pairs
+from experiments import tasks
 from sjft_jax import inputs, planning
 from sjft_jax import results as result_files
 from sjft_jax.runtime import artifacts, compilation, console
@@ -103,16 +103,16 @@ def get_table(number: str, scale: str) -> Table:
   return _sources()
 
 
-def _pair(steps: int = 0) -> Run:
+def _task(steps: int = 0) -> Run:
   changes = {'pretrain.steps': steps} if steps else {}
-  return Run(pairs.get_config, 'experiments/pairs.py:textures', (), changes)
+  return Run(tasks.get_config, 'experiments/tasks.py:textures', (), changes)
 
 
 def _filter_banks(scale: str) -> Table:
   """Return Table 1: filter banks, with a half-width ResNet-50 that learns from the source first."""
   base = Run(lambda: flowers.get_config('table1'), 'configs/flowers.py:table1', (), {})
   if scale == 'small':
-    base = _pair(steps=1000)
+    base = _task(steps=1000)
   layers = 'bank.layers'
   banks: dict[str, Changes] = {
     'conv1-2': {},
@@ -140,7 +140,7 @@ def _comparison(number: str, scale: str) -> Table:
   module, path = (dogs, 'configs/dogs.py') if number == '2' else (flowers, 'configs/flowers.py')
   fine_tuned, scratch = Run(module.get_config, path, (), {}), {'model.pretrained': ''}
   if scale == 'small':
-    fine_tuned, scratch = _pair(steps=1000), {'pretrain.steps': 0}
+    fine_tuned, scratch = _task(steps=1000), {'pretrain.steps': 0}
   figures = {
     '2': (53.8, 83.4, 80.4, 85.6, 85.5, 88.3, 87.5, 90.2, 90.3),
     '3': (58.2, 80.6, 92.3, 93.4, 93.2, 94.2, 93.8, 94.7, 95.8),
@@ -198,7 +198,7 @@ def _images_per_class(scale: str) -> Table:
       config, path = caltech256.get_config, f'configs/caltech256.py:{count}'
       base = Run(lambda config=config, n=str(count): config(n), path, (), {})
     else:
-      base = _pair()._replace(changes={'target.train_per_class': count})
+      base = _task()._replace(changes={'target.train_per_class': count})
     runs[name] = _change(base, ('none', 'rounds'), {})
     rows += [
       Row(f'Fine-tuning w/o source domain, {name}', [name], 'none', *none),

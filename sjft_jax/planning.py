@@ -24,8 +24,8 @@ from sjft_jax import config as configs
 from sjft_jax import inputs as run_inputs
 from sjft_jax import ranking as rankings
 from sjft_jax import results as result_files
+from sjft_jax.data.batches import Batches, SourceBatches
 from sjft_jax.data.dataset import Dataset, SubsetDataset
-from sjft_jax.data.pairs import Pairs, SourcePairs
 from sjft_jax.inputs import Inputs
 from sjft_jax.output import tables
 from sjft_jax.report import draw
@@ -324,7 +324,7 @@ class _Planner:
     trainers: dict[str, Trainer] = {}
     if config.pretrain.steps:
       trainer = self._trainer('pretrain', configs.pretrain_config(config))
-      cost, checkpoint, _ = self._measure_steps('pretraining', trainer, SourcePairs, None)
+      cost, checkpoint, _ = self._measure_steps('pretraining', trainer, SourceBatches, None)
       seconds = _training_seconds(cost, trainer)
       stages.append(Stage('pretraining', f'{config.pretrain.steps:,} steps', seconds))
       disk_bytes += 2 * checkpoint
@@ -344,7 +344,7 @@ class _Planner:
         num_images = len(self._domains.target) + len(self._domains.source)
         seconds = self._feature_cost.seconds(num_images / trainer.evaluator.options.batch_size)
         stages.append(Stage('ranking by features', f'{num_images:,} images', seconds))
-      cost, checkpoint, network = self._measure_steps(title, trainer, Pairs, method)
+      cost, checkpoint, network = self._measure_steps(title, trainer, Batches, method)
       seconds = rounds * _training_seconds(cost, trainer)
       if trainer.options.keep_rounds:
         seconds += rounds * self._saving_seconds
@@ -369,18 +369,18 @@ class _Planner:
     return self._make_trainer(directory, options)
 
   def _measure_steps(
-    self, name: str, trainer: Trainer, batches: type[Pairs], method: str | None
+    self, name: str, trainer: Trainer, cls: type[Batches], method: str | None
   ) -> tuple[Cost, int, int]:
     """Measure steps of a training; return the bytes of a checkpoint and of a network, too.
 
     Trainings that differ in nothing that takes time are measured once.
     """
-    key = trainer.train_step, trainer.options, batches, method == 'none'
+    key = trainer.train_step, trainer.options, cls, method == 'none'
     if key in self._trained:
       return self._trained[key]
     source, target = self._domains.source, self._domains.target
     subset = None
-    if batches is Pairs:
+    if cls is Batches:
       subset = select(
         'none' if method == 'none' else 'all',
         ranking=np.zeros((len(target), 0), np.int32),
@@ -388,11 +388,11 @@ class _Planner:
         source_labels=source.labels,
         seed=trainer.seed,
       )
-    pairs = trainer.pairs(subset, 0, np.ones(len(target)), batches)
+    batches = trainer.batches(subset, 0, np.ones(len(target)), cls)
     with trainer.open(self._inputs.network.variables) as run:
       cost = self._watch.measure(
         f'training, {name}',
-        lambda n: run.train(pairs, run.progress.step + n),
+        lambda n: run.train(batches, run.progress.step + n),
         trainer.options.steps,
       )
       directories = (trainer.directory / f'network{number}' for number in itertools.count())

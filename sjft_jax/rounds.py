@@ -130,8 +130,8 @@ class _Arm:
     if session.progress.step < stop:
       if trainer.options.restart_schedule and session.progress.step == first:
         session.reset_optimizer()
-      pairs = trainer.pairs(subset, number, repeats(num_neighbors, options.num_neighbors))
-      session.train(pairs, stop)
+      batches = trainer.batches(subset, number, repeats(num_neighbors, options.num_neighbors))
+      session.train(batches, stop)
 
   def score(self, number: int, subset: Subset | None, num_neighbors: NumNeighbors) -> Round:
     """Predict the target's training images, for Eq. 2, and its test images; save the round.

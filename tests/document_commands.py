@@ -51,7 +51,7 @@ ALWAYS = {
 # and the miniature of Caltech 256 has three images of each class.
 OF_CONFIG = {
   'configs/demo.py': {'source.dataset': 'demo_textures'},
-  'experiments/pairs.py': {'source.dataset': 'demo_textures'},
+  'experiments/tasks.py': {'source.dataset': 'demo_textures'},
   'configs/caltech256.py': {'target.train_per_class': 2},
   'configs/flowers.py:table1': {'pretrain.steps': 2, 'pretrain.warmup_steps': 0},
 }

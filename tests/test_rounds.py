@@ -62,8 +62,8 @@ class FakeRun:
     state = step.TrainState(jnp.int32(number), {}, {}, ())
     self.progress = SimpleNamespace(step=number, state=state, seconds=seconds)
 
-  def train(self, pairs, stop):
-    self._events.append(('train', self.progress.step, stop, pairs))
+  def train(self, batches, stop):
+    self._events.append(('train', self.progress.step, stop, batches))
     self._go_to(stop, self.progress.seconds + stop - self.progress.step)
 
   def reset_optimizer(self):
@@ -95,7 +95,7 @@ class FakeTrainer:
     self.events.append(('open', variables))
     yield FakeRun(self, self.events, self._first_step)
 
-  def pairs(self, subset, number, repeats):
+  def batches(self, subset, number, repeats):
     num_neighbors = None if subset is None else subset.num_neighbors.tolist()
     return number, num_neighbors, repeats.tolist()
 

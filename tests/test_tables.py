@@ -7,7 +7,7 @@ import jax
 import pytest
 import small_run
 
-from experiments import pairs, tables
+from experiments import tables, tasks
 from sjft_jax import config as configs
 from sjft_jax import inputs
 from sjft_jax.ranking import DescriptorOptions
@@ -67,7 +67,7 @@ def test_rows_are_run_resumed_and_set_beside_the_papers(small_data, tmp_path, mo
     options = {'evaluation.views': ('center',), 'training.steps': 2, 'selection.rounds': 2}
     return small_run.make_config(small_data, **options)
 
-  monkeypatch.setattr(pairs, 'get_config', get_config)
+  monkeypatch.setattr(tasks, 'get_config', get_config)
   runs = tables.get_table('2', 'small').runs
   short = {
     name: run._replace(changes={**run.changes, 'pretrain.steps': 1}) for name, run in runs.items()

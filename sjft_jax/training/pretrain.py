@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sjft_jax.data.pairs import SourcePairs
+from sjft_jax.data.batches import SourceBatches
 from sjft_jax.runtime import console
 from sjft_jax.training.trainer import Trainer
 
@@ -31,7 +31,7 @@ def pretrain_trunk(
   """Train the trunk on the source alone; return `variables` with it, and note the seconds."""
   console.stage('Pretraining the trunk on the source')
   with trainer.open(variables) as run:
-    run.train(trainer.pairs(None, 0, batches=SourcePairs), trainer.options.steps)
+    run.train(trainer.batches(None, 0, cls=SourceBatches), trainer.options.steps)
     trained = run.variables()
   seconds['pretrain'] = run.progress.seconds
   params = {**variables['params'], 'trunk': trained['params']['trunk']}

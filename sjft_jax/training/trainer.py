@@ -5,7 +5,7 @@ An example:
   make_trainer = TrainerFactory(workdir, fingerprint, domains, model, variables)
   trainer = make_trainer('arms/rounds', config)
   with trainer.open(variables) as session:  # It goes on from the newest checkpoint.
-    session.train(trainer.pairs(subset, round_=0), stop=3200)
+    session.train(trainer.batches(subset, round_=0), stop=3200)
     session.save_variables(directory)
 """
 
@@ -24,9 +24,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sjft_jax.data import transforms
+from sjft_jax.data.batches import Batches
 from sjft_jax.data.dataset import Dataset, Domains
 from sjft_jax.data.loader import num_loaders, prefetch
-from sjft_jax.data.pairs import Pairs
 from sjft_jax.data.sampler import Sampler
 from sjft_jax.models.joint import Joint
 from sjft_jax.runtime import console, distributed, memory
@@ -119,23 +119,23 @@ class Trainer:
   seed: int
   profile: StepProfile | None = None
 
-  def pairs(
+  def batches(
     self,
     subset: Subset | None,
     round_: int,
     repeats: np.ndarray | None = None,
-    batches: type[Pairs] = Pairs,
-  ) -> Pairs:
+    cls: type[Batches] = Batches,
+  ) -> Batches:
     """Return the batches of a round.
 
     Args:
       subset: the source images that may be drawn; None: target images alone.
       round_: the number of the round, from 0.
       repeats: [target], how often each image comes in an epoch, if hard images are oversampled.
-      batches: the class of the batches.
+      cls: their class.
     """
     options, size = self.options, self.evaluator.size
-    return batches(
+    return cls(
       target=self.domains.target,
       source=self.domains.source,
       subset=subset,
@@ -195,7 +195,7 @@ class TrainingSession:
   checkpoints: Checkpoints
   writer: MetricWriter
 
-  def train(self, pairs: Pairs, stop: int) -> None:
+  def train(self, batches: Batches, stop: int) -> None:
     """Train up to step `stop` and save a checkpoint there.
 
     Raises:
@@ -204,16 +204,16 @@ class TrainingSession:
       Stopped: the process was asked to stop.
     """
     trainer, options, rates = self.trainer, self.trainer.options, self.trainer.learning_rates
-    meter = ThroughputMeter(pairs.images_per_batch, num_loaders(options.workers))
-    loaded = prefetch(with_seconds(pairs), self.progress.step, stop, workers=options.workers)
-    batches = (
+    meter = ThroughputMeter(batches.images_per_batch, num_loaders(options.workers))
+    loaded = prefetch(with_seconds(batches), self.progress.step, stop, workers=options.workers)
+    shards = (
       sharding.shard_batch(batch, accumulation=options.accumulation)
       for batch in meter.watch_batches(loaded)
     )
     guard = LossGuard(
       max_loss=options.max_loss,
       checkpoints=self.checkpoints.steps,
-      images=pairs.names,
+      images=batches.names,
       directory=trainer.directory,
     )
     what = f'training in {options.accumulation} micro-batches of {options.batch_size} pairs a step'
@@ -233,7 +233,7 @@ class TrainingSession:
       self.progress = fit(
         meter.watch_step(train_step),
         self.progress,
-        batches,
+        shards,
         stop=stop,
         checkpoints=self.checkpoints,
         checkpoint_every=options.checkpoint_every,

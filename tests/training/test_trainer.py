@@ -10,8 +10,8 @@ import pytest
 from etils import epath
 
 from sjft_jax import config
+from sjft_jax.data.batches import SourceBatches
 from sjft_jax.data.dataset import Domains, ImageArrays
-from sjft_jax.data.pairs import SourcePairs
 from sjft_jax.models import joint
 from sjft_jax.runtime import artifacts
 from sjft_jax.runtime.checkpoints import Checkpoints
@@ -159,15 +159,15 @@ def test_accumulation_is_chosen_for_the_shapes_of_the_largest_batch(
   trainer = make_trainer('a', make_config(**{'training.accumulation': 0}))
   ((state, batch),) = chosen_for
   assert_equal(state.params, jax.eval_shape(lambda: variables['params']))
-  for pairs in (trainer.pairs(SUBSET, 0), trainer.pairs(None, 0, batches=SourcePairs)):
-    assert jax.eval_shape(lambda leaves: leaves, pairs(0)) == batch
+  for batches in (trainer.batches(SUBSET, 0), trainer.batches(None, 0, cls=SourceBatches)):
+    assert jax.eval_shape(lambda leaves: leaves, batches(0)) == batch
 
 
 def train(trainer, variables, *stops):
   """Train up to each of the steps; return the variables and the state on the host."""
   with trainer.open(variables) as run:
     for stop in stops:
-      run.train(trainer.pairs(SUBSET, 0), stop)
+      run.train(trainer.batches(SUBSET, 0), stop)
       assert run.progress.step == stop
       assert int(run.progress.state.step[0]) == stop
     return run.variables(), jax.device_get(run.progress.state)
@@ -215,7 +215,7 @@ def test_save_variables_saves_the_average_of_the_parameters(factory, tmp_path):
   make_trainer, variables = factory
   trainer = make_trainer('average', make_config(**{'solver.ema': 0.5}))
   with trainer.open(variables) as run:
-    run.train(trainer.pairs(SUBSET, 0), 2)
+    run.train(trainer.batches(SUBSET, 0), 2)
     trained = run.variables()
     run.save_variables(epath.Path(tmp_path / 'network'))
     params = jax.tree.map(lambda x: np.asarray(x)[0], run.progress.state.params)
@@ -231,7 +231,7 @@ def test_reset_optimizer_keeps_the_variables_and_the_step(factory):
   make_trainer, variables = factory
   trainer = make_trainer('reset', make_config())
   with trainer.open(variables) as run:
-    run.train(trainer.pairs(SUBSET, 0), 2)
+    run.train(trainer.batches(SUBSET, 0), 2)
     trained = run.variables()
     run.reset_optimizer()
     assert_equal(run.variables(), trained)

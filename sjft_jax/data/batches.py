@@ -15,8 +15,8 @@ Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairs:
-  """The batches of one round; `pairs(step)` is a pure function of (seed, round, step).
+class Batches:
+  """The batches of one round; `batches(step)` is a pure function of (seed, round, step).
 
   A batch holds `batch_size` target images and, unless there is no subset, one neighbour of each
   behind it: target, neighbour, target, neighbour … so that any cut between pairs keeps the domains
@@ -98,7 +98,7 @@ class Pairs:
     return [(self.target, targets), (self.source, self.subset.draw(targets, uniform))]
 
 
-class SourcePairs(Pairs):
+class SourceBatches(Batches):
   """Batches of source images alone, for pretraining a trunk; of the same size as joint ones."""
 
   @property
