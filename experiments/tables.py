@@ -27,8 +27,7 @@ from rich.table import Table as RichTable
 import sjft_jax
 from configs import caltech256, dogs, flowers, indoor
 from experiments import tasks
-from sjft_jax import inputs, planning
-from sjft_jax import results as result_files
+from sjft_jax import inputs, planning, results
 from sjft_jax.runtime import artifacts, compilation, console
 
 # Options that differ from a configuration, 'section.option' → value.
@@ -301,10 +300,9 @@ def score(row: Row, workdir: Path, seed: int, name: str) -> float | None:
   if not all((path / 'results.json').exists() for path in paths):
     return None
   predictions = [
-    result_files.load_predictions(str(path / 'arms' / row.arm), fused=row.is_fused)
-    for path in paths
+    results.load_predictions(str(path / 'arms' / row.arm), fused=row.is_fused) for path in paths
   ]
-  return 100 * result_files.fuse_predictions(predictions).scores()[name]
+  return 100 * results.fuse_predictions(predictions).scores()[name]
 
 
 def run(table: Table, title: str, workdir: Path, seeds: int, tuned: str | None = None) -> None:

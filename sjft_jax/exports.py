@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sjft_jax import results as result_files
-from sjft_jax import workdir as workdirs
+from sjft_jax import workdir
 from sjft_jax.classifier import Classifier
 from sjft_jax.config import arm_config
 from sjft_jax.data import registry
@@ -109,7 +109,7 @@ def _make_card(
   """Return what the model card says, from what lies in the work directory."""
   network, prediction = classifier.network, classifier.options
   description, arm = network.description, network.directory.name
-  config = ConfigDict(workdirs.load_config(network.workdir))
+  config = ConfigDict(workdir.load_config(network.workdir))
   if arm in config.overrides:
     config = arm_config(config, arm)
   results = result_files.read_results(network.workdir)
@@ -173,7 +173,7 @@ def _list_settings(config: ConfigDict) -> list[tuple[str, str, str]]:
     options[section]['pretrained'] = _name_weights(options[section]['pretrained'])
   return [
     (name, json.dumps(value, ensure_ascii=False), json.dumps(default, ensure_ascii=False))
-    for name, value, default in workdirs.option_table(options)
+    for name, value, default in workdir.option_table(options)
     if name.partition('.')[0] in _SECTIONS and value != default
   ]
 

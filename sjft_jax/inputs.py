@@ -9,8 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sjft_jax import config as configs
-from sjft_jax import ranking as rankings
-from sjft_jax import results
+from sjft_jax import ranking, results
 from sjft_jax import workdir as workdirs
 from sjft_jax.data import registry, transforms
 from sjft_jax.data.dataset import Domains
@@ -32,7 +31,7 @@ CONSUMERS: dict[str, Callable[..., Any]] = {
   'source': registry.load,
   'screening': screen,
   'bank': banks.load,
-  'descriptors': rankings.DescriptorOptions,
+  'descriptors': ranking.DescriptorOptions,
   'selection': SelectionOptions,
   'model': ModelOptions,
   'pretrain': PretrainOptions,

@@ -23,7 +23,7 @@ from rich.table import Table
 from sjft_jax import config as configs
 from sjft_jax import inputs as run_inputs
 from sjft_jax import ranking as rankings
-from sjft_jax import results as result_files
+from sjft_jax import results
 from sjft_jax.data.batches import Batches, SourceBatches
 from sjft_jax.data.dataset import Dataset, SubsetDataset
 from sjft_jax.inputs import Inputs
@@ -333,7 +333,7 @@ class _Planner:
       trainer, rounds = self._trainer(f'arms/{name}', options), options.selection.rounds
       trainers[name] = trainer
       method = options.selection.method
-      title = result_files.arm_title(name, rounds)
+      title = results.arm_title(name, rounds)
       if scoring is None:
         scoring, views = self._measure_scoring(trainer)
       if name in configs.FROZEN_ARMS:
@@ -439,7 +439,7 @@ class _Planner:
         p = {
           view: rng.dirichlet(np.ones(shape[1]), shape[0]) for view in self._config.evaluation.views
         }
-        round_ = result_files.Round(
+        round_ = results.Round(
           num_neighbors=np.full(num_target, options.num_neighbors),
           source_images=len(domains.source),
           hardness=rng.random(num_target),
@@ -447,7 +447,7 @@ class _Planner:
           test={view: each.astype(np.float32) for view, each in p.items()},
           seconds=1.0,
         )
-        result_files.save_round(trainer, number, round_)
+        results.save_round(trainer, number, round_)
     shape = num_target, self._depth
     ranking = knn.Ranking(
       rng.integers(len(domains.source), size=shape, dtype=np.int32),

@@ -11,7 +11,7 @@ from stripes import write_images, write_target_and_source
 
 from sjft_jax import folder_ranking, ranking
 from sjft_jax.data.folder import UnlabelledFolder
-from sjft_jax.descriptors import bank as banks
+from sjft_jax.descriptors import bank
 from sjft_jax.folder_ranking import FolderRanking, rank_folders
 from sjft_jax.ranking import DescriptorOptions, RankingInputs, rank_sources
 
@@ -40,7 +40,7 @@ def rank(data, source='source', k=K, **options):
 
 def test_ranking_is_that_of_the_folders_images(data, tmp_path):
   target, source = (UnlabelledFolder(str(data / name)) for name in ('target', 'source'))
-  inputs = RankingInputs(target, source, banks.load(**BANK), K, DESCRIPTORS)
+  inputs = RankingInputs(target, source, bank.load(**BANK), K, DESCRIPTORS)
   expected = rank_sources(epath.Path(tmp_path / 'partial.npz'), inputs)
   result = rank(data)
   assert result.targets == [target.key(i) for i in range(5)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from sjft_jax import workdir as workdirs
+from sjft_jax import workdir
 from sjft_jax.report.page import Section, Table
 from sjft_jax.report.record import RunRecord
 from sjft_jax.runtime import artifacts
@@ -18,7 +18,7 @@ _MAX_ROWS = 30  # Of a list of images.
 
 def settings_section(run: RunRecord) -> Section:
   """Show the options, those that are not at their default first, the seconds and the versions."""
-  options = workdirs.option_table(json.loads(run.config.to_json()))
+  options = workdir.option_table(json.loads(run.config.to_json()))
   changed = [option for option in options if option[1] != option[2]]
 
   def cells(option: tuple[str, Any, Any]) -> list[str]:

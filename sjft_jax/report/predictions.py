@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int
 
-from sjft_jax import config as configs
+from sjft_jax import config
 from sjft_jax.report import charts
 from sjft_jax.report.page import Chart, Picture, Section, Table
 from sjft_jax.report.record import RunRecord
@@ -142,7 +142,7 @@ def mistake_section(run: RunRecord) -> Section:
 def hardness_section(run: RunRecord) -> Section:
   """Show how hard the training images are after each round, and how neighbourhoods grow by it."""
   arm = run.main_arm
-  delta = configs.arm_config(run.config, arm).selection.delta
+  delta = config.arm_config(run.config, arm).selection.delta
   boxes, rows = [], []
   for number, round_ in enumerate(run.rounds[arm], 1):
     values = np.quantile(round_.hardness, list(_QUANTILES.values()))

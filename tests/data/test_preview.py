@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import folder as folder_config
-from sjft_jax import config as config_module
+from sjft_jax import config as configs
 from sjft_jax.data import preview, transforms
 from sjft_jax.data.dataset import class_names
 from sjft_jax.data.decode import decode_image
@@ -160,4 +160,4 @@ def test_a_preview_shows_the_training_images_of_a_configuration(folder, tmp_path
 
 def test_an_unknown_domain_is_refused(tmp_path):
   with pytest.raises(ValueError, match="domain='tests' is unknown; .*use one of target, source"):
-    preview.save_preview(config_module.default(), tmp_path / 'x', domain='tests', images=2, draws=0)
+    preview.save_preview(configs.default(), tmp_path / 'x', domain='tests', images=2, draws=0)
