@@ -18,6 +18,7 @@ MODULES = (
   'sjft_jax.classifier',
   'sjft_jax.folder_ranking',
   'sjft_jax.planning',
+  'sjft_jax.calibration',
 )
 
 

@@ -17,32 +17,6 @@ from sjft_jax.training.profile import WARMUP, StepProfile
 ARMS = {'pretrain.steps': 0, 'arms': ('none', 'rounds')}
 
 
-@pytest.mark.parametrize(
-  ('start', 'each', 'most', 'expected'),
-  [
-    (0.5, 0.02, 1000, (0.5, 0.02)),
-    (0.5, 0.02, 3, (0.5, 0.02)),
-    (0.5, 0.02, 1, (0, 0.52)),
-    (0.0, 60.0, 1000, (0, 60)),
-  ],
-)
-def test_work_is_measured_apart_from_its_start_and_its_compilation(
-  start, each, most, expected, monkeypatch
-):
-  calls = []
-
-  def seconds(work, items):
-    work(items)
-    return start + each * items + (9 if len(calls) == 1 else 0)
-
-  monkeypatch.setattr(planning, '_seconds', seconds)
-  watch = planning.Stopwatch()
-  assert watch.measure('work', calls.append, most) == pytest.approx(expected)
-  assert watch.compile_seconds == pytest.approx(9)
-  assert max(calls) <= most
-  assert len(calls) == 2 or sum(start + each * items for items in calls[2:]) < 5
-
-
 @pytest.mark.slow
 def test_a_plan_counts_what_the_run_has(small_data, trained_run, capsys):
   plan = sjft_jax.plan(make_config(small_data, **ARMS))

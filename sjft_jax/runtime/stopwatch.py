@@ -1,0 +1,61 @@
+"""Measure for a moment how long work takes, apart from its start and its compilation."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sjft_jax.runtime import console
+
+# Seconds that the items after the first one take in a measurement that is long enough.
+_SECONDS = 0.5
+
+
+class Cost(NamedTuple):
+  """The seconds that some work takes: once at its start, and for each item."""
+
+  start: float
+  each: float
+
+  def seconds(self, items: float) -> float:
+    """Return the seconds for so many items, begun once."""
+    return self.start + self.each * items
+
+
+@dataclass
+class Stopwatch:
+  """Measures work, and adds up what its first calls take longer than later ones: they compile.
+
+  Attributes:
+    compile_seconds: of all first calls so far.
+  """
+
+  compile_seconds: float = 0.0
+
+  def measure(self, name: str, work: Callable[[int], object], most: int) -> Cost:
+    """Measure work of which any number of items can be done.
+
+    Args:
+      name: of the work, for the console.
+      work: does so many items.
+      most: items that the run has; no more are done at once.
+    """
+    console.say(f'  {name}')
+    with console.quiet():
+      first, once = _seconds(work, 1), _seconds(work, 1)
+      self.compile_seconds += max(first - once, 0)
+      items, last = 1, once
+      # What the start takes shows with more items, and hardly matters where one takes long.
+      while items < most and once < 4 * _SECONDS and last - once < _SECONDS:
+        items = min(most, 4 * items)
+        last = _seconds(work, items)
+    if items == 1:
+      return Cost(0.0, once)
+    each = max((last - once) / (items - 1), 0.1 * last / items)
+    return Cost(max(last - items * each, 0.0), each)
+
+
+def _seconds(work: Callable[[int], object], items: int) -> float:
+  start_time = time.perf_counter()
+  work(items)
+  return time.perf_counter() - start_time
