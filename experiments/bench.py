@@ -97,7 +97,7 @@ def step_measurements(network: str, dtype: str) -> list[Measurement]:
 MEASUREMENTS = (
   Measurement(
     'rankings',
-    'bench_device',
+    'bench_device_ranking',
     {
       'device': '--measure=rankings --targets=512 --sources=10240 --bins=100 --images=512',
       'toy': '--measure=rankings --targets=8 --sources=64 --filters=6 --bins=4 --k=5'
@@ -106,7 +106,7 @@ MEASUREMENTS = (
   ),
   Measurement(
     'product',
-    'bench_device',
+    'bench_device_ranking',
     {
       'device': '--measure=product --targets=12000 --swept_bins=16 --swept_bins=100',
       'toy': '--measure=product --targets=8 --filters=6 --swept_bins=4 --swept_bins=8 --side=64'
@@ -119,7 +119,7 @@ MEASUREMENTS = (
   *(
     Measurement(
       f'description {bank}',
-      'bench_device',
+      'bench_device_ranking',
       {
         scale: f'--measure=describe_images --bank={bank} {flags_}'
         for scale, flags_ in {
@@ -147,7 +147,7 @@ MEASUREMENTS = (
   Measurement('step resnet152v2', 'bench_train_step', {'all': '--compile --json'}),
   Measurement(
     'loading',
-    'bench_device',
+    'bench_device_ranking',
     {
       'device': '--measure=loading --images=8192',
       'toy': '--measure=loading --images=8 --size=64',
@@ -157,7 +157,7 @@ MEASUREMENTS = (
   ),
   Measurement(
     'pmap',
-    'bench_device',
+    'bench_device_training',
     {
       'device': '--measure=pmap --network=resnet152v2',
       'toy': '--measure=pmap --network=alexnet',
@@ -166,7 +166,7 @@ MEASUREMENTS = (
   ),
   Measurement(
     'resume',
-    'bench_device',
+    'bench_device_training',
     {
       'device': '--measure=resume --size=64 --pairs=8',
       'toy': '--measure=resume --size=64 --pairs=2',
@@ -176,7 +176,7 @@ MEASUREMENTS = (
   ),
   Measurement(
     'out of memory',
-    'bench_device',
+    'bench_device_training',
     {
       'device': '--measure=out_of_memory --size=224 --pairs=256',
       'toy': '--measure=out_of_memory --size=64 --pairs=2',
@@ -184,7 +184,7 @@ MEASUREMENTS = (
   ),
   Measurement(
     'accumulation',
-    'bench_device',
+    'bench_device_training',
     {
       'device': '--measure=accumulation --network=resnet50v2 --pairs=64',
       'toy': '--measure=accumulation --network=alexnet --size=64 --pairs=8',

@@ -188,7 +188,16 @@ def expect_miniatures(flags: list[str]) -> None:
 
 
 def check_flags(module: str, flags: list[str]) -> None:
-  """Check that a module of experiments/ defines these flags; it is not imported."""
+  """Check that a module of experiments/ has these flags; it is not imported."""
+  defined = find_flags(module)
+  for flag in flags:
+    name = re.match(r'--(\w+)', flag)
+    if name and name[1] not in defined:
+      sys.exit(f'{module} has no flag {flag}; it has {", ".join(sorted(defined)) or "none"}')
+
+
+def find_flags(module: str) -> set[str]:
+  """Return the flags that a module of experiments/ defines, itself or by its imports from there."""
   tree = ast.parse((ROOT / f'{module.replace(".", "/")}.py').read_text())
   # The first string in `flags.DEFINE_…(…)` is the flag's name.
   defined = {
@@ -197,10 +206,13 @@ def check_flags(module: str, flags: list[str]) -> None:
     if isinstance(call, ast.Call)
     if isinstance(call.func, ast.Attribute) and call.func.attr.startswith('DEFINE_')
   }
-  for flag in flags:
-    name = re.match(r'--(\w+)', flag)
-    if name and name[1] not in defined:
-      sys.exit(f'{module} has no flag {flag}; it has {", ".join(sorted(defined)) or "none"}')
+  for statement in tree.body:
+    match statement:
+      case ast.ImportFrom(module='experiments', names=names):
+        defined.update(*(find_flags(f'experiments.{name.name}') for name in names))
+      case ast.ImportFrom(module=str(name)) if name.startswith('experiments.'):
+        defined |= find_flags(name)
+  return defined
 
 
 def check_install(*arguments: str) -> None:
