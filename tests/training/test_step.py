@@ -23,7 +23,7 @@ NUM_TARGET, NUM_SOURCE = 3, 5
 GRADIENT_DESCENT = optax.sgd(1.0)
 
 
-def make_network(batch_norm):
+def make_model(batch_norm):
   return Joint(
     ResNet((1, 1), bottleneck=False, width=0.125, batch_norm=batch_norm), NUM_TARGET, NUM_SOURCE
   )
@@ -32,7 +32,7 @@ def make_network(batch_norm):
 @functools.cache
 def init_variables(batch_norm):
   images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
-  variables = jax.device_get(jax.jit(make_network(batch_norm).init)(jax.random.key(0), images))
+  variables = jax.device_get(jax.jit(make_model(batch_norm).init)(jax.random.key(0), images))
   # With heads at 0.01 the trunk would have hardly any gradient to compare.
   params = {
     name: jax.tree.map(lambda x: 30 * x, tree) if name != 'trunk' else tree
@@ -64,7 +64,7 @@ LOSS = LossOptions(target_weight=0.5, source_weight=0.5)
 @functools.cache
 def cached_train_step(batch_norm, backend):
   del backend  # Part of the key, since tracing depends on it.
-  return make_train_step(make_network(batch_norm).apply, GRADIENT_DESCENT, 0, LOSS)
+  return make_train_step(make_model(batch_norm).apply, GRADIENT_DESCENT, 0, LOSS)
 
 
 def run(batch, *, batch_norm='mixed', devices=1, accumulation=1):
@@ -83,7 +83,7 @@ def assert_close(a, b, rtol=1e-4, atol=2e-6):
 def oracle(batch, batch_norm):
   """Return gradient, batch statistics and losses by one plain pass over the whole batch."""
   variables = init_variables(batch_norm)
-  model = make_network(batch_norm)
+  model = make_model(batch_norm)
 
   def loss(params):
     # Batch norm synchronises over a mapped axis; here its size is one.
@@ -158,7 +158,7 @@ def test_uneven_spread_of_domains_does_not_change_a_step():
 @pytest.mark.slow
 def test_batch_statistics_are_updated_once_per_micro_batch():
   batch = make_batch()
-  variables, model = init_variables('mixed'), make_network('mixed')
+  variables, model = init_variables('mixed'), make_model('mixed')
   batch_stats = variables['batch_stats']
 
   @jax.jit
@@ -199,7 +199,7 @@ def test_head_of_an_absent_domain_has_no_gradient(domain):
 def test_accuracy_counts_the_hits_of_each_domain():
   batch = make_batch()
   variables = init_variables('frozen')
-  logits = jax.jit(make_network('frozen').apply)(variables, batch['image'])
+  logits = jax.jit(make_model('frozen').apply)(variables, batch['image'])
   _, _, metrics = run(batch, batch_norm='frozen', devices=2)
   for domain, members in (('target', ~batch['is_source']), ('source', batch['is_source'])):
     hits = np.asarray(logits[domain]).argmax(axis=1) == batch['label']
@@ -260,8 +260,8 @@ def test_predict_returns_the_probabilities_of_the_target_head():
   variables = init_variables('mixed')
   images = make_batch()['image']
   state = replicate(create_state(**variables, optimizer=GRADIENT_DESCENT), 2)
-  p = make_predict(make_network('mixed').apply)(state, images.reshape(2, PAIRS, SIDE, SIDE, 3))
-  expected = jax.nn.softmax(jax.jit(make_network('mixed').apply)(variables, images)['target'])
+  p = make_predict(make_model('mixed').apply)(state, images.reshape(2, PAIRS, SIDE, SIDE, 3))
+  expected = jax.nn.softmax(jax.jit(make_model('mixed').apply)(variables, images)['target'])
   assert p.shape == (2, PAIRS, NUM_TARGET)
   assert p.dtype == jnp.float32
   np.testing.assert_allclose(p.reshape(-1, NUM_TARGET), expected, rtol=1e-5, atol=1e-6)
