@@ -161,7 +161,7 @@ def train(workdir: Path, *, size: int, pairs: int, steps: int) -> None:
     'all',
     ranking=none[:, None][:, :0],
     num_neighbors=none,
-    num_source=len(domains.source),
+    source_labels=domains.source.labels,
     seed=0,
   )
   with trainer.open(network.variables) as session:

@@ -128,7 +128,7 @@ def main(_: object) -> None:
       'all',
       ranking=np.zeros((len(domains.target), 0), np.int64),
       num_neighbors=np.zeros(len(domains.target), np.int64),
-      num_source=len(domains.source),
+      source_labels=domains.source.labels,
       seed=0,
     )
     batches = trainer.batches(subset, 0)
