@@ -55,6 +55,6 @@ def test_none_has_no_subset():
 
 def test_unknown_method_is_an_error():
   with pytest.raises(
-    ValueError, match=r"method='farthest' is unknown; use one of nearest, similar, classes, random"
+    ValueError, match=r"method='zoo' is unknown; use one of nearest, similar, classes, random"
   ):
-    select_by('farthest')
+    select_by('zoo')
