@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from absl import flags
@@ -189,7 +190,7 @@ def test_a_device_is_measured_at_toy_size(tmp_path):
   subprocess.run(
     [*command, f'--output={tmp_path}'],
     cwd=ROOT,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'GLIBC_TUNABLES': ''},
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'GLIBC_TUNABLES': ''} | commands.ENVIRONMENT,
     check=True,
     timeout=1500,
   )
