@@ -1,9 +1,12 @@
 """Data sets that TFDS has prepared as ArrayRecord, read without TensorFlow."""
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,16 +14,24 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 from etils import epath
 
-from sjft_jax.data import digests
+from sjft_jax.data import digests, riegeli
 from sjft_jax.data.builders import BUILDERS, register
 from sjft_jax.data.dataset import EncodedDataset
 from sjft_jax.runtime import artifacts, console
+from sjft_jax.runtime.errors import system_error
 
 # The features that TFDS and our builders keep the name of an image in, the best one first.
 _NAME_FEATURES = ('file_name', 'image/filename', 'filename', 'image/id')
 
 # A description of a few bytes may declare any number; ImageNet has 21,841 classes in all.
 _MAX_CLASSES = 1_000_000
+
+# The index has room for the longest name in each row; paths on disks have up to 4,096 letters.
+_MAX_KEY = 4096
+# Bytes of the labels of a data set of objects: 60 times those of COCO.
+_MAX_MULTI_HOT = 2**30
+
+_TEMPLATE = re.compile(r'([^{}/]|\{[A-Z_]+\}){,200}')
 
 # The types of features that are read. TFDS imports the module of any other name that a file gives.
 _FEATURE_TYPES = frozenset(
@@ -57,16 +68,19 @@ class Records(EncodedDataset):
   def __init__(self, dataset: str, data_dir: str, split: str):
     register()  # TFDS reads a prepared data set by the builder that prepared it.
     folder = _newest_version(dataset, data_dir)
-    _check_feature_types(folder)
-    builder = tfds.builder_from_directory(folder)
+    _check_description(folder)
+    with _explain_damage(folder):
+      builder = tfds.builder_from_directory(folder)
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
       raise ValueError(
         f'{folder} is stored as {builder.info.file_format.value}; convert it, on a machine with '
         'TensorFlow: python -m tensorflow_datasets.scripts.convert_format '
         f'--dataset_version_dir={folder} --out_file_format=array_record --out_dir=NEW_FOLDER'
       )
-    features = dict(builder.info.features)
-    label = features.get('label') or _objects_label(features.get('objects'))
+    with _explain_damage(folder):
+      features = dict(builder.info.features)
+      label = features.get('label') or _objects_label(features.get('objects'))
+      class_names = label.names if isinstance(label, tfds.features.ClassLabel) else []
     if not isinstance(label, tfds.features.ClassLabel) or 'image' not in features:
       raise ValueError(
         f'{dataset} has the features {", ".join(features)}; an image with a label, or with objects '
@@ -75,48 +89,71 @@ class Records(EncodedDataset):
     if (label.num_classes or 0) > _MAX_CLASSES:
       raise ValueError(f'{folder} declares {label.num_classes} classes, over {_MAX_CLASSES}')
     try:
-      files = builder.info.splits[split].file_instructions
-      # Images stay encoded, because `decode_image` decodes those of all data sets alike.
-      decoders = {'image': tfds.decode.SkipDecoding()}
-      self._records = builder.as_data_source(split, decoders=decoders)
+      with _explain_damage(folder, but=(ValueError, KeyError)):
+        files = builder.info.splits[split].file_instructions
+        # Images stay encoded, because `decode_image` decodes those of all data sets alike.
+        decoders = {'image': tfds.decode.SkipDecoding()}
+        self._records = builder.as_data_source(split, decoders=decoders)
     except (ValueError, KeyError) as error:
-      message = str(error.args[0]).splitlines()[0]
+      message = (str(error.args[0]).splitlines() or [''])[0][:500]
       raise ValueError(f'{dataset}, split={split!r}: {message}') from error
-    paths = [epath.Path(file.filename) for file in files]
-    content = [dataset, str(builder.info.version), *label.names] + [
-      f'{path.name} {of_file} {file.skip} {file.take}'
-      for path, of_file, file in zip(paths, _contents(folder, paths), files, strict=True)
-    ]
+    with _explain_damage(folder):
+      paths = [epath.Path(file.filename) for file in files]
+      if any(path.parent != folder for path in paths):
+        raise ValueError('its files lie elsewhere')
+      content = [dataset, str(builder.info.version), *class_names] + [
+        f'{path.name} {of_file} {file.skip} {file.take}'
+        for path, of_file, file in zip(paths, _contents(folder, paths), files, strict=True)
+      ]
     fingerprint = hashlib.sha256('\n'.join(content).encode()).hexdigest()
+    self._folder, paths = folder, sorted(set(paths))
     index = artifacts.load_or_make(
-      'records', fingerprint, lambda: self._make_index(dataset, len(label.names))
+      'records', fingerprint, lambda: self._make_index(dataset, paths, len(class_names))
     )
     self._keys, self.digests = index['keys'], index['digests']
-    super().__init__(dataset, label.names, index['labels'], fingerprint)
+    super().__init__(dataset, class_names, index['labels'], fingerprint)
 
-  def _make_index(self, name: str, num_classes: int) -> dict[str, np.ndarray]:
+  def _make_index(
+    self, name: str, paths: Sequence[epath.Path], num_classes: int
+  ) -> dict[str, np.ndarray]:
     """Return labels, names and digests of all images, for which every record is read once."""
     labels: list[Any] = []
     keys: list[str] = []
     contents: list[np.ndarray] = []
-    with console.progress(f'index of {name}', len(self._records)) as advance:
+    with (
+      _explain_damage(self._folder),
+      console.progress(f'index of {name}', len(self._records)) as advance,
+    ):
+      for path in paths:
+        if not artifacts.is_remote(path):
+          riegeli.check_packing(Path(path))
       for position in range(len(self._records)):
         record = self._records[position]
-        labels.append(record['label'] if 'label' in record else record['objects']['label'])
+        label = record['label'] if 'label' in record else record['objects']['label']
+        if np.any((np.asarray(label) < 0) | (np.asarray(label) >= num_classes)):
+          raise ValueError(f'record {position} has a label that is none of {num_classes}')
+        labels.append(label)
         key = next((record[feature] for feature in _NAME_FEATURES if feature in record), position)
-        keys.append(key.decode() if isinstance(key, bytes) else str(key))
+        key = key.decode() if isinstance(key, bytes) else str(key)
+        if len(key) > _MAX_KEY:
+          raise ValueError(f'record {position} has a name of {len(key):,} letters')
+        keys.append(key)
         contents.append(digests.digest(record['image']))
         advance(1)
-    index = {'keys': np.array(keys), 'digests': np.array(contents)}
-    if labels and np.ndim(labels[0]):
+      index = {'keys': np.array(keys), 'digests': np.array(contents)}
+      if not labels or not np.ndim(labels[0]):
+        return {'labels': np.array(labels, np.int32), **index}
+      if len(labels) * num_classes > _MAX_MULTI_HOT:
+        raise ValueError(f'{len(labels):,} images of {num_classes:,} classes are too many')
       multi_hot = np.zeros((len(labels), num_classes), bool)
       for row, classes in zip(multi_hot, labels, strict=True):
         row[classes] = True
       return {'labels': multi_hot, **index}
-    return {'labels': np.array(labels, np.int32), **index}
 
   def read_encoded(self, index: int) -> bytes:
-    return self._records[index]['image']
+    with _explain_damage(self._folder):
+      content: bytes = self._records[index]['image']
+    return content
 
   def key(self, index: int) -> str:
     """Return the image's name in the archive it came from; its position where it has none."""
@@ -126,6 +163,23 @@ class Records(EncodedDataset):
 def resolve_data_dir(data_dir: str) -> epath.Path:
   """Return the data directory; for '' TFDS's own. '~' is the user's home."""
   return epath.Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR))
+
+
+@contextlib.contextmanager
+def _explain_damage(folder: epath.Path, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+  """Say that a prepared data set is damaged, whatever TFDS and ArrayRecord make of it.
+
+  Args:
+    folder: of the data set.
+    but: errors that are left as they are, as are those of the system.
+  """
+  try:
+    yield
+  except Exception as error:
+    if isinstance(error, (MemoryError, *but)) or system_error(error):
+      raise
+    reason = (str(error).splitlines() or [''])[0][:200] or type(error).__name__
+    raise ValueError(f'{folder} is damaged ({reason}); prepare the data set again') from error
 
 
 def _contents(folder: epath.Path, paths: Sequence[epath.Path]) -> list[str]:
@@ -139,11 +193,11 @@ def _contents(folder: epath.Path, paths: Sequence[epath.Path]) -> list[str]:
   ]
 
 
-def _check_feature_types(folder: epath.Path) -> None:
+def _check_description(folder: epath.Path) -> None:
   """Check that a prepared data set names no Python class other than TFDS's own feature types.
 
   Raises:
-    ValueError: it does, or its description is no JSON.
+    ValueError: it does, or its description is no JSON, or has no names of files.
   """
   for name in ('features.json', 'dataset_info.json'):
     path = folder / name
@@ -154,6 +208,7 @@ def _check_feature_types(folder: epath.Path) -> None:
       # The other parts of dataset_info.json have types of numbers, which name no class.
       features = content.get('features') if name == 'dataset_info.json' else content
       types = list(_feature_types(features))
+      _check_templates(content)
     except (ValueError, AttributeError, RecursionError) as error:
       raise ValueError(f'{path} is damaged; prepare the data set again') from error
     for feature_type in types:
@@ -163,6 +218,24 @@ def _check_feature_types(folder: epath.Path) -> None:
           f'{path} names the type {feature_type[:200]!r}, for which code would be imported; only '
           f'features of TFDS itself are read: {", ".join(short_names)}'
         )
+
+
+def _check_templates(node: Any) -> None:
+  """Check that the names of files in a description are texts with names of fields, not formats.
+
+  A format such as '{SPLIT:>9999999999}' takes any amount of memory.
+
+  Raises:
+    ValueError: one is not.
+  """
+  if isinstance(node, list):
+    for item in node:
+      _check_templates(item)
+  elif isinstance(node, dict):
+    for key, value in node.items():
+      if key in ('filepathTemplate', 'filepath_template') and not _TEMPLATE.fullmatch(str(value)):
+        raise ValueError('it has no names of files')
+      _check_templates(value)
 
 
 def _feature_types(node: Any) -> Iterator[str]:

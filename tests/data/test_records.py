@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -11,8 +12,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
 from commands import ROOT
 
+from sjft_jax.data import records, riegeli
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.records import Records
 
@@ -255,3 +258,95 @@ def test_a_data_set_that_declares_too_many_classes_is_refused(tmp_path):
   (folder / 'label.labels.txt').unlink()
   with pytest.raises(ValueError, match='declares 100000000 classes, over 1000000'):
     Records('thing', str(tmp_path), 'train')
+
+
+def damaged_copy(data_dir, tmp_path):
+  """Return a copy of a prepared data set, and the file of its records."""
+  folder = shutil.copytree(data_dir / 'thing' / '1.0.0', tmp_path / 'thing' / '1.0.0')
+  return folder, folder / 'thing-train.array_record-00000-of-00001'
+
+
+def refusal(tmp_path):
+  """Return the one line about the data set in a folder."""
+  with pytest.raises(ValueError, match=r'\A[^\n]+\Z') as error:
+    Records('thing', str(tmp_path), 'train')
+  return str(error.value)
+
+
+@pytest.mark.parametrize('damage', ['cut', 'flipped', 'empty', 'gone'])
+def test_damaged_records_are_one_line(data_dir, tmp_path, damage):
+  folder, file = damaged_copy(data_dir, tmp_path)
+  content = bytearray(file.read_bytes())
+  if damage == 'gone':
+    file.unlink()
+  else:
+    content[70] ^= 1  # In the first chunk's hash.
+    file.write_bytes({'cut': content[:9000], 'flipped': content, 'empty': b''}[damage])
+  message = refusal(tmp_path)
+  assert message.startswith(f'{folder} is damaged (')
+  assert message.endswith('; prepare the data set again')
+
+
+@pytest.mark.parametrize('sizes', [[2**26], [2**24] * 8])
+def test_records_that_unpack_to_much_more_are_not_read(data_dir, tmp_path, sizes):
+  folder, file = damaged_copy(data_dir, tmp_path)
+  writer = ArrayRecordWriter(str(file), 'group_size:1,zstd:3')
+  for size in sizes:
+    writer.write(bytes(size))
+  writer.close()
+  assert file.stat().st_size < 2**18
+  message = refusal(tmp_path)
+  assert message.startswith(f'{folder} is damaged ({file} has ')
+  assert f'bytes that unpack to {sum(sizes) // 10**6},' in message
+
+
+@pytest.mark.parametrize('options', ['uncompressed', 'zstd', 'transpose:true', 'group_size:7'])
+def test_every_chunk_of_a_file_of_records_is_found(tmp_path, options):
+  """Headers of chunks lie across those of blocks, too, and what is behind them is no header."""
+  for seed in range(8):
+    random = np.random.default_rng(seed)
+    writer = ArrayRecordWriter(str(tmp_path / 'x'), options)
+    for size in random.integers(random.choice([2, 90, 65_480, 200_000]), size=40):
+      writer.write(random.bytes(size))
+    writer.close()
+    riegeli.check_packing(tmp_path / 'x')
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'filepathTemplate': '{SPLIT:>99999999999}'},
+    {'filepathTemplate': '../{SPLIT}'},
+    {'filepathTemplate': '{0}'},
+    {'shardLengths': ['99999999999']},
+    {'shardLengths': 3},
+  ],
+)
+def test_forged_names_and_lengths_of_files_are_one_line(data_dir, tmp_path, change):
+  folder, _ = damaged_copy(data_dir, tmp_path)
+  path = folder / 'dataset_info.json'
+  info = json.loads(path.read_text())
+  info['splits'] = [split | change for split in info['splits']]
+  path.write_text(json.dumps(info))
+  assert f'{folder}' in refusal(tmp_path)
+
+
+def test_labels_without_a_class_are_refused(data_dir, tmp_path):
+  folder, _ = damaged_copy(data_dir, tmp_path)
+  (folder / 'label.labels.txt').write_text('cat\n')
+  path = folder / 'features.json'
+  path.write_text(path.read_text().replace('"numClasses": "2"', '"numClasses": "1"'))
+  assert 'has a label that is none of 1' in refusal(tmp_path)
+
+
+def test_a_long_name_does_not_widen_all_rows_of_the_index(tmp_path):
+  name, features, _ = SINGLE_LABEL
+  prepare(tmp_path, name, features, lambda index: {'label': 0, 'file_name': 'a' * 5000})
+  assert 'record 0 has a name of 5,000 letters' in refusal(tmp_path)
+
+
+def test_rows_for_all_classes_are_bounded(data_dir, tmp_path, monkeypatch):
+  monkeypatch.setattr(records, '_MAX_MULTI_HOT', 4 * COUNT - 1)
+  shutil.copytree(data_dir / 'scene', tmp_path / 'scene')
+  with pytest.raises(ValueError, match='7 images of 4 classes are too many'):
+    Records('scene', str(tmp_path), 'train')
