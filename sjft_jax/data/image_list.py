@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet
 
-from sjft_jax.data import digests
+from sjft_jax.data import digests, parquet_list
 from sjft_jax.data.file_dataset import FileDataset, normalize_class_name, sort_classes
 from sjft_jax.runtime.choice import choose
 
 LIST_SUFFIXES = ('.csv', '.tsv', '.parquet')
 # Bytes of a list of 10 million images and more.
 _MAX_LIST = 2**31
+_COLUMNS = ('path', 'label', 'split', 'group')
 
 
 class ListedImages(FileDataset):
@@ -154,11 +154,10 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
   Raises:
     ValueError: the file cannot be read, or a column is missing or occurs twice.
   """
-  columns = ('path', 'label', 'split', 'group')
   try:
     _check_list(path)
     if path.lower().endswith('.parquet'):
-      table = pa.parquet.read_table(path)
+      names, table = parquet_list.read_columns(path, _COLUMNS)
     else:
       delimiter = '\t' if path.lower().endswith('.tsv') else ','
       # Names of files may hold line breaks.
@@ -170,30 +169,37 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
         parse_options=parse_options,
         convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
       )
-    names = [name.strip() for name in table.column_names]
-    names = [name.lower() if name.lower() in columns else name for name in names]
-    table = table.rename_columns(names)
+    names = [_plain_name(name) for name in names]
+    table = table.rename_columns([_plain_name(name) for name in table.column_names])
     for column in required:
       if column not in names:
         hint = '; rename the column that holds it'
         if len(names) == 1:
           hint = '; columns are separated by commas, in a .tsv by tabs'
         raise ValueError(f'it has no column {column}, but {", ".join(names)}{hint}')
-    present = [column for column in columns if column in names]
+    present = [column for column in _COLUMNS if column in names]
     for column in present:
       if names.count(column) > 1:
         raise ValueError(f'it has {names.count(column)} columns {column}; keep one')
     rows = {column: table[column].cast(pa.string()) for column in present}
+    for column in rows.values():
+      column.validate(full=True)
     if 'split' in rows:
       rows['split'] = pc.utf8_trim_whitespace(rows['split'])
     return pa.table(rows)
   except (ValueError, OSError, pa.ArrowException) as error:
     message = (getattr(error, 'strerror', None) or str(error)).splitlines()[0]
-    if 'invalid UTF8' in message:
+    if 'invalid utf8' in message.lower():
       message = 'its text is not UTF-8; save it as UTF-8'
     raise ValueError(
       f'{path} cannot be read as a list of {" and ".join(required)}: {message}'
     ) from error
+
+
+def _plain_name(name: str) -> str:
+  """Return the name of a column without blanks; of those that are read, in lower case."""
+  name = name.strip()
+  return name.lower() if name.lower() in _COLUMNS else name
 
 
 def _check_list(path: str) -> None:

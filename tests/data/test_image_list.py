@@ -15,6 +15,7 @@ from sjft_jax.data import image_list
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.folder import ClassFolder, UnlabelledFolder
 from sjft_jax.data.image_list import ListedImages
+from sjft_jax.data.walk import _HIDDEN
 from sjft_jax.output import tables
 
 
@@ -122,9 +123,9 @@ def test_null_labels_of_a_list_are_refused(tmp_path, image):
 
 
 CHARACTERS = st.characters(exclude_characters='/\0.', exclude_categories=['C', 'Z'])
-# A path of a list that begins with ~ starts at the home.
+# A path of a list that begins with ~ starts at the home, and folders that systems make are hidden.
 NAMES = st.text(CHARACTERS, min_size=1, max_size=9).filter(
-  lambda name: unicodedata.is_normalized('NFC', name) and name[0] != '~'
+  lambda name: unicodedata.is_normalized('NFC', name) and name[0] != '~' and name not in _HIDDEN
 )
 
 
