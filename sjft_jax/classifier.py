@@ -144,17 +144,22 @@ def _load_options(network: TrainedNetwork) -> PredictionOptions:
   saved_options = workdirs.load_config(workdir)
   if saved_options is None:
     raise ValueError(f'{workdir} has no config.json; it is no work directory')
-  options, arm = ConfigDict(saved_options), directory.name
-  if arm in FROZEN_ARMS or arm in options.overrides:  # Not in a copy under another name.
-    options = arm_config(options, arm)
-  return PredictionOptions(
-    dtype=options.model.dtype,
-    **options.images,
-    views=tuple(options.evaluation.views),
-    batch_size=options.evaluation.batch_size,
-    num_steps=0 if arm in FROZEN_ARMS else options.training.steps * options.selection.rounds,
-    num_rounds=options.selection.rounds,
-  )
+  arm = directory.name
+  try:
+    options = ConfigDict(saved_options)
+    if arm in FROZEN_ARMS or arm in options.overrides:  # Not in a copy under another name.
+      options = arm_config(options, arm)
+    return PredictionOptions(
+      dtype=options.model.dtype,
+      **options.images,
+      views=tuple(options.evaluation.views),
+      batch_size=options.evaluation.batch_size,
+      num_steps=0 if arm in FROZEN_ARMS else options.training.steps * options.selection.rounds,
+      num_rounds=options.selection.rounds,
+    )
+  except Exception as error:  # A forged file may have any values.
+    reason = (str(error).splitlines() or [''])[0][:200]
+    raise ValueError(f'{workdir / workdirs.CONFIG} cannot be used: {reason}') from error
 
 
 def _load_rounds(network: TrainedNetwork, options: PredictionOptions) -> list[TrainedNetwork]:

@@ -250,7 +250,7 @@ def flip_byte(path):
     (lambda f: edit(f, width=float('nan')), 'cannot be used: '),
     (lambda f: edit(f, width=2.0), 'holds no weights of the network in config.json'),
     (lambda f: edit(f, views=['corner']), "cannot be used: views='corner' is unknown"),
-    (lambda f: edit(f, views=[]), 'cannot be used: it has no classes or no views'),
+    (lambda f: edit(f, views=[]), 'cannot be used: it has no views'),
     (lambda f: edit(f, normalization='none'), "cannot be used: normalization='none' is unknown"),
     (lambda f: edit(f, sha256=[]), 'cannot be used: it has no sha256 of the right type'),
     (lambda f: edit(f, label_names=['a']), 'holds no weights of the network in config.json'),

@@ -54,6 +54,25 @@ class PredictionOptions:
   num_steps: int
   num_rounds: int
 
+  def __post_init__(self) -> None:
+    """Check the values, which come from files.
+
+    Raises:
+      ValueError: one is of another type, or impossible.
+    """
+    numbers = {name: value for name, value in vars(self).items() if name not in ('dtype', 'views')}
+    for name, value in numbers.items():
+      if type(value) is not int or value < 0:
+        raise ValueError(f'{name}={value!r} is no number of this kind')
+    if not 1 <= self.crop <= self.resize or self.batch_size < 1:
+      raise ValueError(
+        f'resize={self.resize}, crop={self.crop} or batch_size={self.batch_size} is impossible'
+      )
+    if not self.views:
+      raise ValueError('it has no views')
+    for view in self.views:
+      choose('views', view, VIEWS)
+
 
 _NETWORK_TYPES: dict[str, type | tuple[type, ...]] = {
   'name': str,
@@ -251,15 +270,11 @@ class Folder:
     for name, expected in _TYPES.items():
       if not isinstance(self._saved.get(name), expected):
         raise ValueError(f'it has no {name} of the right type')
-    if not all(isinstance(text, str) for text in (*classes, *self._saved['views'])):
-      raise ValueError('a class or a view is no text')
-    resize, crop, batch_size = (self._saved[name] for name in ('resize', 'crop', 'batch_size'))
-    if not (1 <= crop <= resize <= _MAX_SIDE and 1 <= batch_size <= _MAX_BATCH_SIZE):
-      raise ValueError(f'resize={resize}, crop={crop} or batch_size={batch_size} is impossible')
-    if not classes or not self._saved['views']:
-      raise ValueError('it has no classes or no views')
-    for view in self._saved['views']:
-      choose('views', view, VIEWS)
+    if not classes or not all(isinstance(text, str) for text in classes):
+      raise ValueError('it has no classes, or one that is no text')
+    resize, batch_size = self._saved['resize'], self._saved['batch_size']
+    if resize > _MAX_SIDE or batch_size > _MAX_BATCH_SIZE:
+      raise ValueError(f'resize={resize} or batch_size={batch_size} is too large')
 
 
 def _sha256(path: Path) -> str:

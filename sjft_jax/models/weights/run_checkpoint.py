@@ -3,9 +3,13 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 import optax
 from etils import epath
+from flax.traverse_util import flatten_dict
 
+from sjft_jax.models import joint, trunk
 from sjft_jax.models.weights.convert import Weights
 from sjft_jax.runtime import artifacts, checkpoints
 
@@ -84,7 +88,7 @@ def load_trunk(path: str, *, name: str, width: float, style: str, fully_connecte
         f'{training.directory} holds a network with {option}={trained_value!r}, not {value!r}; '
         f'set {option}={trained_value!r}'
       )
-  trained = _load(training)
+  trained = _load(training, heads=())
   params = trained.params['trunk']
   if not fully_connected:
     params = {layer: params[layer] for layer in params if layer not in ('fc6', 'fc7')}
@@ -105,9 +109,11 @@ def load_newest(path: str) -> TrainedNetwork:
       with one of these only.
 
   Raises:
-    ValueError: no checkpoint, several, or one that is damaged.
+    ValueError: no checkpoint, several, or one that is damaged or of another network than its work
+      directory describes.
   """
-  return _load(_find_training(path))
+  training = _find_training(path)
+  return _load(training, heads=('target',) if training.directory.parent.name == 'arms' else ())
 
 
 def load_network(directory: epath.Path, trained: TrainedNetwork) -> TrainedNetwork:
@@ -118,9 +124,12 @@ def load_network(directory: epath.Path, trained: TrainedNetwork) -> TrainedNetwo
     trained: the newest network of the same training.
 
   Raises:
-    ValueError: the checkpoint is damaged.
+    ValueError: the checkpoint is damaged, or of another network.
   """
-  step, variables = checkpoints.load_newest(directory, _remedy(trained.directory, trained.workdir))
+  remedy = _remedy(trained.directory, trained.workdir)
+  step, saved = checkpoints.load_newest(directory, remedy)
+  _check_variables(saved, trained.description, ('target',), directory, trained.workdir)
+  variables = {name: saved[name] for name in ('params', 'batch_stats')}
   return dataclasses.replace(trained, step=step, **variables)
 
 
@@ -141,24 +150,83 @@ def _find_training(path: str) -> _Training:
   workdir = next((p for p in (directory, *directory.parents) if (p / DESCRIPTION).is_file()), None)
   if workdir is None:
     raise ValueError(f'{directory} lies in no work directory: {DESCRIPTION} is missing above it')
-  return _Training(
-    directory, workdir, artifacts.load_json(workdir / DESCRIPTION, _DESCRIPTION_TYPES)
-  )
+  description = artifacts.load_json(workdir / DESCRIPTION, _DESCRIPTION_TYPES)
+  if not all(isinstance(name, str) for name in description['classes']):
+    raise ValueError(f'{workdir / DESCRIPTION} has a class that is no text; {artifacts.REMEDY}')
+  return _Training(directory, workdir, description)
 
 
-def _load(training: _Training) -> TrainedNetwork:
-  step, state = checkpoints.load_newest(
-    training.directory / 'checkpoints', _remedy(training.directory, training.workdir)
-  )
-  return TrainedNetwork(
-    training.directory,
-    training.workdir,
-    step,
-    training.description,
+def _load(training: _Training, heads: tuple[str, ...]) -> TrainedNetwork:
+  """Load the newest network of a training, whose trunk and heads are checked."""
+  directory, remedy = training.directory, _remedy(training.directory, training.workdir)
+  step, state = checkpoints.load_newest(directory / 'checkpoints', remedy)
+  try:
     # The evaluated parameters are their moving average (`training.optimizer.EmaState`), if any.
-    optax.tree_utils.tree_get(state['opt_state'], 'average', default=state['params']),
-    state['batch_stats'],
-  )
+    params = optax.tree_utils.tree_get(state['opt_state'], 'average', default=state['params'])
+    variables = {'params': params, 'batch_stats': state['batch_stats']}
+  except (KeyError, TypeError, IndexError) as error:
+    raise ValueError(f'{directory} holds no state of a training; {remedy}') from error
+  _check_variables(variables, training.description, heads, directory, training.workdir)
+  return TrainedNetwork(directory, training.workdir, step, training.description, **variables)
+
+
+def _check_variables(
+  variables: Any,
+  description: dict[str, Any],
+  heads: tuple[str, ...],
+  directory: epath.Path,
+  workdir: epath.Path,
+) -> None:
+  """Check that a checkpoint holds variables of the network that its work directory describes.
+
+  Checksums do not reveal a forged one, which would end in an error of Flax.
+
+  Args:
+    variables: 'params' and 'batch_stats'.
+    description: see `save_description`.
+    heads: that are needed, beside the trunk. A source head may have any number of classes.
+    directory, workdir: of the checkpoint, and the work directory.
+
+  Raises:
+    ValueError: it does not.
+  """
+  try:
+    parts = ['trunk', *heads, *(['source'] if 'source' in variables['params'] else [])]
+    params = {part: variables['params'][part] for part in parts}
+    statistics = drop_source_statistics(variables['batch_stats'])
+    found = flatten_dict({'params': params, 'batch_stats': statistics})
+    num_classes = variables['params']['source']['kernel'].shape[1] if 'source' in parts else 0
+    shapes = _expected_shapes(description, num_classes, workdir / DESCRIPTION)
+    shapes['params'] = {part: shapes['params'][part] for part in parts}
+    fits = {path: value.shape for path, value in found.items()} == {
+      path: value.shape for path, value in flatten_dict(shapes).items()
+    }
+  except (KeyError, TypeError, IndexError, AttributeError):
+    fits = False
+  remedy = _remedy(directory, workdir)
+  if not fits:
+    raise ValueError(f'{directory} holds another network than {DESCRIPTION} describes; {remedy}')
+  if any(value.dtype != np.float32 or not np.isfinite(value).all() for value in found.values()):
+    raise ValueError(f'{directory} holds values that are not finite or no float32; {remedy}')
+
+
+def _expected_shapes(
+  description: dict[str, Any], num_source_classes: int, place: epath.Path
+) -> dict[str, Any]:
+  """Return the shapes of the variables of a network.
+
+  Raises:
+    ValueError: there is no such network.
+  """
+  try:
+    spec = {name: description[name] for name in trunk.TrunkSpec._fields}
+    model = joint.Joint(trunk.build_trunk(**spec), len(description['classes']), num_source_classes)
+    # No trunk's variables depend on the size of images.
+    shapes: dict[str, Any] = jax.eval_shape(lambda: joint.init(model, jax.random.key(0), 256))
+  except (ValueError, TypeError, OverflowError) as error:
+    reason = (str(error).splitlines() or [''])[0][:200]
+    raise ValueError(f'{place} describes no network: {reason}; {artifacts.REMEDY}') from error
+  return shapes
 
 
 def _remedy(training: epath.Path, workdir: epath.Path) -> str:

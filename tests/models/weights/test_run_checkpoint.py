@@ -167,3 +167,67 @@ def test_the_network_of_a_round_is_loaded(run, tmp_path):
   assert (network.directory, network.description) == (trained.directory, trained.description)
   assert_equal(network.params, variables['params'])
   assert_equal(network.batch_stats, variables['batch_stats'])
+
+
+def forge(change):
+  """Return the state of a training in which a function has changed something in place."""
+  variables = draw_variables()
+  state = {'step': np.array(7, np.int32), 'opt_state': {'trace': np.zeros(2)}, **variables}
+  return change(state) or state
+
+
+def put(value, *path):
+  """Return a function that replaces what lies at a path in a state."""
+
+  def change(state):
+    *parents, name = path
+    for parent in parents:
+      state = state[parent]
+    state[name] = value
+
+  return change
+
+
+KERNEL = ('params', 'target', 'kernel')
+FEATURES = draw_variables()['params']['target']['kernel'].shape[0]
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (put(np.zeros(3, 'f4'), 'params'), 'another network'),
+    (lambda state: state.pop('params') and None, 'no state of a training'),
+    (lambda state: state.pop('opt_state') and None, 'no state of a training'),
+    (lambda state: [state], 'no state of a training'),
+    (put(np.zeros((3, 5), 'f4'), *KERNEL), 'another network'),
+    (put(np.zeros((FEATURES, 3), 'i1'), *KERNEL), 'not finite or no float32'),
+    (put(np.full((FEATURES, 3), np.nan, 'f4'), *KERNEL), 'not finite or no float32'),
+    (put(np.zeros(3, 'f4'), 'params', 'source', 'kernel'), 'another network'),
+    (put(np.zeros(3, 'f4'), 'params', 'trunk', 'stem'), 'another network'),
+    (put({'average': np.zeros(3)}, 'opt_state'), 'another network'),
+    (put({'trunk': np.zeros(3, 'f4')}, 'batch_stats'), 'another network'),
+  ],
+)
+def test_forged_checkpoint_is_one_line(tmp_path, change, message):
+  """Its checksums are right: whoever writes a checkpoint computes them."""
+  workdir, arm = tmp_path / 'run', tmp_path / 'run' / 'arms' / 'rounds'
+  workdir.mkdir()
+  run_checkpoint.save_description(epath.Path(workdir), DESCRIPTION)
+  save(arm / 'checkpoints', 7, forge(change))
+  line = refusal(run_checkpoint.load_newest, str(arm))
+  assert line.startswith(f'{arm} holds ')
+  assert message in line
+  assert f'; delete {arm} and ' in line
+
+
+def test_a_network_of_another_name_or_classes_is_refused(run, tmp_path):
+  copy = shutil.copytree(run[0], tmp_path / 'run')
+  for changes, message in (
+    ({'name': 'resnet50v1'}, 'holds another network'),
+    ({'name': 'no'}, "describes no network: name='no' is unknown"),
+    ({'width': 1e300}, 'network.json describes no network'),
+    ({'classes': ['a', 'b']}, 'holds another network'),
+    ({'classes': ['a', 3, 'c']}, 'has a class that is no text'),
+  ):
+    run_checkpoint.save_description(epath.Path(copy), DESCRIPTION | changes)
+    assert message in refusal(run_checkpoint.load_newest, str(copy))
