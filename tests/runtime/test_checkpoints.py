@@ -1,5 +1,7 @@
+import contextlib
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -126,6 +128,45 @@ def test_array_that_declares_terabytes_is_not_read(tmp_path, capsys, forged):
     state, _ = checkpoints.load_newest(like=STATE)
   np.testing.assert_array_equal(state['kernel'], 3 * STATE['kernel'])
   assert 'declare' in capsys.readouterr().out
+
+
+def change_tree(directory, change):
+  """Replace the entries of the tree of arrays that a checkpoint describes."""
+  file = directory / 'state' / '_METADATA'
+  content = json.loads(file.read_text())
+  content['tree_metadata'] = change(content['tree_metadata'])
+  file.write_text(json.dumps(content))
+
+
+def test_tree_of_many_or_deep_arrays_is_not_built(tmp_path):
+  save(tmp_path, 3)
+  key = {'key': 'a', 'key_type': 2}
+
+  def nest(tree):
+    return {'a': {**tree["('kernel',)"], 'key_metadata': [key] * 5000}}
+
+  change_tree(tmp_path / '3', nest)
+  with pytest.raises(ValueError, match='3 is damaged .its arrays are nested more than 64 deep'):
+    load_newest(tmp_path)
+  change_tree(tmp_path / '3', lambda tree: {f'{i}': tree['a'] for i in range(20)})
+  with pytest.raises(ValueError, match='3 is damaged .its _METADATA has .* the limit is 2,097,152'):
+    load_newest(tmp_path)
+
+
+def test_class_that_a_checkpoint_names_is_not_imported(tmp_path, monkeypatch):
+  save(tmp_path / 'saved', 3)
+  (tmp_path / 'payload.py').write_text(f'open({str(tmp_path / "marker")!r}, "w").close()')
+  monkeypatch.syspath_prepend(tmp_path)
+  for name in ('_CHECKPOINT_METADATA', 'state/_METADATA'):
+    file = tmp_path / 'saved' / '3' / name
+    content = file.read_text()
+    changed = re.sub(r'"(orbax\.[.\w]+|np\.ndarray)"', '"payload.Evil"', content)
+    assert 'payload.Evil' in changed
+    file.write_text(changed)
+    with contextlib.suppress(ValueError):
+      load_newest(tmp_path / 'saved')
+    assert not (tmp_path / 'marker').exists()
+    file.write_text(content)
 
 
 def test_reading_writes_nothing_and_logs_no_warning(tmp_path, caplog):
