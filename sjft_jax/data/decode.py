@@ -24,6 +24,7 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from sjft_jax.data import jpeg2000
 from sjft_jax.runtime import host_memory
 
 # Pillow takes a larger image for a decompression bomb.
@@ -259,6 +260,8 @@ def _decode_with_pillow(data: bytes, reader: type, max_pixels: int) -> RGB:
   try:
     if reader is TiffImageFile:
       _check_strips(data)
+    elif reader is Jpeg2KImageFile:
+      jpeg2000.check_parts(data)
     file = _CountedFile(data)
     with reader(file) as image:
       _check_size(image.height, image.width, max_pixels)

@@ -197,6 +197,42 @@ def jp2_boxes():
   return _fill(jp2[:12], b'\0\0\0\x08free', jp2[12:])
 
 
+def _codestream(width, tile, *, components=1, layers=1, precincts=b'', small=4, body=b'\x80'):
+  """Return a square JPEG 2000 image whose blocks have 2^(2 + small) pixels a side."""
+  size = struct.pack('>H8IH', 0, width, width, 0, 0, tile, tile, 0, 0, components)
+  style = struct.pack('>BBHBBBBBB', bool(precincts), 0, layers, 0, 0, small, small, 0, 1)
+  part = struct.pack('>HIBB', 0, 14 + len(body), 0, 1)
+  return b''.join(
+    [
+      b'\xff\x4f' + _segment(0x51, size + b'\7\1\1' * components),
+      _segment(0x52, style + precincts) + _segment(0x5C, b'\x40\x40'),
+      _segment(0x90, part) + b'\xff\x93' + body + b'\xff\xd9',
+    ]
+  )
+
+
+def jp2_tiles():
+  """Have 65,025 tiles of one pixel."""
+  return _codestream(255, 1, components=4)
+
+
+def jp2_precincts():
+  """Have a precinct for each of a million pixels, in a thousand layers."""
+  return _codestream(1024, 1024, layers=1000, precincts=b'\0', small=0)
+
+
+def jp2_blocks():
+  """Have 11 million blocks of 16 pixels."""
+  return _codestream(SIDE, SIDE, small=0)
+
+
+def jp2_layers():
+  """Have 65,535 layers of 12,288 precincts, all of them empty."""
+  return _codestream(
+    64, 64, components=3, layers=65_535, precincts=b'\0', small=0, body=bytes(19_000_000)
+  )
+
+
 ATTACKS = [
   gif_of_any_size,
   gif_canvas,
@@ -219,4 +255,8 @@ ATTACKS = [
   bmp_runs,
   tiff_strips,
   jp2_boxes,
+  jp2_tiles,
+  jp2_precincts,
+  jp2_blocks,
+  jp2_layers,
 ]
