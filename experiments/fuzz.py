@@ -472,6 +472,47 @@ def _read_npz(path: Path) -> None:
   artifacts.load(path, 'x')
 
 
+def _write_results(folder: Path) -> None:
+  from sjft_jax.runtime import artifacts
+
+  arms = {'rounds': {'rounds': [{'seconds': 1.5}]}}
+  results = {'fingerprint': 'x', 'view': 'center', 'test_images': 9, 'table': [{'arm': 'rounds'}]}
+  (folder / 'run').mkdir()
+  artifacts.write_json(folder / 'run' / 'results.json', {**results, 'arms': arms})
+
+
+def _read_results(path: Path) -> None:
+  from etils import epath
+
+  from sjft_jax import results
+
+  results.read_results(epath.Path(path))
+
+
+def _write_log(folder: Path) -> None:
+  lines = [json.dumps({'step': step, 'loss': 1 / (1 + step)}) for step in range(20)]
+  (folder / 'log.jsonl').write_text('\n'.join([*lines, '']))
+
+
+def _read_log(path: Path) -> None:
+  from etils import epath
+
+  from sjft_jax.report import scores
+
+  scores._curve(scores._read_log(epath.Path(path)), 'loss')
+
+
+def _write_lock(folder: Path) -> None:
+  record = {'pid': 3, 'host': 'a', 'since': '2026-11-30 12:00', 'id': 'b', 'boot': 'c'}
+  (folder / 'lock.json').write_text(json.dumps(record))
+
+
+def _read_lock(path: Path) -> None:
+  from sjft_jax.runtime import lock
+
+  lock._parse(path.read_bytes())
+
+
 PARSERS = {
   'torch': Parser(_write_torch, _read_weights, _change_zip),
   'pickle': Parser(_write_pickle, _read_weights),
@@ -509,6 +550,9 @@ PARSERS = {
   'run': Parser(_write_run, _read_run, _seal, names='*.json'),
   'export': Parser(_write_export, _read_run, _seal),
   'npz': Parser(_write_npz, _read_npz, _change_zip),
+  'results': Parser(_write_results, _read_results, _seal),
+  'log': Parser(_write_log, _read_log),
+  'lock': Parser(_write_lock, _read_lock),
 }
 
 
