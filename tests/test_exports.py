@@ -254,7 +254,10 @@ def flip_byte(path):
     (lambda f: edit(f, normalization='none'), "cannot be used: normalization='none' is unknown"),
     (lambda f: edit(f, sha256=[]), 'cannot be used: it has no sha256 of the right type'),
     (lambda f: edit(f, label_names=['a']), 'holds no weights of the network in config.json'),
-    (lambda f: edit(f, label_names=[1, 2]), 'cannot be used: a class or a view is no text'),
+    (
+      lambda f: edit(f, label_names=[1, 2]),
+      'cannot be used: it has no classes, or one that is no text',
+    ),
   ],
 )
 def test_damage_is_named_in_a_line(exported, tmp_path, damage, message):

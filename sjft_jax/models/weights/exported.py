@@ -71,7 +71,7 @@ class PredictionOptions:
     if not self.views:
       raise ValueError('it has no views')
     for view in self.views:
-      choose('views', view, VIEWS)
+      choose('views', str(view), VIEWS)
 
 
 _NETWORK_TYPES: dict[str, type | tuple[type, ...]] = {
