@@ -222,19 +222,29 @@ def _size(folder: epath.Path) -> int:
 
 
 def _open(directory: epath.Path, arrays: _ArrayHandler, **options: Any) -> Any:
-  """Open a directory of checkpoints, whose arrays the handler reads; they have no other types."""
+  """Open a directory of checkpoints, whose arrays the handler reads; they have no other types.
+
+  Raises:
+    ValueError: a description of a checkpoint is damaged.
+  """
   # Without one for jax.Array, of which there are none, Orbax warns.
   registry = ocp.type_handlers.create_type_handler_registry(
     (np.ndarray, arrays), (jax.Array, arrays)
   )
-  return ocp.CheckpointManager(
-    directory,
-    options=ocp.CheckpointManagerOptions(**options),
-    item_handlers={
-      'state': ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
-      'extra': ocp.JsonCheckpointHandler(),
-    },
-  )
+  try:
+    return ocp.CheckpointManager(
+      directory,
+      options=ocp.CheckpointManagerOptions(**options),
+      item_handlers={
+        'state': ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        'extra': ocp.JsonCheckpointHandler(),
+      },
+    )
+  except (ValueError, TypeError, KeyError, AttributeError) as error:  # Of a forged description.
+    reason = (str(error).splitlines() or [''])[0][:200]
+    raise ValueError(
+      f'{directory} holds a checkpoint whose _CHECKPOINT_METADATA is damaged ({reason}); delete it'
+    ) from error
 
 
 def _restore_metadata(manager: Any, step: int) -> dict[str, Any]:

@@ -153,6 +153,14 @@ def test_tree_of_many_or_deep_arrays_is_not_built(tmp_path):
     load_newest(tmp_path)
 
 
+def test_description_of_other_types_is_named(tmp_path):
+  save(tmp_path, 3)
+  file = tmp_path / '3' / '_CHECKPOINT_METADATA'
+  file.write_text(json.dumps(json.loads(file.read_text()) | {'metrics': 'x'}))
+  with pytest.raises(ValueError, match=f'{tmp_path}.* is damaged'):
+    load_newest(tmp_path)
+
+
 def test_class_that_a_checkpoint_names_is_not_imported(tmp_path, monkeypatch):
   save(tmp_path / 'saved', 3)
   (tmp_path / 'payload.py').write_text(f'open({str(tmp_path / "marker")!r}, "w").close()')
