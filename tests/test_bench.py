@@ -63,7 +63,7 @@ def test_processes_are_alone_in_their_turns():
     python('a', TIMED, '2', group='pair'),
     python('busy', BUSY),
     python('b', TIMED, '2', group='pair'),
-    limit=45,
+    limit=30,
   )
   assert [records[name]['status'] for name in 'ab'] == ['done', 'done']
   all_turns = sorted(
@@ -110,7 +110,7 @@ def test_near_the_limit_nobody_waits_for_the_rest_of_a_group(monkeypatch):
     python('slow', 'import time; time.sleep(100)', group='pair'),
     python('ready', TIMED, '1', group='pair'),
     python('last', 'pass'),
-    limit=40,
+    limit=25,
     side_by_side=2,
   )
   assert records['ready']['status'] == 'done'

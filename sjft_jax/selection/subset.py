@@ -4,11 +4,13 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from sjft_jax.runtime.choice import choose
 
 METHODS = ('nearest', 'similar', 'classes', 'random', 'all', 'none')
+
+Labels = Int[np.ndarray, ' source'] | Bool[np.ndarray, 'source category']
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def select(
   *,
   ranking: Int[np.ndarray, 'target depth'],
   num_neighbors: Int[np.ndarray, ' target'],
-  source_labels: Int[np.ndarray, ' source'],
+  source_labels: Labels,
   seed: int,
   random_size: int | None = None,
 ) -> Subset | None:
@@ -71,7 +73,7 @@ def select(
       for plain fine-tuning.
     ranking: source indices, nearest first.
     num_neighbors: K_i of this round.
-    source_labels: the class of each source image.
+    source_labels: the class of each source image, or a row that says which classes it has.
     seed: of the random subset.
     random_size: its size; None: as many distinct images as 'nearest' has.
 
@@ -96,12 +98,17 @@ def select(
   return Subset(pool[None], np.full(len(num_neighbors), len(pool)))
 
 
-def _nearest_classes(
-  nearest: Subset, source_labels: Int[np.ndarray, ' source']
-) -> Int[np.ndarray, ' image']:
+def _nearest_classes(nearest: Subset, labels: Labels) -> Int[np.ndarray, ' image']:
   """Return all images of the classes with the largest shares in a subset, as many or a few more."""
-  class_sizes = np.bincount(source_labels)
-  counts = np.bincount(source_labels[nearest.distinct], minlength=len(class_sizes))
-  order = np.argsort(-counts / np.maximum(class_sizes, 1), kind='stable')
-  num_classes = 1 + np.searchsorted(np.cumsum(class_sizes[order]), len(nearest))
-  return np.flatnonzero(np.isin(source_labels, order[:num_classes]))
+  has_several = labels.ndim == 2
+  if has_several:
+    class_sizes, counts = labels.sum(axis=0), labels[nearest.distinct].sum(axis=0)
+  else:
+    class_sizes = np.bincount(labels)
+    counts = np.bincount(labels[nearest.distinct], minlength=len(class_sizes))
+  places = np.argsort(np.argsort(-counts / np.maximum(class_sizes, 1), kind='stable'))
+  # Of each image the place of its first class; of an image of no class behind all.
+  behind = len(places)
+  first = np.where(labels, places, behind).min(axis=1) if has_several else places[labels]
+  last = np.searchsorted(np.cumsum(np.bincount(first)), len(nearest))
+  return np.flatnonzero(first <= last)

@@ -8,8 +8,8 @@ COUNTS = np.array([1, 2, 4])
 LABELS = np.array([0, 0, 0, 2, 2, 3, 3, 3, 4, 4])  # No image is of class 1.
 
 
-def select_by(method, counts=COUNTS):
-  return select(method, ranking=RANKING, num_neighbors=counts, source_labels=LABELS, seed=0)
+def select_by(method, counts=COUNTS, labels=LABELS):
+  return select(method, ranking=RANKING, num_neighbors=counts, source_labels=labels, seed=0)
 
 
 def test_nearest_draws_from_each_targets_own_prefix():
@@ -40,7 +40,18 @@ def test_classes_are_those_with_the_largest_share_of_neighbours():
   # and 2 have as many images as are near.
   np.testing.assert_array_equal(subset.distinct, [3, 4, 5, 6, 7])
   assert len(select_by('classes', np.array([4, 4, 4]))) == 10
+  one_hot = np.arange(5) == LABELS[:, None]
+  np.testing.assert_array_equal(select_by('classes', labels=one_hot).distinct, [3, 4, 5, 6, 7])
   np.testing.assert_array_equal(select_by('classes', np.array([1, 0, 0])).distinct, [5, 6, 7])
+
+
+def test_images_of_several_classes_count_once_and_of_none_not():
+  labels = np.arange(5) == LABELS[:, None]
+  labels[:3, 3] = True
+  labels[9] = False
+  # Near are all of class 4, one of two of 2, and three of six of 3, with which there are enough.
+  subset = select_by('classes', labels=labels)
+  np.testing.assert_array_equal(subset.distinct, np.arange(9))
 
 
 def test_all_has_the_whole_source():
