@@ -781,32 +781,33 @@ def _print_table(tallies: dict[str, Tally]) -> None:
 
 
 def main(_: object) -> None:
-  names = [*PARSERS] if PARSER.value == 'all' else PARSER.value.split(',')
+  options = flags.FLAGS
+  names = [*PARSERS] if options.parser == 'all' else options.parser.split(',')
   with tempfile.TemporaryDirectory() as scratch:
-    findings = Path(FINDINGS.value or scratch).absolute()
+    findings = Path(options.findings or scratch).absolute()
     tallies = _load(findings / 'tallies.json')
-    left = 60 * MINUTES.value
+    left = 60 * options.minutes
     turn = min(_TURN_S, left / len(names))
     while left > 0:  # By turns, so that one that ends early has fuzzed all alike.
       for name in names:
-        tally = tallies.setdefault(f'{name} {SEED.value}', Tally())
-        fuzz(name, SEED.value, turn, tally, findings)
+        tally = tallies.setdefault(f'{name} {options.seed}', Tally())
+        fuzz(name, options.seed, turn, tally, findings)
         _save(findings / 'tallies.json', tallies)
         left -= turn
         if left <= 0:
           break
-    if JSON.value:
+    if options.json:
       print(json.dumps({key: dataclasses.asdict(tally) for key, tally in tallies.items()}))
     else:
       _print_table(tallies)
     sys.exit(any(tally.findings for tally in tallies.values()))
 
 
-PARSER = flags.DEFINE_string('parser', 'all', f'{", ".join(PARSERS)}; several with commas; all.')
-MINUTES = flags.DEFINE_float('minutes', 10, 'For all parsers together, which take turns.')
-SEED = flags.DEFINE_integer('seed', 0, 'Of the inputs.', lower_bound=0)
-FINDINGS = flags.DEFINE_string('findings', None, 'A folder that keeps findings and counts.')
-JSON = flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else.')
-
 if __name__ == '__main__':
+  # Not above: a test imports this module beside commands that have flags of the same names.
+  flags.DEFINE_string('parser', 'all', f'{", ".join(PARSERS)}; several with commas; all.')
+  flags.DEFINE_float('minutes', 10, 'For all parsers together, which take turns.')
+  flags.DEFINE_integer('seed', 0, 'Of the inputs.', lower_bound=0)
+  flags.DEFINE_string('findings', None, 'A folder that keeps findings and counts.')
+  flags.DEFINE_bool('json', False, 'Print one JSON object and nothing else.')
   app.run(main)

@@ -68,12 +68,12 @@ def save(tensors, path):
   ('library', 'reference', 'name', 'suffix', 'sizes'),
   [
     ('torchvision', 'resnet50', 'resnet50v1', '.pth', (224, 97)),
-    ('torchvision', 'resnet152', 'resnet152v1', '.pth', (224, 97)),
+    ('torchvision', 'resnet152', 'resnet152v1', '.pth', (97,)),
     ('torchvision', 'alexnet', 'alexnet', '.pth', (224, 225)),
     ('timm', 'resnet50', 'resnet50v1', '.safetensors', (97,)),
     ('timm', 'resnetv2_18', 'resnet18v2', '.safetensors', (97,)),
     ('timm', 'resnetv2_50', 'resnet50v2', '.safetensors', (224, 97)),
-    ('timm', 'resnetv2_152', 'resnet152v2', '.safetensors', (224, 97)),
+    ('timm', 'resnetv2_152', 'resnet152v2', '.safetensors', (97,)),
     ('torchvision', 'mobilenet_v2', 'mobilenetv2_100', '.pth', (97,)),
     ('torchvision', 'convnext_tiny', 'convnext_tiny', '.pth', (97,)),
     ('torchvision', 'vit_b_32', 'vit_base_patch32_224', '.pth', (224,)),  # It takes no other size.
@@ -168,7 +168,7 @@ def test_hugging_face_has_the_same_outputs(tmp_path):
   ('reference', 'name', 'file', 'sizes'),
   [
     ('ResNet50V2', 'resnet50v2', 'weights.h5', (224, 97)),
-    ('ResNet152V2', 'resnet152v2', 'network.weights.h5', (224, 97)),
+    ('ResNet152V2', 'resnet152v2', 'network.weights.h5', (97,)),
     ('ResNet50', 'resnet50v1', 'network.keras', (224, 97)),
     ('MobileNetV2', 'mobilenetv2_100', 'weights.h5', (97,)),
     ('MobileNetV2', 'mobilenetv2_100', 'network.keras', (96,)),
