@@ -124,7 +124,9 @@ def run(block: Block, clone: Path) -> str:
     'PATH': str(clone / 'bin'),
     'TFDS_DATA_DIR': str(clone / 'tfds'),
     'GLIBC_TUNABLES': '',  # No second start for huge pages.
+    # Optimised: images have their real size here.
     **commands.ENVIRONMENT,
+    'XLA_FLAGS': '',
   }
   process = subprocess.run(
     ['/bin/bash', '-euo', 'pipefail', '-c', text],
