@@ -7,7 +7,7 @@ import commands
 import numpy as np
 import pytest
 
-from experiments import fuzz
+from experiments import fuzz, fuzz_mutations, fuzz_parsers
 
 
 def run(folder, *arguments):
@@ -40,7 +40,8 @@ def test_some_parsers_have_no_finding_in_half_a_minute(tmp_path):
 def test_inputs_are_a_function_of_their_number():
   content, others = b'{"a": [1, 2, {"b": "c"}]}' * 20, [b'x' * 100]
   first, second = (
-    [fuzz.mutate(content, others, np.random.default_rng(n)) for n in range(50)] for _ in range(2)
+    [fuzz_mutations.mutate(content, others, np.random.default_rng(n)) for n in range(50)]
+    for _ in range(2)
   )
   assert first == second
   assert len(set(first)) > 40
@@ -63,7 +64,7 @@ def test_only_clear_errors_are_no_findings(tmp_path, monkeypatch, error, outcome
     if error:
       raise error
 
-  monkeypatch.setitem(fuzz.PARSERS, 'own', fuzz.Parser(write, read))
+  monkeypatch.setitem(fuzz.PARSERS, 'own', fuzz_parsers.Parser(write, read))
   inputs = fuzz._Input('own', tmp_path)
   path, changed = inputs.write(0, 1)
   assert path == changed == tmp_path / 'input.txt'
