@@ -142,7 +142,7 @@ def test_impossible_overrides_are_named():
   c = config.default()
   with pytest.raises(
     ValueError,
-    match="arms='noone' is unknown; did you mean 'none'.*knn, probe, similar, all, constant",
+    match="arms='noone' is unknown; did you mean 'none'.*knn, probe, similar, classes, all",
   ):
     config.arm_config(c, 'noone')
   c.overrides.none.solver = {'learning_rat': 0.5}

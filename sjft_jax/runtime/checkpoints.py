@@ -101,7 +101,8 @@ class Checkpoints:
   def load_newest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
     """Load the newest undamaged state and its `extra`; return None if there is none.
 
-    Damaged checkpoints are named on the console, and deleted when the next one is saved.
+    It waits for the write that is under way. Damaged checkpoints are named on the console, and
+    deleted when the next one is saved.
 
     Args:
       like: a tree with the names, shapes and types of the state.
@@ -110,6 +111,7 @@ class Checkpoints:
       OtherRunError: it was made from other data or options, or is of another network.
       OSError: the disk cannot be read.
     """
+    self.wait()  # Half a checkpoint would be taken for a damaged one.
     self._arrays.max_bytes = max(tree_bytes(like), _MIN_BYTES)
     steps = self.steps()
     while steps:

@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import errno
 import json
@@ -8,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tensorstore
 
@@ -44,6 +46,20 @@ def test_saved_step_is_not_saved_again(tmp_path):
     checkpoints.save(3, STATE, {'seconds': 100.0})
     checkpoints.wait()
     assert checkpoints.load_newest(like=STATE)[1] == {'seconds': 1.5}
+
+
+def test_checkpoint_that_is_being_written_is_not_called_damaged(tmp_path, monkeypatch, capsys):
+  write = ocp.JsonCheckpointHandler._save_fn
+
+  async def write_late(*arguments):
+    await asyncio.sleep(0.5)
+    await write(*arguments)
+
+  monkeypatch.setattr(ocp.JsonCheckpointHandler, '_save_fn', write_late)
+  with Checkpoints(tmp_path, 'a run') as checkpoints:
+    checkpoints.save(3, STATE, {'seconds': 1.5})
+    assert checkpoints.load_newest(like=STATE)[1] == {'seconds': 1.5}
+  assert not capsys.readouterr().out
 
 
 def truncate(file):
