@@ -13,10 +13,13 @@ Clone these repositories into one folder, each at its commit:
 
   python -m experiments.small_images --clones=DIR --output=runs/small_images
 
-A target's list is flowers.csv, caltech.csv, grocery.csv, dogs.csv or satellite.csv, with columns
-path, label and split. mixed.csv is the source: photographs of objects and animals (mini-ImageNet),
-drawings and sketches (PACS) and satellite images, without the classes that a target has as well;
-mixed_without_satellite.csv is for the target satellite.
+A target's list is flowers.csv, caltech.csv, grocery.csv, dogs.csv, satellite.csv or
+satellite_related.csv, with columns path, label and split; with --targets=dogs,satellite only these
+are written, and only their repositories and those of the source are needed. mixed.csv is the
+source: photographs of objects and animals (mini-ImageNet), drawings and sketches (PACS) and
+satellite images, without the classes that a target has as well. mixed_without_satellite.csv is for
+the target satellite, and mixed_with_related.csv, whose satellite images are of the six other
+classes, for satellite_related.
 """
 
 import csv
@@ -31,13 +34,20 @@ import scipy.io
 from absl import app, flags
 from rich.progress import track
 
+from sjft_jax.runtime.choice import choose
+
 CLONES = flags.DEFINE_string('clones', None, 'The folder with the clones.', required=True)
 OUTPUT = flags.DEFINE_string('output', None, 'The folder to write.', required=True)
+NAMES = flags.DEFINE_list('targets', None, 'Targets to write; None: all.')
 
 SHORT_SIDE = 72  # Pixels, of which training crops 64.
 # golden retriever, dalmatian, cannon, ant, electric guitar, orange, king crab: each in a target.
 SHARED_CLASSES = frozenset(
   ('n02099601', 'n02110341', 'n02950826', 'n02219486', 'n03272010', 'n07747607', 'n01981276')
+)
+# Every second class of RESISC45's twelve, in alphabetical order.
+RELATED_TARGET = frozenset(
+  ('commercial_area', 'farmland', 'industrial_area', 'lake', 'residential', 'wetland')
 )
 
 
@@ -91,6 +101,14 @@ def satellite(clones: Path) -> Iterator[Image]:
     yield from _limit(_class_folders(folder / split, split), limit)
 
 
+def satellite_related(clones: Path) -> Iterator[Image]:
+  """Yield six classes of RESISC45: of each 20 training images and 150 test images."""
+  folder = clones / 'NPU-RESISC45-Classification/NWPU-RESISC12'
+  for split, limit in (('train', 20), ('test', 150)):
+    images = _class_folders(folder / split, split)
+    yield from _limit((image for image in images if image.label in RELATED_TARGET), limit)
+
+
 def photographs(clones: Path) -> Iterator[Image]:
   """Yield 100 training images of each class of mini-ImageNet that no target has."""
   images = _class_folders(clones / 'split_minidataset/train', '')
@@ -112,8 +130,14 @@ def satellite_source(clones: Path) -> Iterator[Image]:
   yield from _limit(_class_folders(folder, ''), 300)
 
 
-TARGETS = {f.__name__: f for f in (flowers, caltech, grocery, dogs, satellite)}
-SOURCES = photographs, drawings, satellite_source
+def related_source(clones: Path) -> Iterator[Image]:
+  """Yield 550 images of each of the six satellite classes that `satellite_related` lacks."""
+  folder = clones / 'NPU-RESISC45-Classification/NWPU-RESISC12/train'
+  images = _class_folders(folder, '')
+  yield from _limit((image for image in images if image.label not in RELATED_TARGET), 550)
+
+
+TARGETS = {f.__name__: f for f in (flowers, caltech, grocery, dogs, satellite, satellite_related)}
 
 
 def _class_folders(folder: Path, split: str) -> Iterator[Image]:
@@ -156,12 +180,19 @@ def write_list(path: Path, images: Iterable[Image], *, columns: int) -> None:
 
 def main(_: object) -> None:
   clones, output = Path(CLONES.value), Path(OUTPUT.value)
-  for name, images in TARGETS.items():
-    write_list(output / f'{name}.csv', write(name, images(clones), output), columns=3)
-  mixed = [image for part in SOURCES for image in write(part.__name__, part(clones), output)]
-  write_list(output / 'mixed.csv', mixed, columns=2)
-  others = [image for image in mixed if image.path.parts[0] != satellite_source.__name__]
-  write_list(output / 'mixed_without_satellite.csv', others, columns=2)
+  for name in NAMES.value or TARGETS:
+    images = TARGETS[choose('--targets', name, TARGETS)](clones)
+    write_list(output / f'{name}.csv', write(name, images, output), columns=3)
+  sources = photographs, drawings, satellite_source, related_source
+  photographed, drawn, satellites, related = (
+    write(source.__name__, source(clones), output) for source in sources
+  )
+  for name, images in (
+    ('mixed', photographed + drawn + satellites),
+    ('mixed_without_satellite', photographed + drawn),
+    ('mixed_with_related', photographed + drawn + related),
+  ):
+    write_list(output / f'{name}.csv', images, columns=2)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,8 @@ three fifths of the source have nothing to do with the target.
 
 flowers, caltech, grocery, dogs and satellite are targets of ten training images per class with one
 mixed source, half of it photographs and half drawings and satellite images (which are left out for
-the target satellite: nothing in its source is like it). small_images.py writes all to
+the target satellite: nothing in its source is like it). satellite_related has half of the satellite
+classes, with twenty images of each, and the other half in its source. small_images.py writes all to
 runs/small_images.
 
 With _imagenet behind its name a task starts from AlexNet's weights from ImageNet. All arms of the
@@ -20,7 +21,9 @@ from ml_collections import ConfigDict
 
 from configs import demo
 
-SMALL = 'flowers', 'caltech', 'grocery', 'dogs', 'satellite'
+# Lists of sources that differ from mixed.csv.
+SOURCES = {'satellite': 'mixed_without_satellite', 'satellite_related': 'mixed_with_related'}
+SMALL = 'flowers', 'caltech', 'grocery', 'dogs', 'satellite', 'satellite_related'
 TASKS = ('textures', *SMALL)
 
 
@@ -43,8 +46,7 @@ def get_config(task: str = 'textures') -> ConfigDict:
     c.selection.min_source_images = 3400
     c.target.dataset = c.source.dataset = 'folder'
     c.target.path = f'runs/small_images/{target}.csv'
-    without = '_without_satellite' if target == 'satellite' else ''
-    c.source.path = f'runs/small_images/mixed{without}.csv'
+    c.source.path = f'runs/small_images/{SOURCES.get(target, "mixed")}.csv'
     c.evaluation.views = ('center',)
     c.tuning.learning_rates = (0.3, 1.0, 3.0, 10.0)
   if target in ('flowers', 'caltech', 'grocery'):
