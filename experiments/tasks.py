@@ -62,6 +62,7 @@ def get_config(task: str = 'textures') -> ConfigDict:
     c.tuning.settings = 8
     c.tuning.layer_decays = (1.0, 0.7)
     c.tuning.head_rates = (1.0, 10.0)
+    c.tuning.source_weights = (1.0, 0.3)
   c.training.checkpoint_every = c.training.steps
   c.solver.drop_every = c.training.steps * 3 // 4
   return c
