@@ -80,7 +80,6 @@ class Records(EncodedDataset):
     with _explain_damage(folder):
       features = dict(builder.info.features)
       label = features.get('label') or _objects_label(features.get('objects'))
-      class_names = label.names if isinstance(label, tfds.features.ClassLabel) else []
     if not isinstance(label, tfds.features.ClassLabel) or 'image' not in features:
       raise ValueError(
         f'{dataset} has the features {", ".join(features)}; an image with a label, or with objects '
@@ -88,6 +87,8 @@ class Records(EncodedDataset):
       )
     if (label.num_classes or 0) > _MAX_CLASSES:
       raise ValueError(f'{folder} declares {label.num_classes} classes, over {_MAX_CLASSES}')
+    with _explain_damage(folder):
+      class_names = label.names
     try:
       with _explain_damage(folder, but=(ValueError, KeyError)):
         files = builder.info.splits[split].file_instructions

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import PIL.Image
@@ -256,8 +257,13 @@ def test_a_data_set_that_declares_too_many_classes_is_refused(tmp_path):
     text.replace('"numClasses": "2"', f'"numClasses": "{10**8}"')
   )
   (folder / 'label.labels.txt').unlink()
-  with pytest.raises(ValueError, match='declares 100000000 classes, over 1000000'):
-    Records('thing', str(tmp_path), 'train')
+  tracemalloc.start()
+  try:
+    with pytest.raises(ValueError, match='declares 100000000 classes, over 1000000'):
+      Records('thing', str(tmp_path), 'train')
+    assert tracemalloc.get_traced_memory()[1] < 2**26  # The names alone would take 100 times that.
+  finally:
+    tracemalloc.stop()
 
 
 def damaged_copy(data_dir, tmp_path):
