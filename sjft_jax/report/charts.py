@@ -4,6 +4,7 @@ Colours are variables of the page's style sheet, so that a chart follows its lig
 """
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -20,9 +21,11 @@ with epy.lazy_imports():  # A run draws its page after a round; until then nothi
 Row = Mapping[str, Any]
 Spec = dict[str, Any]
 
-# Arms differ by colour, dash and shape: no one has to tell colours apart.
-_DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4])
-_SHAPES = ('circle', 'square', 'triangle-up', 'diamond', 'cross')
+# Arms differ by colour, dash and shape: no one has to tell colours apart. With four of each beside
+# five colours, the first twenty arms differ in both.
+_COLORS = tuple(f'var(--series-{number})' for number in range(1, 6))
+_DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+_SHAPES = ('circle', 'square', 'triangle-up', 'diamond')
 _ACCENT, _LINE, _TEXT = 'var(--accent)', 'var(--line)', 'var(--text)'
 _CONFIG = {
   'background': 'transparent',
@@ -95,7 +98,8 @@ def curves(rows: Sequence[Row], arms: Sequence[str], *, x: str, y: str, number: 
 
   Args:
     rows: 'arm', 'x' and 'y'.
-    arms: all arms of the run, so that each looks the same in every chart.
+    arms: all arms of the run, so that each looks the same in every chart; those without a row are
+      left out.
     x, y: the titles of the axes.
     number: the format of y, of d3.
   """
@@ -107,10 +111,10 @@ def curves(rows: Sequence[Row], arms: Sequence[str], *, x: str, y: str, number: 
   chart = chart.encode(
     x=alt.X('x:Q', title=x, axis=ticks, scale=alt.Scale(zero=not is_short, nice=not is_short)),
     y=alt.Y('y:Q', title=y, scale=alt.Scale(zero=False), axis=alt.Axis(format=number)),
-    color=_arm_color(arms, symbolType='stroke'),
-    strokeDash=alt.StrokeDash(
-      'arm:N', scale=alt.Scale(domain=list(arms), range=_take(_DASHES, arms))
+    color=alt.Color(
+      'arm:N', scale=_arm_scale(_COLORS, arms, rows), legend=alt.Legend(symbolType='stroke')
     ),
+    strokeDash=alt.StrokeDash('arm:N', scale=_arm_scale(_DASHES, arms, rows)),
     tooltip=[
       _tip('arm:N'),
       alt.Tooltip('x:Q', title=x),
@@ -135,16 +139,14 @@ def class_accuracies(rows: Sequence[Row], arms: Sequence[str], classes: Sequence
     scale=alt.Scale(domain=[0, 1]),
     axis=alt.Axis(format='%', orient='top', tickCount=5),
   )
-  drawn = list(dict.fromkeys(row['arm'] for row in rows))
-  shape = alt.Shape('arm:N', scale=alt.Scale(domain=list(arms), range=_take(_SHAPES, arms)))
   points = (
     _chart(rows)
     .mark_point(size=60, strokeWidth=2, filled=False)
     .encode(
       x=x,
       y=y,
-      color=_arm_color(arms, values=drawn),
-      shape=shape,
+      color=alt.Color('arm:N', scale=_arm_scale(_COLORS, arms, rows)),
+      shape=alt.Shape('arm:N', scale=_arm_scale(_SHAPES, arms, rows)),
       tooltip=[*_tips('class arm', None), _tip('accuracy:Q', '.1%')],
     )
   )
@@ -243,11 +245,8 @@ def _tips(fields: str, number: str | None) -> 'list[alt.Tooltip]':
   return [_tip(f'{field}:{kind}', number) for field in fields.split()]
 
 
-def _arm_color(arms: Sequence[str], **legend: Any) -> 'alt.Color':
-  colors = [f'var(--series-{number + 1})' for number in range(len(arms))]
-  scale = alt.Scale(domain=list(arms), range=colors)
-  return alt.Color('arm:N', scale=scale, legend=alt.Legend(**legend))
-
-
-def _take(values: Sequence[Any], arms: Sequence[str]) -> list[Any]:
-  return [values[number % len(values)] for number in range(len(arms))]
+def _arm_scale(values: Sequence[Any], arms: Sequence[str], rows: Sequence[Row]) -> 'alt.Scale':
+  """Return a scale from the arms that have rows to values; an arm's own do not depend on others."""
+  drawn = {row['arm'] for row in rows}
+  scale = {arm: value for arm, value in zip(arms, itertools.cycle(values)) if arm in drawn}
+  return alt.Scale(domain=list(scale), range=list(scale.values()))

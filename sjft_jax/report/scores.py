@@ -110,13 +110,13 @@ def curve_section(run: RunRecord) -> Section | None:
     Chart(
       caption=f'Test images: mean class accuracy after each round, {run.view}',
       description='Mean class accuracy by round and arm; numbers are in the table below.',
-      spec=charts.curves(rounds, run.titles, x='round', y='mean class accuracy', number='.0%'),
+      spec=charts.curves(rounds, run.titles, x='round', y='mean class accuracy', number='.1~%'),
     )
   ]
   logs = {arm: _read_log(run.workdir / 'arms' / arm / 'log.jsonl') for arm in trained}
   for metric, caption, y, number in (
     ('target_loss', 'Training: loss of target images', 'cross-entropy in nats', '.2~f'),
-    ('target_accuracy', 'Training: accuracy on target images, augmented', 'accuracy', '.0%'),
+    ('target_accuracy', 'Training: accuracy on target images, augmented', 'accuracy', '.1~%'),
     ('source_loss', 'Training: loss of source images', 'cross-entropy in nats', '.2~f'),
   ):
     rows = [
