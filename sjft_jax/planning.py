@@ -81,7 +81,9 @@ def plan(config: ConfigDict) -> Plan:
   inputs = run_inputs.load_inputs(config, run_inputs.open_domains(config))
   start = Stage('opening the data, building the network', '', time.monotonic() - start_time)
   console.stage('Measuring each stage for a moment')
+  start_time = time.monotonic()
   calibration = calibrate(config, inputs)
+  calibration_seconds = time.monotonic() - start_time
   domains, repeats, num_target = inputs.domains, config.repeats, len(inputs.domains.target)
   selections = [SelectionOptions(**options.selection) for options in inputs.arms.values()]
   depth = max(selection.ranking_depth for selection in selections)
@@ -104,7 +106,7 @@ def plan(config: ConfigDict) -> Plan:
     steps=repeats * _num_steps(config, inputs),
     stages=tuple(stages),
     compile_seconds=calibration.compile_seconds,
-    calibration_seconds=time.monotonic() - start_time,
+    calibration_seconds=calibration_seconds,
     device_bytes=calibration.device_bytes,
     host_bytes=calibration.host_bytes,
     disk_bytes=repeats * (calibration.disk_bytes + 8 * num_target * depth),

@@ -1,5 +1,6 @@
 """Measure for a moment how long work takes, apart from its start and its compilation."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,14 +45,15 @@ class Stopwatch:
     with console.quiet():
       first, once = _seconds(work, 1), _seconds(work, 1)
       self.compile_seconds += max(first - once, 0)
-      items, last = 1, once
+      items, last, each = 1, once, once
       # What the start takes shows with more items, and hardly matters where one takes long.
       while items < most and once < 4 * _SECONDS and last - once < _SECONDS:
-        items = min(most, 4 * items)
+        enough = math.ceil(_SECONDS / max(each, 1e-9)) + 1
+        items = min(most, 4 * items, max(enough, items + 1))
         last = _seconds(work, items)
+        each = max((last - once) / (items - 1), 0.1 * last / items)
     if items == 1:
       return Cost(0.0, once)
-    each = max((last - once) / (items - 1), 0.1 * last / items)
     return Cost(max(last - items * each, 0.0), each)
 
 
