@@ -101,7 +101,22 @@ def image_groups(dataset: Dataset) -> Groups | None:
   if isinstance(dataset, SubsetDataset):
     groups = image_groups(dataset.whole)
     return None if groups is None else groups[dataset.indices]
+  if isinstance(dataset, ConcatDataset):
+    return _concatenate_groups(dataset.parts)
   return dataset.groups if isinstance(dataset, EncodedDataset) else None
+
+
+def _concatenate_groups(parts: Sequence[Dataset]) -> Groups | None:
+  """Return the groups of joined data sets; an image of one without groups is one by itself."""
+  of_parts = [image_groups(part) for part in parts]
+  if all(groups is None for groups in of_parts):
+    return None
+  joined, start = [], 0
+  for part, groups in zip(parts, of_parts, strict=True):
+    numbers = np.arange(len(part)) if groups is None else groups
+    joined.append(numbers + start)
+    start += int(numbers.max(initial=-1)) + 1
+  return np.concatenate(joined)
 
 
 class EncodedDataset(abc.ABC):
@@ -253,7 +268,11 @@ class ConcatDataset:
     self.parts = tuple(parts)
     names = [part.name for part in parts]
     if len(set(names)) < len(names):
-      raise ValueError(f'the same data set is given twice: {", ".join(names)}')
+      twice = next(name for name in names if names.count(name) > 1)
+      raise ValueError(
+        f'two of the data sets to join are called {twice}; give each once, and if they differ '
+        'rename the folder or list of one'
+      )
     for part in parts:
       if part.labels.ndim > 1:
         raise ValueError(

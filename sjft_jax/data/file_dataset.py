@@ -61,11 +61,12 @@ class FileDataset(EncodedDataset):
 
   @functools.cached_property
   def fingerprint(self) -> str:  # type: ignore[override]
-    """The sha256 of classes, labels, names and contents."""
+    """The sha256 of classes, labels, names, contents and, where there are any, groups."""
     content = hashlib.sha256('\0'.join(self.classes).encode())
     content.update('\0'.join(self._paths.to_pylist()).encode())
-    for array_ in (self.labels, self.digests):
-      content.update(array_.tobytes())
+    for array_ in (self.labels, self.digests, self.groups):
+      if array_ is not None:
+        content.update(array_.tobytes())
     return content.hexdigest()
 
   def key(self, index: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from sjft_jax.data.decode import FORMATS
 from sjft_jax.data.file_dataset import FileDataset, normalize_class_name, sort_classes
 from sjft_jax.data.image_list import LIST_SUFFIXES
-from sjft_jax.data.walk import FolderWalk, is_folder, scan_visible
+from sjft_jax.data.walk import FolderWalk, has_folders, is_folder, scan_visible
 
 # Folders with these names, in any case, are splits unless they hold images themselves.
 SPLITS = ('train', 'val', 'valid', 'validation', 'test')
@@ -72,7 +72,11 @@ class ClassFolder(FileDataset):
       if len(walk.paths) == num_files:
         _raise_no_image(root, folders[name])
     walk.report()
-    name = Path(root).resolve().name if split in ('', '.') else f'{Path(path).name}/{split}'
+    name = (
+      Path(root).resolve().name
+      if split in ('', '.')
+      else f'{Path(os.path.abspath(path)).name}/{split}'
+    )
     labels = np.array(walk.labels, np.int32)
     super().__init__(name, root, walk.paths, classes, labels, 'folder')
 
@@ -125,10 +129,14 @@ def _check_no_splits(root: str, folders: Sequence[str]) -> None:
     ValueError: the folders are splits.
   """
   if all(folder.casefold() in SPLITS for folder in folders):
+    inside = os.path.join(root, folders[0])
+    if all(has_folders(os.path.join(root, folder)) for folder in folders):
+      problem = f'splits; give {inside}, or {folders[0]} as the split'
+    else:
+      problem = f'splits, but not all of them hold class folders; {_LAYOUT}'
     raise ValueError(
-      f'{root} holds {", ".join(folders)} and no other folder: these are splits, but not all of '
-      f'them hold class folders; {_LAYOUT}; classes of these names need a split above them, '
-      f'{os.path.join(root, "train", folders[0])}'
+      f'{root} holds {", ".join(folders)} and no other folder: these are {problem}; classes of '
+      f'these names need a split above them, {os.path.join(root, "train", folders[0])}'
     )
   inner = {}
   for folder in folders:

@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sjft_jax.runtime.choice import choose
 LIST_SUFFIXES = ('.csv', '.tsv', '.parquet')
 # Bytes of a list of 10 million images and more.
 _MAX_LIST = 2**31
+_UNICODE_REMEDY = 'its name is there in another Unicode form; write it as the file has it'
 _COLUMNS = ('path', 'label', 'split', 'group')
 
 
@@ -143,8 +145,13 @@ def _check_files(names: Sequence[str], path: str) -> None:
     raise ValueError(f'{path}: {place} is not a file')
   count = f' (the first of {len(missing):,})' if len(missing) > 1 else ''
   remedy = "paths are absolute or start at the list's folder"
-  if os.path.exists(os.path.join(root, name.replace('\\', '/'))):
-    remedy = 'write / instead of \\ in its paths'
+  for other, change in (
+    (name.replace('\\', '/'), 'write / instead of \\ in its paths'),
+    (name.strip(), 'remove the blanks around its paths'),
+    *((unicodedata.normalize(form, name), _UNICODE_REMEDY) for form in ('NFC', 'NFD')),
+  ):
+    if os.path.exists(os.path.join(root, other)):
+      remedy = change
   raise ValueError(f'{path}: {place} is not there{count}; {remedy}')
 
 
@@ -169,6 +176,7 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
         parse_options=parse_options,
         convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
       )
+      _check_quotes(table, path)
     names = [_plain_name(name) for name in names]
     table = table.rename_columns([_plain_name(name) for name in table.column_names])
     for column in required:
@@ -194,6 +202,22 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
     raise ValueError(
       f'{path} cannot be read as a list of {" and ".join(required)}: {message}'
     ) from error
+
+
+def _check_quotes(table: pa.Table, path: str) -> None:
+  """Check that the last value does not hold all rows behind a quotation mark.
+
+  Raises:
+    ValueError: the mark is not closed.
+  """
+  last = table.column(table.num_columns - 1)[-1].as_py() if table.num_rows else ''
+  if '\n' not in (last or ''):
+    return
+  content = Path(path).read_bytes().rstrip()
+  if not content.endswith(b'"') or content.count(b'"') % 2:
+    beginning = '"' + last[: last.index('\n') + 1]
+    line = content[: content.rfind(beginning.encode())].count(b'\n') + 1
+    raise ValueError(f'a quotation mark in line {line} is not closed')
 
 
 def _plain_name(name: str) -> str:

@@ -10,9 +10,9 @@ from jaxtyping import Int, Int32
 from sjft_jax.data.dataset import ConcatDataset, Dataset, Groups, SubsetDataset, image_groups
 from sjft_jax.data.demo import DemoDiverse, DemoTextures
 from sjft_jax.data.folder import SPLITS, ClassFolder
-from sjft_jax.data.folds import assign_folds
 from sjft_jax.data.image_list import ListedImages, is_list
 from sjft_jax.data.walk import has_folders, is_folder, scan_visible
+from sjft_jax.runtime import console
 from sjft_jax.runtime.choice import choose
 
 with epy.lazy_imports():  # Only data sets of TFDS need it.
@@ -57,7 +57,11 @@ def _values_per_dataset(option: str, value: str, count: int) -> list[str]:
 
 def _load_single(dataset: str, path: str, split: str) -> Dataset:
   if dataset == 'folder':
-    split = '' if _is_unsplit(path, split) else _match_split(path, split)
+    if _is_unsplit(path, split):
+      split = ''
+    else:
+      split = _match_split(path, split)
+      _report_siblings(path, split)
     return (ListedImages if is_list(path) else ClassFolder)(path, split)
   if dataset in DEMOS:
     if path:
@@ -167,14 +171,30 @@ def open_target(
 def _draw_groups(
   data: Dataset, groups: Groups, test_share: float, seed: int
 ) -> Int[np.ndarray, ' test']:
-  """Draw test images, about a share of each class, without dividing a group.
+  """Draw test images, as nearly as can be a share of each class, without dividing a group.
+
+  A group counts for the class of its first image.
 
   Raises:
     ValueError: a class has no test image or no training image then.
   """
-  smaller = min(test_share, 1 - test_share)
-  is_smaller = assign_folds(data.labels, groups, round(1 / smaller), seed) == 0
-  is_test = is_smaller if test_share == smaller else ~is_smaller
+  _, first_images, groups = np.unique(groups, return_index=True, return_inverse=True)
+  group_labels, sizes = data.labels[first_images], np.bincount(groups)
+  is_drawn = np.zeros(len(sizes), bool)
+  for label, name in enumerate(data.classes):
+    members = np.flatnonzero(group_labels == label)
+    key = np.random.SeedSequence([seed, *name.encode()])
+    members = np.random.Generator(np.random.Philox(key)).permutation(members)
+    missing = test_share * sizes[members].sum()
+    for group in members:
+      if abs(missing - sizes[group]) < abs(missing):
+        is_drawn[group] = True
+        missing -= sizes[group]
+    # At least one group for each: the smallest one moves.
+    if is_drawn[members].all() or not is_drawn[members].any():
+      smallest = members[sizes[members].argmin()] if len(members) else []
+      is_drawn[smallest] = ~is_drawn[smallest]
+  is_test = is_drawn[groups]
   for label, name in enumerate(data.classes):
     if not 0 < is_test[data.labels == label].sum() < (data.labels == label).sum():
       raise ValueError(
@@ -237,7 +257,8 @@ def _check_test_split(path: str, test_split: str) -> None:
   remedy = f'test_split={others[0]} tests on that, ' if others else ''
   raise ValueError(
     f'{path} has no split test_split={test_split!r}, but {", ".join(splits)}; {remedy}'
-    'test_split= draws test images from the training split'
+    'test_split= draws test images from the training split, and train_split= with it from all '
+    'folders as classes'
   )
 
 
@@ -260,10 +281,34 @@ def _find_splits(path: str, *splits: str) -> list[str]:
 
 
 def _match_split(path: str, split: str) -> str:
-  """Return a split as it is spelt in a folder or list, or as given if there is none like it."""
+  """Return a split as it is spelt in a folder or list, or as given if there is none like it.
+
+  Raises:
+    ValueError: it is spelt in two ways.
+  """
   splits = _find_splits(path, split)
   alike = [name for name in splits if name.casefold() == split.casefold()]
-  return alike[0] if split not in splits and len(alike) == 1 else split
+  if len(alike) > 1:
+    raise ValueError(f'{path} has the splits {" and ".join(alike)}; spell them in one way')
+  return alike[0] if alike else split
+
+
+def _report_siblings(path: str, split: str) -> None:
+  """Print a line about folders beside a split that may be classes, of which one is called so."""
+  path = os.path.expanduser(path)
+  if is_list(path) or split.casefold() not in SPLITS or not os.path.isdir(path):
+    return
+  others = [
+    entry.name
+    for entry in scan_visible(path)
+    if is_folder(entry) and entry.name.casefold() not in SPLITS
+  ]
+  if others:
+    named = ', '.join(others[:5]) + (', …' if len(others) > 5 else '')
+    console.say(
+      f'  {os.path.join(path, split)} is read without {named} beside it; if {split} is a class '
+      'like these, leave the split empty'
+    )
 
 
 def _is_unsplit(path: str, *splits: str) -> bool:

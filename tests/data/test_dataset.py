@@ -56,7 +56,7 @@ def test_concatenation_has_the_label_spaces_side_by_side():
 
 
 def test_data_sets_that_cannot_be_joined_are_named():
-  with pytest.raises(ValueError, match='the same data set is given twice: one, one'):
+  with pytest.raises(ValueError, match='two of the data sets to join are called one'):
     ConcatDataset([NumberedDataset('one', [0]), NumberedDataset('one', [1])])
   with pytest.raises(ValueError, match='many has several classes per image and cannot be joined'):
     ConcatDataset([NumberedDataset('one', [0]), NumberedDataset('many', [[True, False, True]])])

@@ -107,6 +107,44 @@ def test_a_mistake_in_a_list_is_named_in_one_line(tmp_path, image, content, mess
   assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+  ('content', 'line'),
+  [
+    ('path,label,split\n1.png,a,train\n2.png,b,"train\n3.png,a,train\n', 3),
+    ('path,label,note\n1.png,a,"nice\n2.png,b,"good"\n', 2),
+  ],
+)
+def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(tmp_path, content, line):
+  (tmp_path / 'list.csv').write_text(content)
+  with pytest.raises(ValueError, match=f'a quotation mark in line {line} is not closed'):
+    ListedImages(str(tmp_path / 'list.csv'), '')
+
+
+@pytest.mark.parametrize(
+  ('name', 'written', 'remedy'),
+  [
+    ('1.png', ' 1.png', 'remove the blanks around its paths'),
+    ('\xe4.png', 'a\u0308.png', 'its name is there in another Unicode form'),
+  ],
+)
+def test_a_path_that_is_nearly_that_of_a_file_is_explained(tmp_path, image, name, written, remedy):
+  write(tmp_path / name, image)
+  path = write_list(tmp_path / 'list.csv', path=[written], label=['a'])
+  with pytest.raises(ValueError, match=remedy):
+    ListedImages(path, '')
+
+
+def test_groups_are_part_of_the_fingerprint(tmp_path, image):
+  for name in '12':
+    write(tmp_path / f'{name}.png', image)
+  columns = {'path': ['1.png', '2.png'], 'label': ['a', 'a']}
+  lists = [
+    ListedImages(write_list(tmp_path / f'{number}.csv', **columns, **group), '').fingerprint
+    for number, group in enumerate([{}, {'group': ['x', 'x']}, {'group': ['x', 'y']}])
+  ]
+  assert len(set(lists)) == 3
+
+
 @pytest.mark.parametrize('name', ['none.csv', 'none.parquet', 'folder.parquet', 'text.parquet'])
 def test_a_file_that_is_no_list_is_refused(tmp_path, name):
   (tmp_path / 'folder.parquet').mkdir()

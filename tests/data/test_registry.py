@@ -19,7 +19,7 @@ DRAWN = {'train_per_class': 0, 'test_share': 0.2, 'split_seed': 0}
 def write(folder, count):
   folder.mkdir(parents=True)
   for index in range(count):
-    pixels = np.full((4, 5, 3), 10 * index, np.uint8)
+    pixels = np.full((4, 5, 3), 10 * index % 256, np.uint8)
     cv2.imwrite(str(folder / f'{index}.png'), pixels)
 
 
@@ -167,6 +167,64 @@ def test_a_class_of_one_group_or_a_group_in_two_splits_is_an_error(tmp_path):
   message = r"2 test images, such as 'images/1.png', share a group with training images; move"
   with pytest.raises(ValueError, match=message):
     registry.open_target(**options, **DRAWN)
+
+
+@pytest.mark.parametrize('num_groups', [2, 3, 4, 5, 9])
+@pytest.mark.parametrize('share', [0.2, 0.3, 0.4, 0.45, 0.6])
+def test_the_share_of_drawn_groups_is_as_near_as_whole_groups_allow(tmp_path, num_groups, share):
+  count = 2 * 3 * num_groups  # Groups of three images each in two classes.
+  write(tmp_path / 'images', count)
+  rows = {
+    'path': [f'images/{i}.png' for i in range(count)],
+    'label': ['cat' if i < count // 2 else 'dog' for i in range(count)],
+    'group': [f'{i // 3}' for i in range(count)],
+  }
+  pa.csv.write_csv(pa.table(rows), tmp_path / 'list.csv')
+  options = {'dataset': 'folder', 'train_split': 'train', 'test_split': 'test'}
+  options |= {'path': str(tmp_path / 'list.csv')}
+  _, test = registry.open_target(**options, **DRAWN | {'test_share': share})
+  for label in range(2):
+    num_test = (test.labels == label).sum() / 3
+    assert 1 <= num_test < num_groups
+    assert num_test == 1 or abs(num_test - share * num_groups) <= 0.5 + 1e-9
+
+
+def test_groups_of_joined_lists_are_not_divided_either(tmp_path):
+  write(tmp_path / 'images', 24)
+  for name, start in (('a', 0), ('b', 12)):
+    rows = {
+      'path': [f'images/{i}.png' for i in range(start, start + 12)],
+      'label': ['cat'] * 12,
+      'group': [f'{i // 4}' for i in range(12)],
+    }
+    pa.csv.write_csv(pa.table(rows), tmp_path / f'{name}.csv')
+  options = {'dataset': 'folder+folder', 'train_split': '', 'test_split': ''}
+  options |= {'path': f'{tmp_path / "a.csv"},{tmp_path / "b.csv"}'}
+  train, test = registry.open_target(**options, **DRAWN)
+  groups = [{int(Path(key).stem) // 4 for key in keys(data)} for data in (train, test)]
+  assert len(groups[0]) == 4
+  assert len(groups[1]) == 2
+  assert not groups[0] & groups[1]
+
+
+def test_splits_in_two_spellings_are_an_error(tmp_path):
+  write(tmp_path / 'images', 6)
+  rows = {'path': [f'images/{i}.png' for i in range(6)], 'label': ['cat', 'dog'] * 3}
+  split = ['train', 'train', 'Train', 'Train', 'test', 'test']
+  pa.csv.write_csv(pa.table(rows | {'split': split}), tmp_path / 'list.csv')
+  with pytest.raises(ValueError, match='list.csv has the splits Train and train; spell them'):
+    registry.load(dataset='folder', path=str(tmp_path / 'list.csv'), split='train')
+
+
+def test_folders_beside_a_split_that_may_be_classes_are_named(tmp_path, capsys):
+  for name in ('car/2019', 'bus/2019', 'train/2019', 'train/2020'):
+    write(tmp_path / name, 1)
+  data = registry.load(dataset='folder', path=str(tmp_path), split='train')
+  assert data.classes == ('2019', '2020')
+  printed = ' '.join(capsys.readouterr().out.split())
+  assert 'train is read without bus, car beside it; if train is a class like these' in printed
+  data = registry.load(dataset='folder', path=str(tmp_path), split='')
+  assert data.classes == ('bus', 'car', 'train')
 
 
 def test_several_data_sets_become_one(tmp_path):
