@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from sjft_jax.training.evaluation import EvaluationOptions, Evaluator
 
 PathLike = str | os.PathLike[str]
 # What can be predicted: a folder or a file, several files, uint8 arrays, or a data set.
-Images = PathLike | Sequence[PathLike] | Sequence[np.ndarray] | np.ndarray | Dataset
+Images = PathLike | Iterable[PathLike] | Iterable[np.ndarray] | np.ndarray | Dataset
 
 
 class Classifier:
@@ -195,6 +195,7 @@ def _open(images: Images) -> Dataset:
     return images
   if isinstance(images, str | os.PathLike):
     return open_images(os.fspath(images))
+  images = list(images)  # The results of Path.glob, like all of a generator, come once.
   arrays = [image for image in images if isinstance(image, np.ndarray)]
   paths = [Path(image) for image in images if not isinstance(image, np.ndarray)]
   if arrays and paths:

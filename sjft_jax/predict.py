@@ -9,7 +9,8 @@ path), or a single file; --images may be given several times. The output has a r
 without --output they are printed. Images that cannot be read are named, and the others go on.
 
 With --eval the images are a folder DIR/<class>/<image>, or a list with a column label, and the
-scores are printed that training prints for its test images.
+scores are printed that training prints for its test images. Of a list with several splits,
+--split=test scores one.
 
 The network is the one of the run's newest checkpoint; with --fused, the probabilities of the
 networks of all rounds are averaged. Images are prepared as the run prepared its test images.
@@ -55,6 +56,9 @@ def define_flags() -> None:
   )
   flags.DEFINE_bool(
     'eval', False, 'Score the predictions: the images are in class folders, or a list has labels.'
+  )
+  flags.DEFINE_string(
+    'split', '', 'With --eval, the split of a list, or the sub-folder of a folder, to score.'
   )
   flags.DEFINE_integer('top', 1, 'How many of the likeliest classes to name.', lower_bound=1)
   flags.DEFINE_enum(
@@ -102,7 +106,10 @@ def predict() -> None:
   from sjft_jax.screening.screen import exclude_unreadable
 
   compilation.enable_cache()
-  images = open_labelled(options.images[0]) if options.eval else open_images(*options.images)
+  if options.eval:
+    images = open_labelled(options.images[0], options.split)
+  else:
+    images = open_images(*options.images)
   classifier = sjft_jax.load(options.run)
   if options.eval:
     labels = _match_classes(images.classes, classifier.classes, options.images[0])
@@ -145,6 +152,8 @@ def _check_flags(output: Path | None) -> None:
   options = flags.FLAGS
   if options.eval and len(options.images) > 1:
     raise ValueError(f'--eval takes one folder or list; --images has {len(options.images)}')
+  if options.split and not options.eval:
+    raise ValueError(f'--split={options.split} is for scores; give --eval')
   if options.every_class and output is None:
     raise ValueError('--every_class is for a file; give --output')
   if output is None:

@@ -159,6 +159,7 @@ def save_selection(trainer: Trainer, number: int, subset: Subset | None, ranking
 def save_split(path: epath.Path, domains: Domains) -> None:
   """Write which target images are for training and which for testing, if the run has drawn them."""
   if not isinstance(domains.target, SubsetDataset):
+    artifacts.remove(path)  # A run that was stopped may have drawn one.
     return
   tables.write_rows(
     path,

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sjft_jax.classifier import Classifier
 from sjft_jax.runtime import artifacts
@@ -97,6 +98,15 @@ def test_batches_of_any_size_give_the_same_probabilities(classifier, small_data)
     np.testing.assert_allclose(
       classifier.predict(folder, view='center', batch_size=batch_size), p, rtol=1e-5
     )
+
+
+def test_paths_and_arrays_may_come_from_a_generator(classifier, small_data):
+  folder = small_data / 'target' / 'test'
+  p = classifier.predict(sorted(folder.glob('*/0.png')), view='center')
+  by_path = classifier.predict((path for path in sorted(folder.glob('*/0.png'))), view='center')
+  np.testing.assert_array_equal(by_path, p)
+  arrays = (np.asarray(Image.open(path)) for path in sorted(folder.glob('*/0.png')))
+  np.testing.assert_allclose(classifier.predict(arrays, view='center'), p, rtol=1e-5)
 
 
 GRAY = np.zeros((40, 44), np.uint8)

@@ -122,6 +122,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used_once_it_is_del
     ('pretrain', '', 'knows no class of the target; give a folder below '),
     ('arms/rounds', '--images=/nowhere', '/nowhere is neither a folder nor a file'),
     ('arms/rounds', '--max_bad_share=0 --images=/nowhere --eval', 'takes one folder or list'),
+    ('arms/rounds', '--split=test', '--split=test is for scores; give --eval'),
     ('arms/rounds', '--output=p.txt', 'the name must end in one of .csv, .tsv, .parquet, .json'),
   ],
 )

@@ -139,6 +139,11 @@ def test_the_split_is_written_where_it_was_drawn(trainer, tmp_path):
     'class': ['a', 'b, c', 'b, c', 'a'],
     'set': ['train', 'train', 'test', 'test'],
   }
+  with artifacts.suppress_writes(epath.Path(tmp_path)):
+    results.save_split(path, trainer.domains)
+  assert path.exists()
+  results.save_split(path, trainer.domains)
+  assert not path.exists()
 
 
 def test_the_figure_has_a_row_for_each_class_and_a_column_for_each_rank(trainer, tmp_path):

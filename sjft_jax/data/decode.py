@@ -73,7 +73,7 @@ _PNG_END = b'IEND\xaeB`\x82'
 # Depths of the images that scanners, cameras and microscopes save with 16 bits a channel.
 _DEPTHS = (8, 10, 12, 14, 16)
 # Tags of TIFF.
-_BITS_PER_SAMPLE, _ORIENTATION, _STRIPS, _TILES = 258, 274, 273, 324
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _STRIPS, _TILES = 258, 262, 274, 273, 324
 
 # Headers are read part by part in Python: so many parts take a fraction of a second, and no encoder
 # writes nearly as many. Those of the pixels, and what is behind them, take some seconds.
@@ -382,6 +382,8 @@ def _convert_to_rgb(image: Image.Image, data: bytes, depth: int) -> RGB:
       raise UnreadableError('has pixels of more than 16 bits')
     # Pillow has scaled what states less.
     grey = _to_8_bits(grey, depth) if depth > 8 else (grey >> 8).astype(np.uint8)
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0:
+      grey = ~grey  # 0 is white, which Pillow inverts up to 8 bits only.
     return np.repeat(grey[..., None], 3, 2)
   if image.mode == 'F':
     raise UnreadableError('has floating-point pixels')

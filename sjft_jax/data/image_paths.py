@@ -47,13 +47,28 @@ def open_images(*paths: str) -> UnlabelledFolder | ImageFiles:
   return ImageFiles([Path(part.location(i)) for part in parts for i in range(len(part))])
 
 
-def open_labelled(path: str) -> ClassFolder | ListedImages:
-  """Open the images of a folder `path/<class>/…/<file>`, or of a list, all its rows.
+def open_labelled(path: str, split: str = '') -> ClassFolder | ListedImages:
+  """Open the images of a folder `path/split/<class>/…/<file>`, or of a list.
+
+  Args:
+    path: the folder or the list.
+    split: a sub-folder of the folder, or a split of the list; '': the classes are folders in `path`
+      itself, and the list has one split at most.
 
   Raises:
-    ValueError: as for `ClassFolder` and `ListedImages`.
+    ValueError: as for `ClassFolder` and `ListedImages`; a list has several splits, and none is
+      given.
   """
-  return (ListedImages if is_list(path) else ClassFolder)(path, '')
+  if not is_list(path):
+    return ClassFolder(path, split)
+  splits = [] if split else ListedImages.splits(path)
+  if len(splits) > 1:
+    # Scores of training images among the others would look too good.
+    raise ValueError(
+      f'{path} has the splits {", ".join(splits)}; choose one, such as '
+      f'--split={"test" if "test" in splits else splits[0]}'
+    )
+  return ListedImages(path, split)
 
 
 def _open_images(path: str) -> UnlabelledFolder | ImageFiles:

@@ -149,6 +149,13 @@ def atomic_write(path: os.PathLike[str]) -> Iterator[IO[bytes]]:
     raise
 
 
+def remove(path: os.PathLike[str]) -> None:
+  """Remove a file if it is there, as far as `path` may be written."""
+  check_writable(path)
+  if not _is_suppressed(path):
+    epath.Path(path).unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
   """Make a folder that appears under its name only once it is complete.

@@ -68,8 +68,8 @@ def list_contradictions(train: Dataset, listing: os.PathLike[str]) -> None:
 
   Args:
     train: the target's training images.
-    listing: the table to write if there are any, with the columns image, class, other_image and
-      other_class.
+    listing: the table to write, with the columns image, class, other_image and other_class; without
+      rows if there are none.
   """
   digests = image_digests(train)
   if digests is None:
@@ -80,8 +80,6 @@ def list_contradictions(train: Dataset, listing: os.PathLike[str]) -> None:
     other = first.setdefault(row.tobytes(), i)
     if row.any() and train.labels[i] != train.labels[other]:
       pairs.append((i, other))
-  if not pairs:
-    return
   columns = ('image', 'class', 'other_image', 'other_class')
   tables.write_rows(
     listing,
@@ -91,6 +89,8 @@ def list_contradictions(train: Dataset, listing: os.PathLike[str]) -> None:
       for pair in pairs
     ),
   )
+  if not pairs:
+    return
   examples = ', '.join(f'{train.key(i)} = {train.key(j)}' for i, j in pairs[:3])
   console.say(
     f'  {len(pairs):,} of {len(train):,} training images are in another class as well and stay in: '

@@ -63,7 +63,7 @@ def screen(
   images whose files are in another class as well stay in and are listed in contradictions.csv.
 
   Writes bad_images.csv (data_set, image, reason) and duplicates.csv (source, target, target_set,
-  hamming in bits of 144, divergence in nats), both without rows if there are none.
+  hamming in bits of 144, divergence in nats). All tables are without rows if there are none.
 
   Args:
     workdir: the directory of these tables.

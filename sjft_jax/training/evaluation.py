@@ -64,6 +64,11 @@ class Evaluator:
     # for each other for ever: all predict all images then.
     is_shared = view != 'multi_scale'
     start, stop = distributed.shard_bounds(len(data)) if is_shared else (0, len(data))
+    num_images = stop - start
+    if is_shared:
+      # A shard may be one image shorter than others, even empty. The image behind it, which the
+      # longer shard that comes last always leaves, makes batches alike in number and shape.
+      stop = start + -(-len(data) // jax.process_count())
     hint = memory.batch_size_hint(
       'evaluation.batch_size', self.options.batch_size, 'lower images.crop'
     )
@@ -82,7 +87,7 @@ class Evaluator:
       batches = console.with_progress(batches, advance)
       if is_shared:
         p = predict(self.predict_step, state, batches)
-        return distributed.gather_shards(p, len(data))
+        return distributed.gather_shards(p[:num_images], len(data))
       return predict_shapes(self.predict_step, state, batches, self.options.batch_size)
 
 

@@ -338,6 +338,18 @@ def test_of_16_bits_the_upper_8_stay():
   np.testing.assert_array_equal(decoded[0], row >> 8)
 
 
+@pytest.mark.parametrize('depth', [8, 12, 16])
+@pytest.mark.parametrize('compression', ['raw', 'tiff_lzw'])
+def test_a_tiff_may_have_0_as_white(depth, compression):
+  dark = np.arange(600).reshape(20, 30) % (1 << depth) << max(depth - 10, 0)
+  dark[-1, -1] = (1 << depth) - 1
+  dark = dark.astype(np.uint8 if depth == 8 else np.uint16)
+  decoded = decode_image(encode(dark, 'TIFF', tiffinfo={262: 0}, compression=compression))
+  # Pillow stores the negative of 8 bits itself, and values of 16 as they are.
+  light = dark if depth == 8 else 255 - (dark >> (depth - 8)).astype(np.uint8)
+  np.testing.assert_array_equal(decoded, np.repeat(light[..., None], 3, 2))
+
+
 @pytest.mark.parametrize(
   ('array', 'reason'),
   [

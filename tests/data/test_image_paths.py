@@ -6,7 +6,7 @@ from data.image_files import keys, write
 
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.decode import UnreadableError
-from sjft_jax.data.image_paths import ImageFiles
+from sjft_jax.data.image_paths import ImageFiles, open_labelled
 
 
 def test_image_files_come_in_the_given_order(tmp_path, image):
@@ -42,3 +42,20 @@ def test_image_files_that_are_missing_or_unreadable_are_named(tmp_path):
   (tmp_path / 'text.png').write_text('no image')
   with pytest.raises(UnreadableError, match=rf'^{tmp_path}/text\.png is no AVIF,'):
     ImageFiles([tmp_path / 'text.png'])[0]
+
+
+def test_a_split_of_a_list_or_a_folder_is_opened(tmp_path, image):
+  names = ['train/ant/1.png', 'test/ant/1.png', 'test/bee/1.png']
+  for name in names:
+    write(tmp_path / name, image)
+  rows = [f'{name},{name.split("/")[1]},{name.split("/")[0]}' for name in names]
+  path = tmp_path / 'list.csv'
+  path.write_text('\n'.join(['path,label,split', *rows]))
+  assert keys(open_labelled(str(path), 'test')) == names[1:]
+  assert keys(open_labelled(str(tmp_path), 'test')) == keys(open_labelled(str(tmp_path / 'test')))
+  with pytest.raises(ValueError, match=r'has the splits test, train; choose one, .*--split=test$'):
+    open_labelled(str(path))
+  path.write_text('\n'.join(['path,label,split', *rows[1:]]))
+  assert keys(open_labelled(str(path))) == names[1:]
+  path.write_text('\n'.join(['path,label', *(row.rpartition(',')[0] for row in rows)]))
+  assert keys(open_labelled(str(path))) == names

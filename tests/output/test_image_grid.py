@@ -46,3 +46,12 @@ def test_images_are_scaled_as_by_pillow():
   grid = np.asarray(image_grid([[(image, '', '')]], ['']))
   scaled = Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
   np.testing.assert_array_equal(grid[TOP : TOP + SIDE, GAP : GAP + SIDE], np.asarray(scaled))
+
+
+def test_line_breaks_and_names_that_are_not_utf_8_are_drawn_as_escapes():
+  image = np.zeros((4, 4, 3), np.uint8)
+  page, expected = (
+    np.asarray(image_grid([[(image, line, line)]], [line]))
+    for line in ('a\nb\udcff', r'a\nb\udcff')
+  )
+  np.testing.assert_array_equal(page, expected)

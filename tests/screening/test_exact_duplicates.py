@@ -5,7 +5,7 @@ import pytest
 
 from sjft_jax.data.dataset import EncodedDataset, SubsetDataset
 from sjft_jax.data.digests import digest
-from sjft_jax.screening.exact_duplicates import exclude_test_files
+from sjft_jax.screening.exact_duplicates import exclude_test_files, list_contradictions
 
 
 class Contents(EncodedDataset):
@@ -65,3 +65,11 @@ def test_a_class_of_nothing_else_is_an_error(tmp_path, domains):
   train = SubsetDataset(domains[0], np.array([0, 4]))
   with pytest.raises(ValueError, match="all training images of class 'one' are test images as"):
     exclude_test_files(train, domains[1], tmp_path / 'copies.csv', keep=False)
+
+
+def test_images_in_two_classes_are_listed_until_there_are_none(tmp_path):
+  path, columns = tmp_path / 'contradictions.csv', ['image', 'class', 'other_image', 'other_class']
+  list_contradictions(Contents('train', [b'a', b'b', b'a'], [0, 0, 1]), path)
+  assert listed(path) == [columns, ['train/2', 'two', 'train/0', 'one']]
+  list_contradictions(Contents('train', [b'a', b'b', None], [0, 0, 1]), path)
+  assert listed(path) == [columns]

@@ -5,6 +5,7 @@ import pytest
 
 from sjft_jax.data import transforms
 from sjft_jax.data.dataset import ImageArrays
+from sjft_jax.runtime import distributed
 from sjft_jax.training.evaluation import (
   EvaluationOptions,
   Evaluator,
@@ -103,3 +104,32 @@ def test_multi_scale_predictions_of_square_images_are_those_of_whole_batches():
   np.testing.assert_array_equal(result, predict(network, np.float32(2), whole))
   for ours, theirs in zip(grouped, batches, strict=True):
     np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize('number', [1, 2, 3, 10])
+def test_processes_predict_batches_alike_in_number_and_shape_and_each_image_once(
+  number, monkeypatch
+):
+  """Three processes, of which each in turn is this one; the parts are joined here."""
+  images = np.random.default_rng(0).integers(0, 255, (number, 16, 16, 3)).astype(np.uint8)
+  shapes = []
+
+  def network(state, batch):
+    shapes.append(batch.shape)
+    return jax.pmap(lambda x: x.astype(jnp.float32).mean((1, 2)) * state)(batch)
+
+  size = transforms.ImageSize(resize=16, crop=16)
+  evaluator = Evaluator(network, size, EvaluationOptions(views=('center',), batch_size=3))
+  expected = evaluator(np.float32(2), ImageArrays(images), 'center')
+  parts, shapes_by_process = [], []
+  monkeypatch.setattr(distributed, 'gather_shards', lambda part, size: part)
+  monkeypatch.setattr(jax, 'process_count', lambda: 3)
+  for process in range(3):
+    monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
+    shapes.clear()
+    parts.append(evaluator(np.float32(2), ImageArrays(images), 'center'))
+    start, stop = distributed.shard_bounds(number)
+    assert len(parts[-1]) == stop - start
+    shapes_by_process.append(list(shapes))
+  np.testing.assert_allclose(np.concatenate(parts), expected, rtol=1e-6)
+  assert shapes_by_process[0] == shapes_by_process[1] == shapes_by_process[2]
