@@ -19,6 +19,7 @@ from sjft_jax import config as configs
 from sjft_jax import inputs, pipeline
 from sjft_jax import results as result_files
 from sjft_jax import workdir as workdirs
+from sjft_jax.data import registry
 from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset
 from sjft_jax.data.folds import assign_folds
 from sjft_jax.report import summary
@@ -183,7 +184,7 @@ def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
         f'tuned={path} was made with {name}={options.get(name, "its default")}, not '
         f'{now.get(name, "its default")}; tune again with this value'
       )
-  if config.repeats > 1 and not config.target.test_split:
+  if config.repeats > 1 and registry.draws_test(**config.target):
     raise ValueError(
       f'tuned={path} has seen the training images of one split, some of which the other '
       f'{config.repeats - 1} repeats test on; tune and train each target.split_seed by itself'
