@@ -33,7 +33,8 @@ from sjft_jax.training.search import Setting, TuningOptions
 
 # What the settings were chosen for: a run of other images or another network needs others.
 _SECTIONS = ('target', 'source', 'screening', 'bank', 'descriptors', 'model', 'pretrain', 'images')
-# From cheap to expensive; of arms that are as good as each other, the first is chosen.
+# From cheap to expensive, and last those of one's own; of arms that are as good as each other, the
+# first is chosen.
 _COSTS = (*configs.FROZEN_ARMS, 'none', 'random', 'all', 'similar', 'classes', 'constant', 'rounds')
 
 
@@ -388,7 +389,7 @@ def _choose_arm(
   chosen: Mapping[str, Mapping[str, Any]], correct: Mapping[str, np.ndarray], labels: np.ndarray
 ) -> str:
   """Return the most accurate arm, or the cheapest that is within one standard error of it."""
-  by_cost = sorted(chosen, key=_COSTS.index)
+  by_cost = sorted(chosen, key=lambda arm: (*_COSTS, arm).index(arm))
   best = max(by_cost, key=lambda name: chosen[name]['accuracy'])
   for name in by_cost:
     gain = significance.paired_gain(correct[best], correct[name], labels)

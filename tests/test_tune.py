@@ -238,3 +238,7 @@ def test_cheapest_arm_within_a_standard_error_is_chosen():
   assert choose() == 'none'
   correct['constant'][[7, 8, 17, 18, 27, 57, 67]] = True
   assert choose() == 'constant'
+  correct = {'mine': right, 'rounds': right.copy()}  # What an arm of one's own costs is not known.
+  assert choose() == 'rounds'
+  correct['mine'] = right | True
+  assert choose() == 'mine'
