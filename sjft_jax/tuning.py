@@ -147,7 +147,7 @@ def tune(
     (target,) = exclude_unreadable(
       (target,), directory / 'bad_images.csv', max_bad_share=config.screening.max_bad_share
     )
-    folds = assign_folds(target.labels, group_images(target), options.folds, config.seed)
+    folds = _assign_folds(target.labels, group_images(target), options.folds, config.seed)
     workdirs.save_config(config, directory)
     is_complete = _try_settings(directory, config, arms, target, source, folds, minutes)
     record = _choose(arms) | {
@@ -198,6 +198,25 @@ def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
       raise ValueError(f'tuned={path} has no arm {arm}, but {", ".join(chosen)}; tune it too')
     result.overrides[arm] = _merge(config.overrides.get(arm, {}), chosen[arm]['setting'])
   return result
+
+
+def _assign_folds(
+  labels: Int[np.ndarray, ' image'], groups: Int[np.ndarray, ' image'], num_folds: int, seed: int
+) -> Int[np.ndarray, ' image']:
+  """Deal images to folds as `assign_folds` does.
+
+  Raises:
+    ValueError: a fold is empty, which would be found only once all others were tried.
+  """
+  folds = assign_folds(labels, groups, num_folds, seed)
+  if len(np.unique(folds[folds >= 0])) < num_folds:
+    num_groups = len(np.unique(groups[folds >= 0]))
+    remedy = f'lower it to {num_groups}, or ' if 1 < num_groups < num_folds else ''
+    raise ValueError(
+      f'tuning.folds={num_folds} leaves a fold empty: the training images that can be held out are '
+      f'{num_groups} groups, copies of a picture counted as one; {remedy}add images of other groups'
+    )
+  return folds
 
 
 def _try_settings(

@@ -179,6 +179,14 @@ def test_training_that_diverges_is_the_worst_setting_and_not_the_end(tmp_path, m
   np.testing.assert_array_equal(again.probabilities, trial.probabilities)
 
 
+def test_fewer_groups_than_folds_are_refused_before_any_training():
+  labels, groups = np.tile(np.arange(4), 8), np.repeat([0, 1], 16)
+  assert set(tuning._assign_folds(labels, groups, 2, 0)) == {0, 1}
+  message = r'tuning\.folds=3 leaves a fold empty: .* are 2 groups, .*; lower it to 2, or add'
+  with pytest.raises(ValueError, match=message):
+    tuning._assign_folds(labels, groups, 3, 0)
+
+
 def make_search(scores):
   """Return a search with trials of given probabilities of the right class, [setting][fold]."""
   trials = {}
