@@ -258,7 +258,7 @@ def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
   """Return the options of one arm: the common ones with its overrides.
 
   Raises:
-    ValueError: an unknown arm, or an override of something that is no option.
+    ValueError: an unknown arm, or an override of something that is no option or the same for all.
   """
   choose('arms', arm, _arm_names(config))
   overrides = config.overrides.get(arm, {})
@@ -266,8 +266,15 @@ def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
     raise ValueError(f'overrides.{arm}: this arm trains nothing; remove its overrides')
   for section in set(overrides) - set(OVERRIDABLE):
     raise ValueError(f'overrides.{arm}.{section}: arms can differ in {", ".join(OVERRIDABLE)}')
+  common = with_changes(config, _ARMS.get(arm, {}))
   with option_section(f'overrides.{arm}'):
-    return with_changes(with_changes(config, _ARMS.get(arm, {})), overrides)
+    result = with_changes(common, overrides)
+    if result.selection.rounds != common.selection.rounds:
+      raise ValueError(
+        f'selection.rounds={result.selection.rounds}, but all arms that train have the same '
+        'rounds; set selection.rounds instead'
+      )
+  return result
 
 
 def _arm_names(config: ConfigDict) -> list[str]:

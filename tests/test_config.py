@@ -153,6 +153,15 @@ def test_impossible_overrides_are_named():
     config.arm_config(c, 'none')
 
 
+def test_arms_have_the_same_rounds():
+  c = config.default()
+  c.overrides.none.selection.rounds = 5
+  assert config.arm_config(c, 'none').selection.rounds == 5
+  c.selection.rounds = 3
+  with pytest.raises(ValueError, match=r'overrides\.none: selection\.rounds=5, but all arms'):
+    config.arm_configs(c)
+
+
 def test_arms_that_train_nothing_have_one_round_and_no_options():
   c = config.default()
   c.arms = ('probe', 'rounds')
