@@ -231,6 +231,9 @@ def default() -> ConfigDict:
   o.all = ConfigDict({'selection': {'method': 'all'}})
   o.constant = ConfigDict({'selection': {'method': 'nearest', 'sigma0': 0.0, 'sigma1': 0.0}})
   o.rounds = ConfigDict({'selection': {'method': 'nearest'}})
+  # What these two differ by is in _ARMS; here, the command line finds them.
+  o.similar = ConfigDict()
+  o.classes = ConfigDict()
   c.lock()
   o.unlock()  # An arm may override any option of OVERRIDABLE; `arm_config` checks them.
   return c

@@ -144,6 +144,15 @@ def test_an_override_starts_with_the_common_value():
   assert options.overrides.all.selection.method == 'all'
 
 
+@pytest.mark.parametrize(
+  'arm', ['none', 'random', 'all', 'similar', 'classes', 'constant', 'rounds']
+)
+def test_every_arm_that_trains_can_be_overridden(arm):
+  options = config.default()
+  config_file._add_overrides(options, ['main', f'--config.overrides.{arm}.solver.ema=0.5'])
+  assert options.overrides[arm].solver.to_dict() == {'ema': 0.0}
+
+
 def test_the_last_config_counts_and_is_taken_out():
   argv = ['main', '--config=a.py', '--workdir=x', '--config', 'b.py:c', '--', '--config=d.py']
   assert config_file._take_config(argv) == 'b.py:c'
