@@ -18,11 +18,15 @@ from sjft_jax.selection.subset import METHODS
 # The sections that arms can differ in: data, network and ranking are the same for all.
 OVERRIDABLE = ('selection', 'training', 'loss', 'solver')
 # The arms that train no network, only a classifier on the features of the one that others start
-# from. They have one round, and no options.
+# from. They have one round, no options, and no steps to warm up in: a warm-up that fits into the
+# rounds of the other arms would be longer than the schedule of one round.
 FROZEN_ARMS = ('knn', 'probe')
 # What arms differ by beside their overrides.
 _ARMS: dict[str, dict[str, Any]] = {
-  **{arm: {'selection': {'method': 'none', 'rounds': 1}} for arm in FROZEN_ARMS},
+  **{
+    arm: {'selection': {'method': 'none', 'rounds': 1}, 'solver': {'warmup_steps': 0}}
+    for arm in FROZEN_ARMS
+  },
   'similar': {'selection': {'method': 'similar', 'sigma0': 0.0, 'sigma1': 0.0}},
   'classes': {'selection': {'method': 'classes', 'sigma0': 0.0, 'sigma1': 0.0}},
 }

@@ -3,6 +3,8 @@ import pytest
 
 from sjft_jax import config, inputs
 from sjft_jax.data.dataset import Domains
+from sjft_jax.training.optimizer import SolverOptions, sgd
+from sjft_jax.training.trainer import TrainingOptions
 
 
 class Images:
@@ -174,6 +176,15 @@ def test_arms_that_train_nothing_have_one_round_and_no_options():
   c.overrides.probe = {'solver': {'learning_rate': 0.5}}
   with pytest.raises(ValueError, match=r'overrides\.probe: this arm trains nothing; remove'):
     config.arm_configs(c)
+
+
+def test_a_warm_up_of_more_than_one_round_is_refused_for_no_arm():
+  c = make_config(solver__warmup_steps=20_000, training__restart_schedule=False)
+  for arm in config.arm_configs(c).values():
+    check(arm)
+    steps = TrainingOptions(**arm.training).schedule_steps(arm.selection.rounds)
+    sgd(steps, SolverOptions(**arm.solver))
+  assert config.arm_config(c, 'none').solver.warmup_steps == 20_000
 
 
 def test_pretraining_has_its_own_steps_and_no_start_to_keep():
