@@ -1,5 +1,6 @@
 """All options, each stated once. A file in configs/ starts from `default` and sets what differs."""
 
+import bisect
 import contextlib
 import difflib
 import inspect
@@ -477,14 +478,23 @@ def check_sizes(config: ConfigDict, domains: Domains) -> None:
         t.class_cap,
       )
   k0, num_source = config.selection.num_neighbors, len(domains.source)
-  selection = SelectionOptions(**config.selection)
-  depth = max(selection.ranking_depth, selection.feature_depth)
+  depth = _selection_depth(config, k0)
   if depth > num_source:
+    # The largest number that fits: σ0 and σ1 are rounded, so a proportion can be off.
+    fitting = bisect.bisect(range(k0), num_source, key=lambda k: _selection_depth(config, k)) - 1
+    remedy = f'lower selection.num_neighbors to {fitting} or less'
+    if fitting < 1:
+      remedy = 'lower selection.sigma0 and sigma1, or selection.rounds, or add source images'
     raise ValueError(
       f'selection.num_neighbors={k0} can grow to {depth} in {config.selection.rounds} rounds, '
-      f'which exceeds the {num_source} source images; lower selection.num_neighbors to '
-      f'{k0 * num_source // depth} or less'
+      f'which exceeds the {num_source} source images; {remedy}'
     )
+
+
+def _selection_depth(config: ConfigDict, num_neighbors: int) -> int:
+  """Return how many neighbours an image can come to have if it starts with so many."""
+  selection = SelectionOptions(**{**config.selection, 'num_neighbors': num_neighbors})
+  return max(selection.ranking_depth, selection.feature_depth)
 
 
 def _check_training(config: ConfigDict, num_devices: int) -> None:

@@ -1,3 +1,6 @@
+import itertools
+import re
+
 import numpy as np
 import pytest
 
@@ -130,6 +133,21 @@ def test_the_most_neighbours_that_the_source_allows_are_accepted():
   with pytest.raises(ValueError, match='lower selection.num_neighbors'):
     check(make_config(selection__num_neighbors=589))
   check(make_config(selection__num_neighbors=10_000, selection__rounds=1))
+
+
+def test_number_of_neighbours_that_is_suggested_fits():
+  options = {'selection__sigma0': 0.25, 'selection__sigma1': 0.0, 'selection__rounds': 5}
+  # σ0 is rounded: 2 neighbours stay 2, but 3 become 3 + 4·1 = 7.
+  for k0, num_source in itertools.product((6, 7, 40), range(1, 10)):
+    domains = DOMAINS._replace(source=Images(num_source))
+    with pytest.raises(ValueError, match='lower selection.num_neighbors to') as refusal:
+      check(make_config(**options, selection__num_neighbors=k0), domains)
+    fitting = int(re.search(r'(\d+) or less', str(refusal.value))[1])
+    check(make_config(**options, selection__num_neighbors=fitting), domains)
+    with pytest.raises(ValueError, match='exceeds'):
+      check(make_config(**options, selection__num_neighbors=fitting + 1), domains)
+  with pytest.raises(ValueError, match=r'lower selection\.sigma0 and sigma1, or selection\.rounds'):
+    check(make_config(), DOMAINS._replace(source=Images(16)))  # 1 neighbour becomes 17.
 
 
 def test_arms_differ_by_their_overrides_only():
