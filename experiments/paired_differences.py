@@ -8,7 +8,6 @@ is Student's t. It holds for new seeds and these test images.
 """
 
 import itertools
-from pathlib import Path
 
 from absl import app, flags
 from etils import epath
@@ -30,8 +29,12 @@ def main(_: object) -> None:
     content = {'seeds': list, 'table': list}
     results = artifacts.load_json(epath.Path(run) / 'results.json', content)
     seeds.add(tuple(results['seeds']))
-    for row in results['table']:
-      name = row['name'] if len(RUNS.value) == 1 else f'{Path(run).name}: {row["name"]}'
+    for number, row in enumerate(results['table'], 1):
+      if SCORE.value not in row:
+        continue  # An arm of one round has nothing to fuse.
+      name = row['name'] if len(RUNS.value) == 1 else f'{run}: {row["name"]}'
+      if name in scores:  # With one round, both selected arms have the same title.
+        name += f', row {number}'
       scores[name] = [100 * value for value in row[SCORE.value]['values']]
   if len(seeds) > 1:
     raise app.UsageError(f'the runs have different seeds: {", ".join(map(str, sorted(seeds)))}')

@@ -1,5 +1,6 @@
 """All options, each stated once. A file in configs/ starts from `default` and sets what differs."""
 
+import bisect
 import contextlib
 import difflib
 import inspect
@@ -18,11 +19,15 @@ from sjft_jax.selection.subset import METHODS
 # The sections that arms can differ in: data, network and ranking are the same for all.
 OVERRIDABLE = ('selection', 'training', 'loss', 'solver')
 # The arms that train no network, only a classifier on the features of the one that others start
-# from. They have one round, and no options.
+# from. They have one round, no options, and no steps to warm up in: a warm-up that fits into the
+# rounds of the other arms would be longer than the schedule of one round.
 FROZEN_ARMS = ('knn', 'probe')
 # What arms differ by beside their overrides.
 _ARMS: dict[str, dict[str, Any]] = {
-  **{arm: {'selection': {'method': 'none', 'rounds': 1}} for arm in FROZEN_ARMS},
+  **{
+    arm: {'selection': {'method': 'none', 'rounds': 1}, 'solver': {'warmup_steps': 0}}
+    for arm in FROZEN_ARMS
+  },
   'similar': {'selection': {'method': 'similar', 'sigma0': 0.0, 'sigma1': 0.0}},
   'classes': {'selection': {'method': 'classes', 'sigma0': 0.0, 'sigma1': 0.0}},
 }
@@ -231,6 +236,9 @@ def default() -> ConfigDict:
   o.all = ConfigDict({'selection': {'method': 'all'}})
   o.constant = ConfigDict({'selection': {'method': 'nearest', 'sigma0': 0.0, 'sigma1': 0.0}})
   o.rounds = ConfigDict({'selection': {'method': 'nearest'}})
+  # What these two differ by is in _ARMS; here, the command line finds them.
+  o.similar = ConfigDict()
+  o.classes = ConfigDict()
   c.lock()
   o.unlock()  # An arm may override any option of OVERRIDABLE; `arm_config` checks them.
   return c
@@ -258,7 +266,7 @@ def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
   """Return the options of one arm: the common ones with its overrides.
 
   Raises:
-    ValueError: an unknown arm, or an override of something that is no option.
+    ValueError: an unknown arm, or an override of something that is no option or the same for all.
   """
   choose('arms', arm, _arm_names(config))
   overrides = config.overrides.get(arm, {})
@@ -266,8 +274,15 @@ def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
     raise ValueError(f'overrides.{arm}: this arm trains nothing; remove its overrides')
   for section in set(overrides) - set(OVERRIDABLE):
     raise ValueError(f'overrides.{arm}.{section}: arms can differ in {", ".join(OVERRIDABLE)}')
+  common = with_changes(config, _ARMS.get(arm, {}))
   with option_section(f'overrides.{arm}'):
-    return with_changes(with_changes(config, _ARMS.get(arm, {})), overrides)
+    result = with_changes(common, overrides)
+    if result.selection.rounds != common.selection.rounds:
+      raise ValueError(
+        f'selection.rounds={result.selection.rounds}, but all arms that train have the same '
+        'rounds; set selection.rounds instead'
+      )
+  return result
 
 
 def _arm_names(config: ConfigDict) -> list[str]:
@@ -463,14 +478,23 @@ def check_sizes(config: ConfigDict, domains: Domains) -> None:
         t.class_cap,
       )
   k0, num_source = config.selection.num_neighbors, len(domains.source)
-  selection = SelectionOptions(**config.selection)
-  depth = max(selection.ranking_depth, selection.feature_depth)
+  depth = _selection_depth(config, k0)
   if depth > num_source:
+    # The largest number that fits: σ0 and σ1 are rounded, so a proportion can be off.
+    fitting = bisect.bisect(range(k0), num_source, key=lambda k: _selection_depth(config, k)) - 1
+    remedy = f'lower selection.num_neighbors to {fitting} or less'
+    if fitting < 1:
+      remedy = 'lower selection.sigma0 and sigma1, or selection.rounds, or add source images'
     raise ValueError(
       f'selection.num_neighbors={k0} can grow to {depth} in {config.selection.rounds} rounds, '
-      f'which exceeds the {num_source} source images; lower selection.num_neighbors to '
-      f'{k0 * num_source // depth} or less'
+      f'which exceeds the {num_source} source images; {remedy}'
     )
+
+
+def _selection_depth(config: ConfigDict, num_neighbors: int) -> int:
+  """Return how many neighbours an image can come to have if it starts with so many."""
+  selection = SelectionOptions(**{**config.selection, 'num_neighbors': num_neighbors})
+  return max(selection.ranking_depth, selection.feature_depth)
 
 
 def _check_training(config: ConfigDict, num_devices: int) -> None:

@@ -48,7 +48,10 @@ def fuse() -> None:
   from sjft_jax import results
   from sjft_jax.report import summary
 
-  runs = [results.load_predictions(run, options.view, options.fused) for run in options.run]
+  first, *others = options.run
+  runs = [results.load_predictions(first, options.view, options.fused)]
+  # Others may have another view first.
+  runs += [results.load_predictions(run, runs[0].view, options.fused) for run in others]
   fused = results.fuse_predictions(runs)
   rows = [(run.name, run.scores()) for run in (*runs, fused)]
   summary.print_scores(rows, f'{len(fused.images):,} test images')

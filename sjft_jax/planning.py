@@ -13,6 +13,7 @@ from rich.table import Table
 from sjft_jax import config as configs
 from sjft_jax import inputs as run_inputs
 from sjft_jax.calibration import Stage, calibrate
+from sjft_jax.data import registry
 from sjft_jax.inputs import Inputs
 from sjft_jax.runtime import console, memory
 from sjft_jax.runtime.host_memory import format_bytes, free_host_bytes
@@ -91,7 +92,7 @@ def plan(config: ConfigDict) -> Plan:
   stages = [start, calibration.screening]
   if calibration.ranking:
     # Repeats differ in the target's training images only where these are drawn.
-    is_drawn = bool(config.target.train_per_class) or not config.target.test_split
+    is_drawn = bool(config.target.train_per_class) or registry.draws_test(**config.target)
     stages.append(_repeat(calibration.ranking, repeats if is_drawn else 1))
   stages += [_repeat(stage, repeats) for stage in calibration.training]
   stages.append(

@@ -193,6 +193,7 @@ class Predictions:
     labels: their true classes.
     classes: the names of the classes.
     probabilities: of each class.
+    view: of the evaluation.
   """
 
   name: str
@@ -200,6 +201,7 @@ class Predictions:
   labels: Int[np.ndarray, ' image']
   classes: list[str]
   probabilities: Float[np.ndarray, 'image category']
+  view: str
 
   def scores(self) -> dict[str, float]:
     """Return mean class accuracy, top-1 and cross-entropy."""
@@ -241,7 +243,7 @@ def load_predictions(run: str, view: str | None = None, fused: bool = False) -> 
   if {p.shape for p in probabilities} != {shape} or labels.shape != shape[:1]:
     raise ValueError(f'the files of {run} do not fit together; use another run')
   return Predictions(
-    str(run), images.tolist(), labels, classes.tolist(), np.mean(probabilities, axis=0)
+    str(run), images.tolist(), labels, classes.tolist(), np.mean(probabilities, axis=0), view
   )
 
 

@@ -19,6 +19,7 @@ from sjft_jax import config as configs
 from sjft_jax import inputs, pipeline
 from sjft_jax import results as result_files
 from sjft_jax import workdir as workdirs
+from sjft_jax.data import registry
 from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset
 from sjft_jax.data.folds import assign_folds
 from sjft_jax.report import summary
@@ -32,7 +33,8 @@ from sjft_jax.training.search import Setting, TuningOptions
 
 # What the settings were chosen for: a run of other images or another network needs others.
 _SECTIONS = ('target', 'source', 'screening', 'bank', 'descriptors', 'model', 'pretrain', 'images')
-# From cheap to expensive; of arms that are as good as each other, the first is chosen.
+# From cheap to expensive, and last those of one's own; of arms that are as good as each other, the
+# first is chosen.
 _COSTS = (*configs.FROZEN_ARMS, 'none', 'random', 'all', 'similar', 'classes', 'constant', 'rounds')
 
 
@@ -145,7 +147,7 @@ def tune(
     (target,) = exclude_unreadable(
       (target,), directory / 'bad_images.csv', max_bad_share=config.screening.max_bad_share
     )
-    folds = assign_folds(target.labels, group_images(target), options.folds, config.seed)
+    folds = _assign_folds(target.labels, group_images(target), options.folds, config.seed)
     workdirs.save_config(config, directory)
     is_complete = _try_settings(directory, config, arms, target, source, folds, minutes)
     record = _choose(arms) | {
@@ -183,7 +185,7 @@ def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
         f'tuned={path} was made with {name}={options.get(name, "its default")}, not '
         f'{now.get(name, "its default")}; tune again with this value'
       )
-  if config.repeats > 1 and not config.target.test_split:
+  if config.repeats > 1 and registry.draws_test(**config.target):
     raise ValueError(
       f'tuned={path} has seen the training images of one split, some of which the other '
       f'{config.repeats - 1} repeats test on; tune and train each target.split_seed by itself'
@@ -196,6 +198,25 @@ def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
       raise ValueError(f'tuned={path} has no arm {arm}, but {", ".join(chosen)}; tune it too')
     result.overrides[arm] = _merge(config.overrides.get(arm, {}), chosen[arm]['setting'])
   return result
+
+
+def _assign_folds(
+  labels: Int[np.ndarray, ' image'], groups: Int[np.ndarray, ' image'], num_folds: int, seed: int
+) -> Int[np.ndarray, ' image']:
+  """Deal images to folds as `assign_folds` does.
+
+  Raises:
+    ValueError: a fold is empty, which would be found only once all others were tried.
+  """
+  folds = assign_folds(labels, groups, num_folds, seed)
+  if len(np.unique(folds[folds >= 0])) < num_folds:
+    num_groups = len(np.unique(groups[folds >= 0]))
+    remedy = f'lower it to {num_groups}, or ' if 1 < num_groups < num_folds else ''
+    raise ValueError(
+      f'tuning.folds={num_folds} leaves a fold empty: the training images that can be held out are '
+      f'{num_groups} groups, copies of a picture counted as one; {remedy}add images of other groups'
+    )
+  return folds
 
 
 def _try_settings(
@@ -387,7 +408,7 @@ def _choose_arm(
   chosen: Mapping[str, Mapping[str, Any]], correct: Mapping[str, np.ndarray], labels: np.ndarray
 ) -> str:
   """Return the most accurate arm, or the cheapest that is within one standard error of it."""
-  by_cost = sorted(chosen, key=_COSTS.index)
+  by_cost = sorted(chosen, key=lambda arm: (*_COSTS, arm).index(arm))
   best = max(by_cost, key=lambda name: chosen[name]['accuracy'])
   for name in by_cost:
     gain = significance.paired_gain(correct[best], correct[name], labels)

@@ -1,8 +1,13 @@
+import itertools
+import re
+
 import numpy as np
 import pytest
 
 from sjft_jax import config, inputs
 from sjft_jax.data.dataset import Domains
+from sjft_jax.training.optimizer import SolverOptions, sgd
+from sjft_jax.training.trainer import TrainingOptions
 
 
 class Images:
@@ -130,6 +135,21 @@ def test_the_most_neighbours_that_the_source_allows_are_accepted():
   check(make_config(selection__num_neighbors=10_000, selection__rounds=1))
 
 
+def test_number_of_neighbours_that_is_suggested_fits():
+  options = {'selection__sigma0': 0.25, 'selection__sigma1': 0.0, 'selection__rounds': 5}
+  # σ0 is rounded: 2 neighbours stay 2, but 3 become 3 + 4·1 = 7.
+  for k0, num_source in itertools.product((6, 7, 40), range(1, 10)):
+    domains = DOMAINS._replace(source=Images(num_source))
+    with pytest.raises(ValueError, match='lower selection.num_neighbors to') as refusal:
+      check(make_config(**options, selection__num_neighbors=k0), domains)
+    fitting = int(re.search(r'(\d+) or less', str(refusal.value))[1])
+    check(make_config(**options, selection__num_neighbors=fitting), domains)
+    with pytest.raises(ValueError, match='exceeds'):
+      check(make_config(**options, selection__num_neighbors=fitting + 1), domains)
+  with pytest.raises(ValueError, match=r'lower selection\.sigma0 and sigma1, or selection\.rounds'):
+    check(make_config(), DOMAINS._replace(source=Images(16)))  # 1 neighbour becomes 17.
+
+
 def test_arms_differ_by_their_overrides_only():
   c = config.default()
   c.overrides.none.solver = {'learning_rate': 0.5}
@@ -153,6 +173,15 @@ def test_impossible_overrides_are_named():
     config.arm_config(c, 'none')
 
 
+def test_arms_have_the_same_rounds():
+  c = config.default()
+  c.overrides.none.selection.rounds = 5
+  assert config.arm_config(c, 'none').selection.rounds == 5
+  c.selection.rounds = 3
+  with pytest.raises(ValueError, match=r'overrides\.none: selection\.rounds=5, but all arms'):
+    config.arm_configs(c)
+
+
 def test_arms_that_train_nothing_have_one_round_and_no_options():
   c = config.default()
   c.arms = ('probe', 'rounds')
@@ -165,6 +194,15 @@ def test_arms_that_train_nothing_have_one_round_and_no_options():
   c.overrides.probe = {'solver': {'learning_rate': 0.5}}
   with pytest.raises(ValueError, match=r'overrides\.probe: this arm trains nothing; remove'):
     config.arm_configs(c)
+
+
+def test_a_warm_up_of_more_than_one_round_is_refused_for_no_arm():
+  c = make_config(solver__warmup_steps=20_000, training__restart_schedule=False)
+  for arm in config.arm_configs(c).values():
+    check(arm)
+    steps = TrainingOptions(**arm.training).schedule_steps(arm.selection.rounds)
+    sgd(steps, SolverOptions(**arm.solver))
+  assert config.arm_config(c, 'none').solver.warmup_steps == 20_000
 
 
 def test_pretraining_has_its_own_steps_and_no_start_to_keep():

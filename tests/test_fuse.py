@@ -1,13 +1,16 @@
 """The average of several runs, through the command line."""
 
+import dataclasses
 import sys
 
 import commands
 import numpy as np
 import pyarrow.csv
 import pytest
+from etils import epath
 
 from sjft_jax import results
+from sjft_jax.runtime import artifacts
 
 
 def fuse(*options):
@@ -44,12 +47,30 @@ def test_rounds_are_averaged_first_on_request(trained_run):
   assert fused.scores() == pytest.approx(saved['arms']['rounds']['fused']['center'])
 
 
+def test_every_run_is_averaged_in_the_first_view_of_the_first_run(tmp_path):
+  """The ten crops are all right and the central ones all wrong."""
+  p = np.eye(2, dtype=np.float32)[[0, 1] * 5]
+  for number, view in enumerate(('ten_crop', 'center'), 1):
+    workdir = epath.Path(tmp_path / f'run{number}')
+    saved = {'fingerprint': 'f', 'view': view, 'test_images': 10, 'table': []}
+    artifacts.write_json(workdir / 'results.json', saved | {'arms': {'none': {'rounds': [{}]}}})
+    images = np.array([str(i) for i in range(10)])
+    test = {'images': images, 'labels': p.argmax(axis=1), 'classes': np.array(['a', 'b'])}
+    artifacts.save(workdir / results.TEST_IMAGES, 'f', **test)
+    path = workdir / 'arms' / 'none' / 'rounds' / '1' / results.ROUND
+    artifacts.save(path, 'f', **{'test/ten_crop': p, 'test/center': 1 - p})
+  process = fuse(*(f'--run={tmp_path}/run{number}/arms/none' for number in (1, 2)))
+  printed, errors = process.communicate(timeout=300)
+  assert process.returncode == 0, errors
+  assert printed.count('100.0%') == 6  # Class accuracy and top-1 of both runs and their average.
+
+
 def test_other_test_images_and_unfinished_runs_are_refused(trained_run, tmp_path):
   workdir, _ = trained_run
   arm = f'--run={workdir}/arms/rounds'
   assert 'is no arm of a finished run' in commands.refusal(fuse(arm, f'--run={tmp_path}/arms/x'))
   assert 'no predictions in view' in commands.refusal(fuse(arm, '--view=multi_scale'))
   one = results.load_predictions(str(workdir / 'arms' / 'rounds'), 'center')
-  other = results.Predictions('other', one.images[::-1], one.labels, one.classes, one.probabilities)
+  other = dataclasses.replace(one, name='other', images=one.images[::-1])
   with pytest.raises(ValueError, match='other were tested on different images'):
     results.fuse_predictions([one, other])

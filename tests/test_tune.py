@@ -12,8 +12,9 @@ import small_run
 from etils import epath
 
 from sjft_jax import config as configs
-from sjft_jax import pipeline, tuning
+from sjft_jax import pipeline, tuning, workdir
 from sjft_jax.data.dataset import Domains
+from sjft_jax.runtime import artifacts
 from sjft_jax.tuning import ArmSearch, Trial, _choose_arm
 
 OPTIONS = {
@@ -124,6 +125,37 @@ def test_file_that_is_no_record_is_named(small_data, tmp_path):
       tuning.apply_tuned(config, tmp_path / 'bad.json')
 
 
+def write_tuned(config, path):
+  """Write what `tune` would have chosen for plain fine-tuning."""
+  record = {
+    'arms': {'none': {'setting': {'solver.learning_rate': 0.02}}},
+    'options': workdir.result_options(config, *tuning._SECTIONS),
+  }
+  artifacts.write_json(epath.Path(path), record)
+  return path
+
+
+@pytest.mark.parametrize('test_split', ['test', ''])
+def test_repeats_with_a_drawn_split_are_not_tested_on_what_tuning_saw(tmp_path, test_split):
+  """A folder without splits has one drawn, whatever its test_split is called."""
+  small_run.write_folder(tmp_path / 'images', 2, 4, seed=0)
+  config = small_run.change(
+    configs.default(),
+    {'target.path': str(tmp_path / 'images'), 'target.test_split': test_split, 'arms': ('none',)},
+  )
+  path = write_tuned(config, tmp_path / 'tuned.json')
+  assert tuning.apply_tuned(config, path).overrides.none.solver.learning_rate == 0.02
+  config.repeats = 3
+  with pytest.raises(ValueError, match='some of which the other 2 repeats test on'):
+    tuning.apply_tuned(config, path)
+
+
+def test_repeats_with_a_split_of_their_own_take_what_was_tuned(small_data, tmp_path):
+  config = small_run.make_config(small_data, repeats=3, arms=('none',))
+  path = write_tuned(config, tmp_path / 'tuned.json')
+  assert tuning.apply_tuned(config, path).overrides.none.solver.learning_rate == 0.02
+
+
 def test_training_that_diverges_is_the_worst_setting_and_not_the_end(tmp_path, monkeypatch):
   def diverge(*_, **__):
     raise FloatingPointError('the loss is nan')
@@ -145,6 +177,14 @@ def test_training_that_diverges_is_the_worst_setting_and_not_the_end(tmp_path, m
   monkeypatch.setattr(pipeline, 'run_on_datasets', None)
   again = tuning._load_or_train(path, domains, config)
   np.testing.assert_array_equal(again.probabilities, trial.probabilities)
+
+
+def test_fewer_groups_than_folds_are_refused_before_any_training():
+  labels, groups = np.tile(np.arange(4), 8), np.repeat([0, 1], 16)
+  assert set(tuning._assign_folds(labels, groups, 2, 0)) == {0, 1}
+  message = r'tuning\.folds=3 leaves a fold empty: .* are 2 groups, .*; lower it to 2, or add'
+  with pytest.raises(ValueError, match=message):
+    tuning._assign_folds(labels, groups, 3, 0)
 
 
 def make_search(scores):
@@ -206,3 +246,7 @@ def test_cheapest_arm_within_a_standard_error_is_chosen():
   assert choose() == 'none'
   correct['constant'][[7, 8, 17, 18, 27, 57, 67]] = True
   assert choose() == 'constant'
+  correct = {'mine': right, 'rounds': right.copy()}  # What an arm of one's own costs is not known.
+  assert choose() == 'rounds'
+  correct['mine'] = right | True
+  assert choose() == 'mine'

@@ -104,6 +104,18 @@ def check_outside_classes(directory: str, *, dataset: str, path: str, split: str
       )
 
 
+def draws_test(*, dataset: str, path: str, train_split: str, test_split: str, **_: object) -> bool:
+  """Return whether `open_target` draws the test images, which then differ from seed to seed.
+
+  It does where `test_split` is empty, or a folder or list has no splits.
+
+  Args:
+    dataset, path, train_split, test_split: as for `open_target`, whose other options decide nothing
+      here.
+  """
+  return not test_split or (dataset == 'folder' and _is_unsplit(path, train_split, test_split))
+
+
 def open_target(
   *,
   dataset: str,
@@ -132,12 +144,12 @@ def open_target(
     ValueError: a class is in one of the splits only or has too few images, a group is in both, or
       the images have several classes each.
   """
-  is_unsplit = dataset == 'folder' and _is_unsplit(path, train_split, test_split)
-  train = load(dataset=dataset, path=path, split='' if is_unsplit else train_split)
+  is_drawn = draws_test(dataset=dataset, path=path, train_split=train_split, test_split=test_split)
+  train = load(dataset=dataset, path=path, split=train_split)
   if train.labels.ndim > 1:
     raise ValueError(f'{dataset} has several classes per image and cannot be the target')
   groups = image_groups(train)
-  if (is_unsplit or not test_split) and groups is not None:
+  if is_drawn and groups is not None:
     if train_per_class:
       raise ValueError(
         f'train_per_class={train_per_class} cannot be drawn from images with groups, as in {path}; '
@@ -146,7 +158,7 @@ def open_target(
     test_indices = _draw_groups(train, groups, test_share, split_seed)
     train_indices = np.setdiff1d(np.arange(len(train)), test_indices)
     return SubsetDataset(train, train_indices), SubsetDataset(train, test_indices)
-  if is_unsplit or not test_split:
+  if is_drawn:
     train_indices, test_indices = stratified_split(
       train.labels,
       train.classes,

@@ -153,10 +153,10 @@ def _describe(error: BaseException, file: Path) -> str:
 def _add_overrides(config: ConfigDict, argv: list[str]) -> None:
   """Give an arm the sections that --config.overrides.ARM.SECTION.OPTION=VALUE names.
 
-  Their options start with the values that all arms have.
+  The value may be the next argument. The options start with the values that all arms have.
   """
   for argument in argv[1:]:
-    match = re.match(r'--?config\.overrides\.(\w+)\.(\w+)\.(\w+)=', argument)
+    match = re.match(r'--?config\.overrides\.(\w+)\.(\w+)\.(\w+)(?:=|$)', argument)
     if match is None:
       continue
     arm, section, option = match.groups()
@@ -178,27 +178,33 @@ def _add_overrides(config: ConfigDict, argv: list[str]) -> None:
 def _rewrite_tuples(config: ConfigDict, argv: list[str]) -> None:
   """Write comma lists for options that are tuples as ml_collections reads tuples.
 
-  Of an option that comes more than once the last counts, as of all others; ml_collections would
-  join the tuples.
+  The list follows '=', or is the next argument. Of an option that comes more than once the last
+  counts, as of all others; ml_collections would join the tuples.
   """
   names = set()
   for position in reversed(range(len(argv))):
-    match = re.match(r'(--?config\.([\w.]+)=)([^(\[].*)?', argv[position], re.DOTALL)
+    match = re.match(r'--?config\.([\w.]+)(=|$)', argv[position])
     if match is None:
       continue
-    flag, name, text = match.groups()
+    name, separator = match.groups()
     value: Any = config
     for part in name.split('.'):
       value = value.get(part) if isinstance(value, Mapping | ConfigDict) else None
     if not isinstance(value, tuple):
       continue
+    if not separator:
+      following = argv[position + 1 : position + 2]
+      if not following or following[0].startswith('-'):
+        continue  # absl names the value that is missing.
+      argv[position : position + 2] = [f'{argv[position]}={following[0]}']
     if name in names:
       del argv[position]
       continue
     names.add(name)
-    if match.end() == len(argv[position]):
-      items = [_literal(item) for item in (text or '').split(',') if item.strip()]
-      argv[position] = f'{flag}{tuple(items)!r}'
+    flag, _, text = argv[position].partition('=')
+    if not text.startswith(('(', '[')):
+      items = [_literal(item) for item in text.split(',') if item.strip()]
+      argv[position] = f'{flag}={tuple(items)!r}'
 
 
 def _literal(text: str) -> Any:

@@ -120,6 +120,19 @@ def test_comma_lists_are_tuples_where_the_option_is_one(argument, expected):
   assert argv == ['main', expected]
 
 
+def test_a_tuple_may_be_the_next_argument():
+  argv = ['main', '--config.arms', 'all', '--config.arms', 'none,rounds', '--config.seed', '1']
+  config_file._rewrite_tuples(config.default(), argv)
+  assert argv == ['main', "--config.arms=('none', 'rounds')", '--config.seed', '1']
+  for rest in ([], ['--config.seed=1']):
+    argv = ['main', '--config.arms', *rest]
+    config_file._rewrite_tuples(config.default(), argv)
+    assert argv == ['main', '--config.arms', *rest]
+  options = config.default()
+  config_file._add_overrides(options, ['main', '--config.overrides.all.solver.ema', '0.1'])
+  assert options.overrides.all.solver.to_dict() == {'ema': 0.0}
+
+
 def test_of_a_tuple_that_comes_twice_the_last_counts():
   arms = [f'--config.arms={value}' for value in ('none', '("all",)', 'none,all')]
   argv = ['main', arms[0], '--seed=1', *arms[1:]]
@@ -142,6 +155,15 @@ def test_an_override_starts_with_the_common_value():
   config_file._add_overrides(options, ['main', '--config.overrides.all.solver.learning_rate=0.1'])
   assert options.overrides.all.solver.to_dict() == {'learning_rate': 0.01}
   assert options.overrides.all.selection.method == 'all'
+
+
+@pytest.mark.parametrize(
+  'arm', ['none', 'random', 'all', 'similar', 'classes', 'constant', 'rounds']
+)
+def test_every_arm_that_trains_can_be_overridden(arm):
+  options = config.default()
+  config_file._add_overrides(options, ['main', f'--config.overrides.{arm}.solver.ema=0.5'])
+  assert options.overrides[arm].solver.to_dict() == {'ema': 0.0}
 
 
 def test_the_last_config_counts_and_is_taken_out():
