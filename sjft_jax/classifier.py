@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from sjft_jax import results
 from sjft_jax import workdir as workdirs
-from sjft_jax.config import FROZEN_ARMS, arm_config
+from sjft_jax.config import FROZEN_ARMS, arm_config, arm_names
 from sjft_jax.data import transforms
 from sjft_jax.data.dataset import Dataset, ImageArrays
 from sjft_jax.data.image_paths import ImageFiles, open_images
@@ -147,7 +147,7 @@ def _load_options(network: TrainedNetwork) -> PredictionOptions:
   arm = directory.name
   try:
     options = ConfigDict(saved_options)
-    if arm in FROZEN_ARMS or arm in options.overrides:  # Not in a copy under another name.
+    if arm in arm_names(options):  # Not in a copy under another name.
       options = arm_config(options, arm)
     return PredictionOptions(
       dtype=options.model.dtype,

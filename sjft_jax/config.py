@@ -242,13 +242,13 @@ def arm_configs(config: ConfigDict) -> dict[str, ConfigDict]:
   Raises:
     ValueError: no arms, an arm twice, or what `arm_config` refuses.
   """
-  known = ', '.join(_arm_names(config))
+  known = ', '.join(arm_names(config))
   if not config.arms:
     raise ValueError(f'arms is empty; use any of {known}')
   if len(set(config.arms)) < len(config.arms):
     raise ValueError(f'arms={tuple(config.arms)} names an arm twice; use each of {known} once')
   # Of all arms, so that a wrong override of one that is not trained is found too.
-  options = {name: arm_config(config, name) for name in _arm_names(config)}
+  options = {name: arm_config(config, name) for name in arm_names(config)}
   for name in config.arms:
     choose('arms', name, options)
   return {name: options[name] for name in config.arms}
@@ -260,7 +260,7 @@ def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
   Raises:
     ValueError: an unknown arm, or an override of something that is no option.
   """
-  choose('arms', arm, _arm_names(config))
+  choose('arms', arm, arm_names(config))
   overrides = config.overrides.get(arm, {})
   if arm in FROZEN_ARMS and overrides:
     raise ValueError(f'overrides.{arm}: this arm trains nothing; remove its overrides')
@@ -270,7 +270,8 @@ def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
     return with_changes(with_changes(config, _ARMS.get(arm, {})), overrides)
 
 
-def _arm_names(config: ConfigDict) -> list[str]:
+def arm_names(config: ConfigDict) -> list[str]:
+  """Return the names of all arms that there are, whether they are run or not."""
   return list(dict.fromkeys([*_ARMS, *config.overrides]))
 
 
