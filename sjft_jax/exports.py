@@ -47,8 +47,8 @@ _TRAININGS = {
 }
 # Of the arm `probe`; `knn` has no network.
 _FROZEN = (
-  'not fine-tuned: its last layer alone was fitted to the target’s images, a logistic regression on '
-  'the features of the trunk as it started'
+  'not fine-tuned: its last layer alone was fitted to the target’s images, a logistic regression '
+  'on the features of the trunk as it started'
 )
 _MAX_BORROWED = 20  # Source classes.
 
