@@ -11,6 +11,8 @@ from rich.table import Table
 from sjft_jax.runtime import console
 
 MAX_PRINTED = 100  # Predictions; a file holds more.
+# Those that verdicts are of; the last one that is there is the answer of a run.
+SELECTING_ARMS = ('constant', 'rounds')
 # Of the closing table.
 HEADINGS = ('training', 'source', 'class accuracy', 'top-1', 'gain', 'fused')
 
@@ -50,11 +52,13 @@ def table_row(row: dict[str, Any]) -> list[str]:
 
 def verdicts(results: dict[str, Any]) -> list[str]:
   """Return a line on the gain of each arm that selects; the growing one is the last."""
+  return [verdict(row) for row in verdict_rows(results)]
+
+
+def verdict_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+  """Return the rows of the table that `verdicts` are of, in their order."""
   return [
-    verdict(row)
-    for arm in ('constant', 'rounds')
-    for row in results['table']
-    if row['arm'] == arm and 'gain' in row
+    row for arm in SELECTING_ARMS for row in results['table'] if row['arm'] == arm and 'gain' in row
   ]
 
 
