@@ -12,7 +12,7 @@ from sjft_jax.runtime import console
 
 MAX_PRINTED = 100  # Predictions; a file holds more.
 # Those that verdicts are of; the last one that is there is the answer of a run.
-SELECTING_ARMS = ('constant', 'rounds')
+SELECTING_ARMS = ('classes', 'similar', 'constant', 'rounds')
 # Of the closing table.
 HEADINGS = ('training', 'source', 'class accuracy', 'top-1', 'gain', 'fused')
 
