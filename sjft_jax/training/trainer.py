@@ -215,6 +215,7 @@ class TrainingSession:
       checkpoints=self.checkpoints.steps,
       images=batches.names,
       directory=trainer.directory,
+      learning_rate=_learning_rate_option(trainer),
     )
     what = f'training in {options.accumulation} micro-batches of {options.batch_size} pairs a step'
     hint = training_hint(
@@ -366,6 +367,15 @@ class TrainerFactory:
       seed=config.seed,
       profile=profile,
     )
+
+
+def _learning_rate_option(trainer: Trainer) -> str:
+  """Return the name of the option that a training has its learning rate from."""
+  name = trainer.directory.name
+  if name == 'pretrain':
+    return 'pretrain.learning_rate'
+  is_own = 'learning_rate' in trainer.config['overrides'].get(name, {}).get('solver', {})
+  return f'overrides.{name}.solver.learning_rate' if is_own else 'solver.learning_rate'
 
 
 def _batch_shapes(source: Dataset, pairs: int, crop: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,6 +1,7 @@
 """Trainers of a small network: shared steps, the choice of micro-batches, and their runs."""
 
 import json
+import re
 
 import flax.linen as nn
 import jax
@@ -248,6 +249,22 @@ def test_too_large_loss_ends_the_run_and_names_its_images(factory):
     train(trainer, variables, 2)
   names = (trainer.directory / 'bad_step.txt').read_text().splitlines()
   assert [name.split('/')[0] for name in names] == ['target', 'source'] * 8
+
+
+@pytest.mark.parametrize(
+  ('directory', 'option'),
+  [
+    ('arms/rounds', 'solver.learning_rate'),
+    ('arms/none', 'overrides.none.solver.learning_rate'),
+    ('pretrain', 'pretrain.learning_rate'),
+  ],
+)
+def test_too_large_loss_names_the_learning_rate_that_the_training_has(factory, directory, option):
+  make_trainer, variables = factory
+  options = make_config(**{'training.max_loss': 1e-6})
+  options.overrides.none.solver = {'learning_rate': 0.01}
+  with pytest.raises(FloatingPointError, match=f'; lower {re.escape(option)}$'):
+    train(make_trainer(directory, options), variables, 2)
 
 
 def test_evaluator_predicts_every_image(factory):
