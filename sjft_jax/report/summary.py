@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from sjft_jax.runtime import console
@@ -158,9 +157,7 @@ def print_predictions(headings: Sequence[str], columns: Sequence[Any]) -> None:
   for heading in headings:
     table.add_column(heading, justify='right' if heading.startswith('probability') else 'left')
   for row in itertools.islice(zip(*columns, strict=True), MAX_PRINTED):
-    table.add_row(
-      *(f'{x:.1%}' if isinstance(x, float | np.floating) else escape(str(x)) for x in row)
-    )
+    table.add_row(*(f'{x:.1%}' if isinstance(x, float | np.floating) else str(x) for x in row))
   console.print_table(table)
   if len(columns[0]) > MAX_PRINTED:
     console.say(f'{len(columns[0]) - MAX_PRINTED:,} more images; --output=FILE writes all.')
