@@ -15,7 +15,7 @@ from report import synthetic
 from small_run import make_config, write_data
 
 from sjft_jax import pipeline
-from sjft_jax.report import draw, page, scores, summary
+from sjft_jax.report import borrowing, draw, page, scores, summary
 from sjft_jax.runtime import artifacts
 from sjft_jax.workdir import FORMAT
 
@@ -144,6 +144,17 @@ def test_an_unfinished_run_has_no_verdict(tmp_path):
   drawn = draw.make_page(run)
   assert drawn.headline == 'Not finished: 12 of 13 rounds are done, so there is no verdict yet.'
   assert 'fusion' not in [section.id for section in drawn.sections]
+
+
+def test_borrowed_images_without_a_class_have_no_chart(tmp_path):
+  run = synthetic.make_run(tmp_path, classes=['a', 'b'], images=20, rounds=1, k0=5)
+  source = run.domains.source
+  source.labels = np.zeros((len(source), len(source.classes)), bool)
+  section = borrowing.class_section(run)
+  assert 'from 0 of 40 source classes' in section.text[0]
+  assert not section.charts
+  assert not section.tables
+  assert [section for section in draw.make_page(run).sections if section.id == 'hubs']
 
 
 @pytest.mark.parametrize('method', ['nearest', 'similar'])
