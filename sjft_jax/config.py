@@ -303,6 +303,19 @@ def pretrain_config(config: ConfigDict) -> ConfigDict:
   return result
 
 
+def check_pretraining(config: ConfigDict) -> None:
+  """Check that a pretraining, if there is one, has a loss; it has the options common to all arms.
+
+  Raises:
+    ValueError: the loss of source images weighs nothing.
+  """
+  if config.pretrain.steps and not config.loss.source_weight:
+    raise ValueError(
+      f'loss.source_weight=0 leaves the {config.pretrain.steps} steps of pretraining nothing to '
+      'learn; set it above 0, and to 0 for arms alone, such as overrides.rounds.loss.source_weight'
+    )
+
+
 @contextlib.contextmanager
 def option_section(name: str) -> Iterator[None]:
   """Put the name of a section in front of errors that name one of its options."""
