@@ -121,8 +121,10 @@ def read_round(directory: epath.Path, fingerprint: str) -> Round | None:
 
 
 def save_selection(trainer: Trainer, number: int, subset: Subset | None, ranking: Ranking) -> None:
-  """Write the pairs of a round as a table: target, source, rank (from 1), divergence (nats).
+  """Write the pairs of a round as a table: target, source, rank (from 1), divergence.
 
+  The divergence is that of filter responses in nats, or 1 − cosine of features with the method
+  'similar'.
   It is selection.csv or selection.parquet, as `logging.selection_format` says. A pool that
   all target images share has no target, rank or divergence.
   """
