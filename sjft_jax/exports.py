@@ -224,7 +224,7 @@ def _describe_rounds(
   arm: epath.Path, results: dict[str, Any] | None, config: ConfigDict
 ) -> list[tuple[str, str]]:
   """Return what is known of the rounds of an arm: training images, and how many were borrowed."""
-  lines = []
+  lines: list[tuple[str, str]] = []
   if arm.name not in FROZEN_ARMS:
     steps = f'{config.selection.rounds} of {config.training.steps:,} steps'
     lines += [('rounds', steps), ('target images in a step', f'{config.training.batch_size:,}')]
