@@ -116,7 +116,7 @@ def accumulation() -> Iterator[Figures]:
   is_cpu = jax.default_backend() == 'cpu'
   limit = (memory.tree_bytes(state) * 3 + 2**20 * images) if is_cpu else memory.available_bytes()
   chosen = choose_accumulation(
-    train_step, state, shapes, batch_size=PAIRS.value, num_devices=1, limit=limit
+    [(train_step, state)], shapes, batch_size=PAIRS.value, num_devices=1, limit=limit
   )
   programs = [memory.planned_bytes(program) for program in train_step.programs]
   yield {

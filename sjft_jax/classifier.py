@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from sjft_jax import results
 from sjft_jax import workdir as workdirs
-from sjft_jax.config import FROZEN_ARMS, arm_config
+from sjft_jax.config import FROZEN_ARMS, arm_config, arm_names
 from sjft_jax.data import transforms
 from sjft_jax.data.dataset import Dataset, ImageArrays
 from sjft_jax.data.image_paths import ImageFiles, open_images
@@ -147,7 +147,7 @@ def _load_options(network: TrainedNetwork) -> PredictionOptions:
   arm = directory.name
   try:
     options = ConfigDict(saved_options)
-    if arm in FROZEN_ARMS or arm in options.overrides:  # Not in a copy under another name.
+    if arm in arm_names(options):  # Not in a copy under another name.
       options = arm_config(options, arm)
     return PredictionOptions(
       dtype=options.model.dtype,
@@ -168,11 +168,21 @@ def _load_rounds(network: TrainedNetwork, options: PredictionOptions) -> list[Tr
     network.directory / 'rounds' / str(number) / results.NETWORK
     for number in range(1, options.num_rounds + 1)
   ]
-  existing = [directory for directory in directories if directory.exists()]
-  if existing != directories:
+  missing = [directory for directory in directories if not directory.exists()]
+  if missing:
+    # A round is finished only once its network is kept, so here it was not; the same command
+    # repeats no finished round.
+    is_finished = any((directory.parent / results.ROUND).exists() for directory in missing)
+    remedy = (
+      f'they were not kept: delete {network.directory} and {network.workdir / results.RESULTS} and '
+      'run the command of this work directory with training.keep_rounds=True and '
+      '--resume_with_changes, which trains this arm anew'
+      if is_finished
+      else 'finish the run'
+    )
     raise ValueError(
-      f'{network.directory} holds the networks of {len(existing)} of its {options.num_rounds} '
-      'rounds; finish the run, with training.keep_rounds=True'
+      f'{network.directory} holds the networks of {options.num_rounds - len(missing)} of its '
+      f'{options.num_rounds} rounds; {remedy}'
     )
   return [run_checkpoint.load_network(directory, network) for directory in directories]
 

@@ -250,13 +250,13 @@ def arm_configs(config: ConfigDict) -> dict[str, ConfigDict]:
   Raises:
     ValueError: no arms, an arm twice, or what `arm_config` refuses.
   """
-  known = ', '.join(_arm_names(config))
+  known = ', '.join(arm_names(config))
   if not config.arms:
     raise ValueError(f'arms is empty; use any of {known}')
   if len(set(config.arms)) < len(config.arms):
     raise ValueError(f'arms={tuple(config.arms)} names an arm twice; use each of {known} once')
   # Of all arms, so that a wrong override of one that is not trained is found too.
-  options = {name: arm_config(config, name) for name in _arm_names(config)}
+  options = {name: arm_config(config, name) for name in arm_names(config)}
   for name in config.arms:
     choose('arms', name, options)
   return {name: options[name] for name in config.arms}
@@ -268,7 +268,7 @@ def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
   Raises:
     ValueError: an unknown arm, or an override of something that is no option or the same for all.
   """
-  choose('arms', arm, _arm_names(config))
+  choose('arms', arm, arm_names(config))
   overrides = config.overrides.get(arm, {})
   if arm in FROZEN_ARMS and overrides:
     raise ValueError(f'overrides.{arm}: this arm trains nothing; remove its overrides')
@@ -285,7 +285,8 @@ def arm_config(config: ConfigDict, arm: str) -> ConfigDict:
   return result
 
 
-def _arm_names(config: ConfigDict) -> list[str]:
+def arm_names(config: ConfigDict) -> list[str]:
+  """Return the names of all arms that there are, whether they are run or not."""
   return list(dict.fromkeys([*_ARMS, *config.overrides]))
 
 
@@ -315,6 +316,19 @@ def pretrain_config(config: ConfigDict) -> ConfigDict:
   result.training.update(steps=schedule.pop('steps'), restart_schedule=True, freeze='')
   result.solver.update(schedule, l2_sp=0.0, layer_decay=1.0, head_rate=1.0)
   return result
+
+
+def check_pretraining(config: ConfigDict) -> None:
+  """Check that a pretraining, if there is one, has a loss; it has the options common to all arms.
+
+  Raises:
+    ValueError: the loss of source images weighs nothing.
+  """
+  if config.pretrain.steps and not config.loss.source_weight:
+    raise ValueError(
+      f'loss.source_weight=0 leaves the {config.pretrain.steps} steps of pretraining nothing to '
+      'learn; set it above 0, and to 0 for arms alone, such as overrides.rounds.loss.source_weight'
+    )
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from sjft_jax import results as result_files
 from sjft_jax import workdir
 from sjft_jax.classifier import Classifier
-from sjft_jax.config import arm_config
+from sjft_jax.config import FROZEN_ARMS, arm_config, arm_names
 from sjft_jax.data import registry
 from sjft_jax.data.image_list import is_list
 from sjft_jax.models import build, preprocess, program
@@ -31,6 +31,11 @@ _SECTIONS = (
   *('seed', 'bank', 'descriptors', 'selection', 'model', 'pretrain'),
   *('images', 'training', 'loss', 'solver', 'evaluation'),
 )
+# Those that decide nothing where no network is fine-tuned, or only a pretraining.
+_SELECTION_SECTIONS, _TRAINING_SECTIONS = (
+  ('bank', 'descriptors', 'selection'),
+  ('pretrain', 'training', 'loss', 'solver'),
+)
 # What the target was fine-tuned together with, by the method of selection.
 _TRAININGS = {
   'none': 'alone, without a source',
@@ -40,6 +45,11 @@ _TRAININGS = {
   'similar': 'together with the source images that are nearest to each by the trunk’s features',
   'classes': 'together with the source classes that are nearest to them by filter responses',
 }
+# Of the arm `probe`; `knn` has no network.
+_FROZEN = (
+  'not fine-tuned: its last layer alone was fitted to the target’s images, a logistic regression '
+  'on the features of the trunk as it started'
+)
 _MAX_BORROWED = 20  # Source classes.
 
 
@@ -110,7 +120,7 @@ def _make_card(
   network, prediction = classifier.network, classifier.options
   description, arm = network.description, network.directory.name
   config = ConfigDict(workdir.load_config(network.workdir))
-  if arm in config.overrides:
+  if arm in arm_names(config):  # Not in a copy under another name.
     config = arm_config(config, arm)
   results = result_files.read_results(network.workdir)
   if results is not None and arm not in results['arms']:
@@ -126,11 +136,12 @@ def _make_card(
     data.append(('source', f'{source}, {num_classes:,} classes'))
   data.append(('weights at the start', pretrained or 'random'))
   data += _describe_rounds(network.directory, results, config)
+  training = f'fine-tuned on the target’s images {_TRAININGS[config.selection.method]}'
   return ModelCard(
     name=name,
     network=description['name'],
     classes=classifier.classes,
-    training=_TRAININGS[config.selection.method],
+    training=_FROZEN if arm in FROZEN_ARMS else training,
     step=network.step,
     num_steps=prediction.num_steps,
     files=exported.weight_files(prediction.num_rounds if fused else 1),
@@ -151,7 +162,8 @@ def _make_card(
     pretrained=pretrained,
     data=data,
     borrowed=_count_classes(network.directory, config) if results else (),
-    settings=_list_settings(config),
+    borrowed_unit='images' if config.selection.method == 'classes' else 'pairs',
+    settings=_list_settings(config, arm),
   )
 
 
@@ -166,15 +178,19 @@ def _name_weights(pretrained: str) -> str:
   return pretrained if is_name else Path(pretrained).name
 
 
-def _list_settings(config: ConfigDict) -> list[tuple[str, str, str]]:
+def _list_settings(config: ConfigDict, arm: str) -> list[tuple[str, str, str]]:
   """Return the options that differ from their defaults, with both values as texts."""
   options = json.loads(config.to_json())
+  sections = set(_SECTIONS)
+  if arm in FROZEN_ARMS:
+    sections -= {*_SELECTION_SECTIONS}
+    sections -= {*_TRAINING_SECTIONS} if not config.pretrain.steps else set()
   for section in ('model', 'bank'):
     options[section]['pretrained'] = _name_weights(options[section]['pretrained'])
   return [
     (name, json.dumps(value, ensure_ascii=False), json.dumps(default, ensure_ascii=False))
     for name, value, default in workdir.option_table(options)
-    if name.partition('.')[0] in _SECTIONS and value != default
+    if name.partition('.')[0] in sections and value != default
   ]
 
 
@@ -208,8 +224,10 @@ def _describe_rounds(
   arm: epath.Path, results: dict[str, Any] | None, config: ConfigDict
 ) -> list[tuple[str, str]]:
   """Return what is known of the rounds of an arm: training images, and how many were borrowed."""
-  steps = f'{config.selection.rounds} of {config.training.steps:,} steps'
-  lines = [('rounds', steps), ('target images in a step', f'{config.training.batch_size:,}')]
+  lines: list[tuple[str, str]] = []
+  if arm.name not in FROZEN_ARMS:
+    steps = f'{config.selection.rounds} of {config.training.steps:,} steps'
+    lines += [('rounds', steps), ('target images in a step', f'{config.training.batch_size:,}')]
   if results is None:
     return lines
   rounds = results['arms'][arm.name]['rounds']
@@ -220,17 +238,21 @@ def _describe_rounds(
     return lines
   borrowed = ', '.join(f'{round_["source_images"]:,}' for round_ in rounds)
   lines.append(('source images that could be drawn, by round', borrowed))
-  if config.selection.method == 'nearest':
+  if config.selection.method in ('nearest', 'similar'):
     means = ', '.join(f'{round_["num_neighbors"]["mean"]:,.1f}' for round_ in rounds)
     lines.append(('neighbours of a target image, mean by round', means))
   return lines
 
 
 def _count_classes(arm: epath.Path, config: ConfigDict) -> list[tuple[str, int, float]]:
-  """Return the most borrowed source classes with their pairs, where images are named by class."""
+  """Return the most borrowed source classes with their pairs, where images are named by class.
+
+  Where whole classes are selected, a row of the selection is an image that all targets share.
+  """
   source = config.source
   is_folder = source.dataset == 'folder' and not is_list(source.path)
-  if config.selection.method != 'nearest' or not (is_folder or source.dataset in registry.DEMOS):
+  is_named = is_folder or source.dataset in registry.DEMOS
+  if config.selection.method not in ('nearest', 'similar', 'classes') or not is_named:
     return []
   directory = arm / 'rounds' / str(config.selection.rounds)
   if (path := directory / 'selection.csv').exists():

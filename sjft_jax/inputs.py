@@ -118,6 +118,7 @@ def load_inputs(config: ConfigDict, domains: Domains) -> Inputs:
     ValueError: an option is impossible, alone or together with the data sets and devices.
   """
   arms = configs.arm_configs(config)
+  configs.check_pretraining(config)
   for options in arms.values():
     configs.check_values(options, domains, num_devices=jax.device_count())
   if distributed.is_primary_process():

@@ -127,6 +127,8 @@ def run_stages(
   network, fingerprint, arms = inputs.network, inputs.fingerprint, inputs.arms
   make_trainer = TrainerFactory(workdir, fingerprint, domains, network.model, network.variables)
   pretrain_options = configs.pretrain_config(config)
+  trained = [options for arm, options in arms.items() if arm not in configs.FROZEN_ARMS]
+  make_trainer.share_accumulation(trained + [pretrain_options] * bool(config.pretrain.steps))
   pretrainer = make_trainer('pretrain', pretrain_options) if config.pretrain.steps else None
   trainers = {arm: make_trainer(f'arms/{arm}', options, profile) for arm, options in arms.items()}
 

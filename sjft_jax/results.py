@@ -121,10 +121,11 @@ def read_round(directory: epath.Path, fingerprint: str) -> Round | None:
 
 
 def save_selection(trainer: Trainer, number: int, subset: Subset | None, ranking: Ranking) -> None:
-  """Write the pairs of a round as a table: target, source, rank (from 1), divergence (nats).
+  """Write the pairs of a round as a table: target, source, rank (from 1), divergence.
 
-  It is selection.csv or selection.parquet, as `logging.selection_format` says. A pool that
-  all target images share has no target, rank or divergence.
+  It is selection.csv or selection.parquet, as `logging.selection_format` says. The divergence is
+  in nats, or with the method 'similar' 1 − cosine. A pool that all target images share has no
+  target, rank or divergence.
   """
   target, source = trainer.domains.target, trainer.domains.source
 

@@ -30,7 +30,8 @@ def resolve_num_neighbors(
   """Return the options of every arm with the K0 that `min_source_images` leads to, and print it.
 
   K0 depends only on `num_neighbors`, `min_source_images` and the ranking, so arms that share these
-  share K0, even if they do not use the ranking. Without a ranking, K0 stays as it is.
+  share K0, even if they do not use the ranking. Where the ranking is not as deep as the largest K0
+  allowed, or there is none, no arm uses that K0, and it stays as it is.
 
   Args:
     selections: the options of each arm.
@@ -40,7 +41,7 @@ def resolve_num_neighbors(
   resolved = dict(selections)
   for name, options in selections.items():
     largest, minimum = options.num_neighbors, options.min_source_images
-    if not minimum or not ranking.indices.shape[1]:
+    if not minimum or ranking.indices.shape[1] < largest:
       continue
     limits = largest, minimum
     if limits not in coverages:

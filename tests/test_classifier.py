@@ -87,8 +87,15 @@ def test_a_work_directory_of_another_version_is_refused(workdir):
 def test_fused_predictions_need_the_network_of_every_round(workdir, small_data):
   shutil.rmtree(workdir / 'arms' / 'rounds' / 'rounds' / '2' / 'network')
   classifier = Classifier(workdir / 'arms' / 'rounds')
-  with pytest.raises(ValueError, match=r'2 of its 3 rounds; .* training\.keep_rounds=True'):
+  # A finished run repeats nothing, whatever its options.
+  remedy = (
+    r'delete .*rounds and .*results\.json .* training\.keep_rounds=True .*resume_with_changes'
+  )
+  with pytest.raises(ValueError, match=f'2 of its 3 rounds; .*{remedy}'):
     classifier.predict(small_data / 'target' / 'test', fused=True)
+  (workdir / 'arms' / 'rounds' / 'rounds' / '2' / 'round.npz').unlink()
+  with pytest.raises(ValueError, match=r'2 of its 3 rounds; finish the run$'):
+    classifier.load_rounds()
 
 
 def test_batches_of_any_size_give_the_same_probabilities(classifier, small_data):

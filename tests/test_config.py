@@ -110,6 +110,16 @@ def test_impossible_values_are_named_with_their_limit(change, message):
     check(make_config(**change))
 
 
+def test_a_pretraining_without_a_loss_is_refused():
+  with pytest.raises(ValueError, match=r'loss\.source_weight=0 leaves the 5 steps .* above 0, and'):
+    config.check_pretraining(make_config(pretrain__steps=5, loss__source_weight=0.0))
+  config.check_pretraining(make_config(loss__source_weight=0.0))
+  # An arm's own weight is not that of pretraining.
+  c = make_config(pretrain__steps=5)
+  c.overrides.rounds.loss = {'source_weight': 0.0}
+  config.check_pretraining(c)
+
+
 def test_an_impossible_seed_is_named():
   c = config.default()
   c.seed = -1

@@ -14,8 +14,10 @@ import pyarrow.parquet
 import pytest
 import untrained_run
 import yaml
+from etils import epath
 
 import sjft_jax
+from sjft_jax import config, exports
 from sjft_jax.models import program
 from sjft_jax.runtime import artifacts
 
@@ -362,3 +364,35 @@ np.save({str(tmp_path / 'p.npy')!r}, p.numpy())
   )
   expected = sjft_jax.load(arm).predict(images, view='center')
   np.testing.assert_allclose(np.load(tmp_path / 'p.npy'), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('name', 'training'),
+  [
+    ('similar', 'fine-tuned .* nearest to each by the trunk’s features'),
+    ('classes', 'fine-tuned .* together with the source classes that are nearest'),
+    ('probe', 'not fine-tuned: its last layer alone was fitted'),
+  ],
+)
+def test_the_card_describes_the_arms_that_have_no_overrides(tmp_path, name, training):
+  untrained_run.write(tmp_path / 'run', rounds=5, name='resnet18v2', width=1 / 64)
+  arm = (tmp_path / 'run' / 'arms' / 'rounds').rename(tmp_path / 'run' / 'arms' / name)
+  card = exports._make_card(sjft_jax.load(arm), 'card', None, fused=False)
+  assert re.match(training, card.training)
+  is_trained = name != 'probe'
+  lines, settings = dict(card.data), {setting for setting, _, _ in card.settings}
+  assert ('rounds' in lines, 'source' in lines) == (is_trained, is_trained)
+  assert ('training.steps' in settings, 'model.name' in settings) == (is_trained, True)
+  assert card.num_steps == (5 if is_trained else 0)
+
+
+def test_the_card_counts_whole_classes_by_their_images(tmp_path):
+  options = config.default()
+  options.source.dataset = 'demo_diverse'
+  rows = ['target,source,rank,divergence', *(f',{c}/{i}.jpg,,' for c in 'aab' for i in range(2))]
+  for name in ('classes', 'similar', 'probe'):
+    path = tmp_path / name / 'rounds' / '5' / 'selection.csv'
+    path.parent.mkdir(parents=True)
+    path.write_text('\n'.join(rows))
+    counts = exports._count_classes(epath.Path(tmp_path / name), config.arm_config(options, name))
+    assert counts == ([] if name == 'probe' else [('a', 4, 4 / 6), ('b', 2, 2 / 6)])

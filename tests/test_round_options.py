@@ -68,5 +68,19 @@ def test_all_arms_agree_in_k0_and_it_is_printed_once(capsys):
   assert capsys.readouterr().out.count('K0 = 2') == 1
 
 
+def test_an_arm_by_features_has_the_k0_of_its_own_limits(capsys):
+  arms = {
+    'none': options(method='none', num_neighbors=9, min_source_images=5),
+    'similar': options(method='similar', num_neighbors=6, sigma0=0.0, min_source_images=7),
+    'constant': options(num_neighbors=2, sigma0=0.0, sigma1=0.0, min_source_images=7),
+  }
+  depth = max(selection.ranking_depth for selection in arms.values())
+  assert depth == 6
+  ranking = Ranking(INDICES[:, :depth], np.zeros((2, depth), np.float32))
+  resolved = resolve_num_neighbors(arms, ranking)
+  assert [selection.num_neighbors for selection in resolved.values()] == [9, 5, 2]
+  assert capsys.readouterr().out.count('raise selection.num_neighbors') == 1
+
+
 def test_the_ranking_is_as_deep_as_the_largest_k0_needs():
   assert options(min_source_images=3).ranking_depth == options().ranking_depth == 6

@@ -49,7 +49,8 @@ _WRITERS: dict[str, Callable[..., Any]] = {
 FORMATS = ('auto', 'csv', 'parquet')
 MAX_CSV_ROWS = 1_000_000
 
-# Pairs of a target image and one of its neighbours: rank 1 is the nearest, divergences are in nats.
+# Pairs of a target image and one of its neighbours: rank 1 is the nearest. Divergences are in nats,
+# or 1 − cosine where features rank.
 NEIGHBOR_COLUMNS = {
   'target': pa.string(),
   'source': pa.string(),

@@ -191,8 +191,9 @@ def class_section(run: RunRecord) -> Section | None:
     id='classes-borrowed',
     title='Which source classes were borrowed',
     text=[text],
-    charts=[_borrowing_chart(run, classes, order[:_CHART_CLASSES])],
-    tables=[table],
+    # Images of a source with several labels may show no class at all.
+    charts=[_borrowing_chart(run, classes, order[:_CHART_CLASSES])] if rows else [],
+    tables=[table] if rows else [],
   )
 
 

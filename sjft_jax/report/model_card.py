@@ -39,7 +39,7 @@ class ModelCard:
     name: of the export.
     network: the name of the trunk.
     classes: their names.
-    training: what it was fine-tuned together with, in words.
+    training: what it was trained on, and together with what, in words.
     step, num_steps: how far the training has come.
     files: of weights, one for each round if there are several.
     library, architecture: whose network it equals, and which; '' if none.
@@ -53,7 +53,8 @@ class ModelCard:
     gain: a line on the gain over plain fine-tuning; '' if that is not known.
     target, source, pretrained: what it was trained on and started from; '' for none.
     data: further lines, as name and value.
-    borrowed: the most borrowed source classes with the number and share of pairs.
+    borrowed: the most borrowed source classes with the number and share of pairs or images.
+    borrowed_unit: 'pairs', of a target image and a neighbour, or 'images'.
     settings: name, value and default of each option that is not at its default.
   """
 
@@ -81,6 +82,7 @@ class ModelCard:
   pretrained: str
   data: Sequence[tuple[str, str]]
   borrowed: Sequence[tuple[str, int, float]]
+  borrowed_unit: str
   settings: Sequence[Sequence[str]]
 
   @property

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from sjft_jax import results as result_files
 from sjft_jax.config import FROZEN_ARMS, arm_config
 from sjft_jax.data.dataset import Dataset, Domains
+from sjft_jax.report.summary import SELECTING_ARMS
 from sjft_jax.report.thumbnails import SIDE, Name, Thumbnails
 from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
@@ -104,9 +105,10 @@ class RunRecord:
 
   @property
   def main_arm(self) -> str:
-    """Return the arm whose predictions are shown."""
+    """Return the arm whose predictions are shown: that of the answer, if it has any."""
     arms = sorted(self.rounds, key=FROZEN_ARMS.__contains__)
-    return self.selecting_arm or next(arm for arm in arms if self.rounds[arm])
+    candidates = *reversed(SELECTING_ARMS), *arms
+    return next(arm for arm in candidates if self.rounds.get(arm))
 
   @functools.cached_property
   def borrowing(self) -> Borrowing:

@@ -21,15 +21,14 @@ def make_answer(run: RunRecord) -> tuple[str, list[str]]:
     done = sum(map(len, run.rounds.values()))
     total = sum(map(run.num_rounds, run.rounds))
     return f'Not finished: {done} of {total} rounds are done, so there is no verdict yet.', []
-  verdicts = summary.verdicts(run.results)
-  if not verdicts:
+  rows = summary.verdict_rows(run.results)
+  if not rows:
     return (
       'No verdict: this run has not compared a selection with plain fine-tuning.',
       ['It would with the arms none and rounds.'],
     )
-  *others, headline = verdicts
-  rows = {row['arm']: row for row in run.results['table']}
-  row, baseline = rows[run.main_arm], rows['none']
+  *others, row = rows
+  (baseline,) = (other for other in run.results['table'] if other['arm'] == 'none')
   numbers = (
     f'{100 * row["gain"]:+.1f} ± {100 * row["standard_error"]:.1f} points: '
     f'{row["mean_class_accuracy"]:.1%} mean class accuracy against '
@@ -37,7 +36,7 @@ def make_answer(run: RunRecord) -> tuple[str, list[str]]:
     f'other than these {run.results["test_images"]:,} test images; training with another seed is '
     'not in it.'
   )
-  return headline, [numbers, *others]
+  return summary.verdict(row), [numbers, *map(summary.verdict, others)]
 
 
 def score_section(run: RunRecord) -> Section:

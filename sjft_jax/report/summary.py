@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from sjft_jax.runtime import console
 
 MAX_PRINTED = 100  # Predictions; a file holds more.
+# Those that verdicts are of; the last one that is there is the answer of a run.
+SELECTING_ARMS = ('classes', 'similar', 'constant', 'rounds')
 # Of the closing table.
 HEADINGS = ('training', 'source', 'class accuracy', 'top-1', 'gain', 'fused')
 
@@ -50,11 +51,13 @@ def table_row(row: dict[str, Any]) -> list[str]:
 
 def verdicts(results: dict[str, Any]) -> list[str]:
   """Return a line on the gain of each arm that selects; the growing one is the last."""
+  return [verdict(row) for row in verdict_rows(results)]
+
+
+def verdict_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+  """Return the rows of the table that `verdicts` are of, in their order."""
   return [
-    verdict(row)
-    for arm in ('constant', 'rounds')
-    for row in results['table']
-    if row['arm'] == arm and 'gain' in row
+    row for arm in SELECTING_ARMS for row in results['table'] if row['arm'] == arm and 'gain' in row
   ]
 
 
@@ -154,9 +157,7 @@ def print_predictions(headings: Sequence[str], columns: Sequence[Any]) -> None:
   for heading in headings:
     table.add_column(heading, justify='right' if heading.startswith('probability') else 'left')
   for row in itertools.islice(zip(*columns, strict=True), MAX_PRINTED):
-    table.add_row(
-      *(f'{x:.1%}' if isinstance(x, float | np.floating) else escape(str(x)) for x in row)
-    )
+    table.add_row(*(f'{x:.1%}' if isinstance(x, float | np.floating) else str(x) for x in row))
   console.print_table(table)
   if len(columns[0]) > MAX_PRINTED:
     console.say(f'{len(columns[0]) - MAX_PRINTED:,} more images; --output=FILE writes all.')

@@ -42,7 +42,10 @@ class SelectionOptions:
   def ranking_depth(self) -> int:
     """Return how deep the ranking by filter responses has to be; 0 where none is needed."""
     # 'random' draws as many images as 'nearest' has, which the ranking decides.
-    return self._growth_limit if self.method in ('nearest', 'classes', 'random') else 0
+    if self.method in ('nearest', 'classes', 'random'):
+      return self._growth_limit
+    # 'similar' has another ranking, but its K0 is that of an arm with the same limits.
+    return self.num_neighbors if self.method == 'similar' and self.min_source_images else 0
 
   @property
   def feature_depth(self) -> int:

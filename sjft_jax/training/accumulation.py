@@ -27,11 +27,14 @@ from sjft_jax.runtime.memory import (
 from sjft_jax.training.sharding import shard_batch
 from sjft_jax.training.step import TrainState
 
+# A training step, as `make_train_step` makes it, and the state that it starts from: not replicated,
+# arrays or their shapes.
+Training = tuple[CompiledFunction, TrainState]
+
 
 def load_or_choose_accumulation(
   path: epath.Path,
-  train_step: CompiledFunction,
-  state: TrainState,
+  trainings: Sequence[Training],
   batch: dict[str, Any],
   *,
   batch_size: int,
@@ -42,8 +45,7 @@ def load_or_choose_accumulation(
 
   Args:
     path: of the JSON file.
-    train_step: see `choose_accumulation`.
-    state: see there.
+    trainings: see `choose_accumulation`.
     batch: see there.
     batch_size: see there.
 
@@ -60,8 +62,7 @@ def load_or_choose_accumulation(
   # All processes must choose alike, so each takes the least memory of all.
   limits = distributed.all_gather(np.array(available_bytes(), np.float32))
   chosen = choose_accumulation(
-    train_step,
-    state,
+    trainings,
     batch,
     batch_size=batch_size,
     num_devices=jax.device_count(),
@@ -73,8 +74,7 @@ def load_or_choose_accumulation(
 
 
 def choose_accumulation(
-  train_step: CompiledFunction,
-  state: TrainState,
+  trainings: Sequence[Training],
   batch: dict[str, Any],
   *,
   batch_size: int,
@@ -84,12 +84,11 @@ def choose_accumulation(
   """Choose the fewest micro-batches whose training step fits the devices' memory; print one line.
 
   The step is compiled for two or three candidates, the largest micro-batch first (see
-  `first_fitting`), and the program of the chosen one stays in `train_step`. Where the backend plans
-  no memory, or the limit is not known, candidates are run instead, one by one.
+  `first_fitting`), and the program of the chosen one stays in it. Where the backend plans no
+  memory, or the limit is not known, candidates are run instead, one by one.
 
   Args:
-    train_step: as `make_train_step` makes it.
-    state: not replicated; arrays or their shapes.
+    trainings: those that share the number; the one that needs most memory decides.
     batch: of this process, leaves [image, ...]; arrays or their shapes.
     batch_size: pairs in a step, of all processes; the micro-batches have to divide it.
     num_devices: of all processes.
@@ -101,10 +100,11 @@ def choose_accumulation(
   per_device = batch_size // num_devices
   candidates = [n for n in range(1, per_device + 1) if per_device % n == 0]
   devices = num_devices // jax.process_count()
-  replicas = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), state)
   needs: dict[int, float] = {}
 
-  def need(accumulation: int) -> float:
+  def need_of(training: Training, accumulation: int) -> float:
+    train_step, state = training
+    replicas = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype), state)
     shard = functools.partial(shard_batch, accumulation=accumulation, num_devices=devices)
     shapes = replicas, jax.eval_shape(shard, batch)
     try:
@@ -113,15 +113,19 @@ def choose_accumulation(
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         jax.block_until_ready(train_step(*zeros))
         planned = 0
-      needs[accumulation] = planned
+      return planned
     except jax.errors.JaxRuntimeError as error:
       if not is_out_of_memory(error):
         raise
-      needs[accumulation] = math.inf
+      return math.inf
+
+  def need(accumulation: int) -> float:
+    needs[accumulation] = max(need_of(training, accumulation) for training in trainings)
     return needs[accumulation]
 
   images = len(jax.tree.leaves(batch)[0]) // devices
-  fixed = tree_bytes(state) + tree_bytes(batch) / devices
+  largest_state = max(tree_bytes(state) for _, state in trainings)
+  fixed = largest_state + tree_bytes(batch) / devices
   chosen = first_fitting(candidates, need, limit=limit, fixed=fixed)
   plans = ', '.join(f'{n} × {images // n} images {format_bytes(needs[n])}' for n in sorted(needs))
   plans = plans or 'its state and images alone take more'

@@ -44,12 +44,14 @@ class LossGuard:
       parameters that gave the bad loss, so it is not called good.
     images: returns the names of the images of a step, by its number from 0.
     directory: where bad_step.txt is written.
+    learning_rate: the name of the option that it learns with, for the message.
   """
 
   max_loss: float
   checkpoints: Callable[[], Iterable[int]]
   images: Callable[[int], list[str]]
   directory: epath.Path | os.PathLike[str]
+  learning_rate: str = 'solver.learning_rate'
 
   def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Raise an error if a metric is bad, and leave the names of the step's images in bad_step.txt.
@@ -76,5 +78,5 @@ class LossGuard:
     )
     raise FloatingPointError(
       f'{bad.name} is {bad.value:.6g} at step {step + 1}{limit}, with the images '
-      f'{", ".join(names[:3])}{more} (all in {path}); {checkpoint}; lower solver.learning_rate'
+      f'{", ".join(names[:3])}{more} (all in {path}); {checkpoint}; lower {self.learning_rate}'
     )

@@ -80,7 +80,8 @@ def class_mean(
   # Two classifiers that differ nowhere have no error; two that differ in all images alike (every d
   # is 1, say) have no deviation either, but one image more could have been otherwise.
   error = math.sqrt(scale * float(deviations @ deviations))
-  if not error and values.any():
+  # By the values themselves: their mean is rounded, so the deviations need not be 0.
+  if values.any() and np.ptp(values) == 0:
     error = float(np.linalg.norm(weights * values)) / math.sqrt(num_images)
   return mean, error
 

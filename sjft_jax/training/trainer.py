@@ -12,7 +12,7 @@ An example:
 import contextlib
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ from sjft_jax.runtime.checkpoints import Checkpoints
 from sjft_jax.runtime.compilation import CompiledFunction
 from sjft_jax.selection.subset import Subset
 from sjft_jax.training import optimizer, sharding, step
-from sjft_jax.training.accumulation import load_or_choose_accumulation, training_hint
+from sjft_jax.training.accumulation import Training, load_or_choose_accumulation, training_hint
 from sjft_jax.training.evaluation import EvaluationOptions, Evaluator
 from sjft_jax.training.freeze import frozen_layers
 from sjft_jax.training.loop import Progress, fit
@@ -215,6 +215,7 @@ class TrainingSession:
       checkpoints=self.checkpoints.steps,
       images=batches.names,
       directory=trainer.directory,
+      learning_rate=_learning_rate_option(trainer),
     )
     what = f'training in {options.accumulation} micro-batches of {options.batch_size} pairs a step'
     hint = training_hint(
@@ -313,6 +314,62 @@ class TrainerFactory:
     functions = *self._train_steps.values(), self._predict_step
     return [program for function in functions for program in function.programs]
 
+  def share_accumulation(self, configs: Iterable[ConfigDict]) -> None:
+    """Choose the micro-batches of all trainings with training.accumulation=0, before any is made.
+
+    Those with batches of one size share the number, which fits each of them in whatever order they
+    come: other micro-batches are other batch statistics, and arms that differ in these would not
+    be compared fairly.
+
+    Args:
+      configs: all options of each training.
+
+    Raises:
+      OutOfMemoryError: no number of micro-batches fits.
+    """
+    by_size: dict[int, list[ConfigDict]] = {}
+    for config in configs:
+      if not config.training.accumulation:
+        by_size.setdefault(config.training.batch_size, []).append(config)
+    for trainings in by_size.values():
+      self._load_or_choose_accumulation(trainings)
+
+  def _load_or_choose_accumulation(self, configs: Sequence[ConfigDict]) -> int:
+    """Load or choose the number of micro-batches of trainings with batches of one size."""
+    batch_size, crop = configs[0].training.batch_size, configs[0].images.crop
+    # Each further step takes a compilation, and the weights of the loss are numbers: they do not
+    # change its memory.
+    trainings: dict[Any, Training] = {}
+    for config in configs:
+      train_step, solver, frozen = self._make_train_step(config)
+      key = SolverOptions(**config.solver), frozen, bool(config.loss.label_smoothing)
+      state = functools.partial(step.create_state, **self._variables, optimizer=solver)
+      trainings.setdefault(key, (train_step, jax.eval_shape(state)))
+    return load_or_choose_accumulation(
+      self._workdir / f'accumulation.{batch_size}.json',
+      list(trainings.values()),
+      _batch_shapes(self._domains.source, batch_size, crop),
+      batch_size=batch_size,
+    )
+
+  def _make_train_step(
+    self, config: ConfigDict
+  ) -> tuple[CompiledFunction, optax.GradientTransformation, frozenset[str]]:
+    """Return the compiled step of a training, its optimizer, and the frozen layers."""
+    options = TrainingOptions(**config.training)
+    solver_options, loss_options = SolverOptions(**config.solver), LossOptions(**config.loss)
+    schedule_steps = options.schedule_steps(config.selection.rounds)
+    frozen = frozen_layers(options.freeze, self._variables['params']['trunk'])
+    solver = optimizer.sgd(schedule_steps, solver_options, frozen)
+    # Only a cosine depends on the number of steps.
+    cosine_steps = schedule_steps if solver_options.schedule == 'cosine' else 0
+    key = solver_options, loss_options, cosine_steps, frozen
+    if key not in self._train_steps:
+      self._train_steps[key] = step.make_train_step(
+        self._model.apply, solver, config.seed, loss_options, frozen
+      )
+    return self._train_steps[key], solver, frozen
+
   def __call__(
     self, directory: str, config: ConfigDict, profile: StepProfile | None = None
   ) -> Trainer:
@@ -328,37 +385,23 @@ class TrainerFactory:
       ValueError: training.freeze names no layer of the trunk.
     """
     options = TrainingOptions(**config.training)
-    solver_options, loss_options = SolverOptions(**config.solver), LossOptions(**config.loss)
-    size = transforms.ImageSize(**config.images)
-    schedule_steps = options.schedule_steps(config.selection.rounds)
-    frozen = frozen_layers(options.freeze, self._variables['params']['trunk'])
-    solver = optimizer.sgd(schedule_steps, solver_options, frozen)
-    # Only a cosine depends on the number of steps.
-    cosine_steps = schedule_steps if solver_options.schedule == 'cosine' else 0
-    key = solver_options, loss_options, cosine_steps, frozen
-    if key not in self._train_steps:
-      self._train_steps[key] = step.make_train_step(
-        self._model.apply, solver, config.seed, loss_options, frozen
-      )
-    train_step = self._train_steps[key]
+    train_step, solver, _ = self._make_train_step(config)
     if not options.accumulation:
-      # Trainers with batches of one size share the number.
-      accumulation = load_or_choose_accumulation(
-        self._workdir / f'accumulation.{options.batch_size}.json',
-        train_step,
-        jax.eval_shape(lambda: step.create_state(**self._variables, optimizer=solver)),
-        _batch_shapes(self._domains.source, options.batch_size, size.crop),
-        batch_size=options.batch_size,
-      )
-      options = replace(options, accumulation=accumulation)
+      # Trainers with batches of one size share the number (see `share_accumulation`).
+      options = replace(options, accumulation=self._load_or_choose_accumulation([config]))
+    schedule_steps = options.schedule_steps(config.selection.rounds)
     return Trainer(
       directory=self._workdir / directory,
       fingerprint=self._fingerprint,
       domains=self._domains,
       train_step=train_step,
       optimizer=solver,
-      learning_rates=optimizer.learning_rates(schedule_steps, solver_options),
-      evaluator=Evaluator(self._predict_step, size, EvaluationOptions(**config.evaluation)),
+      learning_rates=optimizer.learning_rates(schedule_steps, SolverOptions(**config.solver)),
+      evaluator=Evaluator(
+        self._predict_step,
+        transforms.ImageSize(**config.images),
+        EvaluationOptions(**config.evaluation),
+      ),
       feature_step=self._feature_step,
       options=options,
       logging=LoggingOptions(**config.logging),
@@ -366,6 +409,15 @@ class TrainerFactory:
       seed=config.seed,
       profile=profile,
     )
+
+
+def _learning_rate_option(trainer: Trainer) -> str:
+  """Return the name of the option that a training has its learning rate from."""
+  name = trainer.directory.name
+  if name == 'pretrain':
+    return 'pretrain.learning_rate'
+  is_own = 'learning_rate' in trainer.config['overrides'].get(name, {}).get('solver', {})
+  return f'overrides.{name}.solver.learning_rate' if is_own else 'solver.learning_rate'
 
 
 def _batch_shapes(source: Dataset, pairs: int, crop: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,6 +1,7 @@
 """The report of a run, from the command line and while the run is under way."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ from report import synthetic
 from small_run import make_config, write_data
 
 from sjft_jax import pipeline
-from sjft_jax.report import draw, page, summary
+from sjft_jax.report import borrowing, draw, page, scores, summary
 from sjft_jax.runtime import artifacts
 from sjft_jax.workdir import FORMAT
 
@@ -143,6 +144,31 @@ def test_an_unfinished_run_has_no_verdict(tmp_path):
   drawn = draw.make_page(run)
   assert drawn.headline == 'Not finished: 12 of 13 rounds are done, so there is no verdict yet.'
   assert 'fusion' not in [section.id for section in drawn.sections]
+
+
+def test_borrowed_images_without_a_class_have_no_chart(tmp_path):
+  run = synthetic.make_run(tmp_path, classes=['a', 'b'], images=20, rounds=1, k0=5)
+  source = run.domains.source
+  source.labels = np.zeros((len(source), len(source.classes)), bool)
+  section = borrowing.class_section(run)
+  assert 'from 0 of 40 source classes' in section.text[0]
+  assert not section.charts
+  assert not section.tables
+
+
+@pytest.mark.parametrize('method', ['nearest', 'similar'])
+@pytest.mark.parametrize('arms', [('none', 'constant', 'rounds'), ('none', 'rounds')])
+def test_the_answer_its_numbers_and_the_predictions_are_of_one_arm(tmp_path, arms, method):
+  run = synthetic.make_run(tmp_path, classes=['a', 'b'], images=20, rounds=2, k0=5)
+  run.config.overrides.rounds.selection.method = method
+  table = [row for row in run.results['table'] if row['arm'] in arms]
+  rounds = {arm: run.rounds[arm] for arm in arms}
+  run = dataclasses.replace(run, rounds=rounds, results=run.results | {'table': table})
+  headline, (numbers, *_) = scores.make_answer(run)
+  row = table[-1]
+  assert headline == summary.verdict(row)
+  assert numbers.startswith(f'{100 * row["gain"]:+.1f} ± {100 * row["standard_error"]:.1f} points')
+  assert run.main_arm == 'rounds'
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ def make_card(**changes):
     'pretrained': '',
     'data': (('target', 'dogs'),),
     'borrowed': (),
+    'borrowed_unit': 'pairs',
     'settings': (('model.name', '"a"', '"b"'),),
   }
   return ModelCard(**values | changes)

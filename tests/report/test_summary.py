@@ -55,3 +55,18 @@ def test_the_table_has_a_row_for_each_arm_and_a_verdict_for_each_selection(capsy
   ]
   verdicts = [line for line in lines if 'points' in line]
   assert verdicts == [summary.verdict(rows[-1])]
+
+
+def test_names_of_images_are_printed_as_they_are(capsys):
+  names = ['[b]/x.jpg', r'\[b]', '[/b] :cat:']
+  summary.print_predictions(('image', 'class', 'probability'), (names, ['[a]'] * 3, [0.5] * 3))
+  lines = capsys.readouterr().out.splitlines()
+  cells = [[cell.strip() for cell in line.split('│')[1:-1]] for line in lines if '│' in line]
+  assert cells == [[name, '[a]', '50.0%'] for name in names]
+
+
+def test_every_arm_that_selects_has_a_verdict_and_the_growing_one_is_the_last():
+  arms = ('rounds', 'none', 'similar', 'probe', 'classes', 'random', 'all')
+  rows = {arm: make_row(arm, None if arm == 'none' else 0.01, arm=arm) for arm in arms}
+  verdicts = summary.verdicts({'table': [*rows.values()]})
+  assert verdicts == [summary.verdict(rows[arm]) for arm in ('classes', 'similar', 'rounds')]

@@ -58,7 +58,7 @@ def make_step():
 
 def choose(train_step, limit):
   return choose_accumulation(
-    train_step, make_state(), make_batch(), batch_size=PAIRS, num_devices=2, limit=limit
+    [(train_step, make_state())], make_batch(), batch_size=PAIRS, num_devices=2, limit=limit
   )
 
 
@@ -136,10 +136,19 @@ def test_candidates_are_run_from_the_largest_micro_batch_where_memory_is_not_pla
     choose(UnplannedStep(max_images=4, message='INTERNAL: broken'), limit)
 
 
+@pytest.mark.parametrize('sizes', [(4, 12), (12, 4)])
+def test_the_step_that_needs_most_memory_decides_in_whatever_order(sizes):
+  trainings = [(UnplannedStep(max_images=size), make_state()) for size in sizes]
+  chosen = choose_accumulation(
+    trainings, make_batch(), batch_size=PAIRS, num_devices=2, limit=math.inf
+  )
+  assert chosen == 3
+
+
 def load_or_choose(path, max_images):
   train_step = UnplannedStep(max_images)
   chosen = load_or_choose_accumulation(
-    epath.Path(path), train_step, make_state(), make_batch(), batch_size=PAIRS
+    epath.Path(path), [(train_step, make_state())], make_batch(), batch_size=PAIRS
   )
   return chosen, train_step.shapes
 

@@ -83,6 +83,17 @@ def test_five_images_can_never_show_a_gain():
   assert result.p_value > LEVEL
 
 
+@pytest.mark.parametrize('classes', [3, 5, 7, 102])
+@pytest.mark.parametrize('images', [1, 3, 7])
+def test_images_that_are_all_alike_have_an_error(classes, images):
+  # Weights of 1/21, say, sum up to 1 only nearly.
+  labels = np.repeat(np.arange(classes), images)
+  mean, error = class_mean(np.ones(len(labels)), labels)
+  assert mean == pytest.approx(1)
+  assert error == pytest.approx(1 / len(labels))
+  assert class_mean(np.zeros(len(labels)), labels) == (0, 0)
+
+
 def test_equal_classifiers_have_no_gain():
   same = np.array([True, False, True])
   assert paired_gain(same, same, np.array([0, 0, 1])) == (0, 0, 1)

@@ -1,6 +1,7 @@
 """Trainers of a small network: shared steps, the choice of micro-batches, and their runs."""
 
 import json
+import re
 
 import flax.linen as nn
 import jax
@@ -144,13 +145,36 @@ def test_accumulation_of_0_is_chosen_once_for_each_batch_size(tmp_path, monkeypa
   assert make_trainer('b', make_config()).options.accumulation == 2
 
 
+@pytest.mark.parametrize('order', [('none', 'rounds', 'constant'), ('rounds', 'constant', 'none')])
+def test_accumulation_is_chosen_over_all_arms_in_whatever_order(tmp_path, monkeypatch, order):
+  chosen_for = []
+
+  def choose(path, trainings, batch, *, batch_size):
+    chosen_for.append([len(jax.tree.leaves(state.opt_state)) for _, state in trainings])
+    artifacts.write_json(path, {'accumulation': 2})
+    return 2
+
+  monkeypatch.setattr('sjft_jax.training.trainer.load_or_choose_accumulation', choose)
+  make_trainer, _ = make_factory(tmp_path, make_domains())
+  c = make_config(**{'training.accumulation': 0})
+  c.overrides.none.training = {'freeze': 'trunk'}
+  arms = {arm: config.arm_config(c, arm) for arm in order}
+  make_trainer.share_accumulation(arms.values())
+  # The arms with equal solver and layers need equal memory.
+  (sizes,) = chosen_for
+  assert len(set(sizes)) == len(sizes) == 2
+  for arm, options in arms.items():
+    assert make_trainer(f'arms/{arm}', options).options.accumulation == 2
+
+
 @pytest.mark.parametrize('multi_label', [False, True])
 def test_accumulation_is_chosen_for_the_shapes_of_the_largest_batch(
   tmp_path, monkeypatch, multi_label
 ):
   chosen_for = []
 
-  def choose(path, train_step, state, batch, *, batch_size):
+  def choose(path, trainings, batch, *, batch_size):
+    ((_, state),) = trainings
     chosen_for.append((state, batch))
     return 1
 
@@ -248,6 +272,22 @@ def test_too_large_loss_ends_the_run_and_names_its_images(factory):
     train(trainer, variables, 2)
   names = (trainer.directory / 'bad_step.txt').read_text().splitlines()
   assert [name.split('/')[0] for name in names] == ['target', 'source'] * 8
+
+
+@pytest.mark.parametrize(
+  ('directory', 'option'),
+  [
+    ('arms/rounds', 'solver.learning_rate'),
+    ('arms/none', 'overrides.none.solver.learning_rate'),
+    ('pretrain', 'pretrain.learning_rate'),
+  ],
+)
+def test_too_large_loss_names_the_learning_rate_that_the_training_has(factory, directory, option):
+  make_trainer, variables = factory
+  options = make_config(**{'training.max_loss': 1e-6})
+  options.overrides.none.solver = {'learning_rate': 0.01}
+  with pytest.raises(FloatingPointError, match=f'; lower {re.escape(option)}$'):
+    train(make_trainer(directory, options), variables, 2)
 
 
 def test_evaluator_predicts_every_image(factory):
