@@ -64,7 +64,15 @@ def save_description(workdir: epath.Path, description: dict[str, Any]) -> None:
   artifacts.write_json(workdir / DESCRIPTION, description)
 
 
-def load_trunk(path: str, *, name: str, width: float, style: str, fully_connected: bool) -> Weights:
+def load_trunk(
+  path: str,
+  *,
+  name: str,
+  width: float,
+  style: str,
+  fully_connected: bool,
+  normalization: str = 'auto',
+) -> Weights:
   """Load the trunk of the newest checkpoint of a training.
 
   Args:
@@ -73,6 +81,7 @@ def load_trunk(path: str, *, name: str, width: float, style: str, fully_connecte
     width: of that trunk.
     style: 'auto' is the checkpoint's own; any other overrules it.
     fully_connected: of that trunk; if False, the training's fc6 and fc7 are left out.
+    normalization: of the images, likewise.
 
   Raises:
     ValueError: no checkpoint, several, or one that is damaged or of another trunk.
@@ -96,7 +105,7 @@ def load_trunk(path: str, *, name: str, width: float, style: str, fully_connecte
     params,
     drop_source_statistics(trained.batch_stats.get('trunk', {})),
     trained.description['style'] if style == 'auto' else style,
-    trained.description['normalization'],
+    trained.description['normalization'] if normalization == 'auto' else normalization,
     None,
   )
 
