@@ -98,6 +98,21 @@ def test_impossible_options_are_an_error(files, options, message):
     bank.load(**defaults | {'pretrained': files['resnet18v1']} | options)
 
 
+def test_the_trunk_that_is_trained_has_its_width(tmp_path):
+  spec = TrunkSpec('resnet18v1', 0.25, style='torch')
+  model = joint.Joint(trunk.build_trunk(**spec._asdict()), 5, 0)
+  shapes = jax.eval_shape(lambda: joint.init(model, jax.random.key(0), 64))
+  architecture = libraries.find_architecture(spec._replace(width=1.0), 64)
+  tensors = libraries.to_tensors(untrained_run.draw(shapes, 0), architecture)
+  safetensors.numpy.save_file(tensors, tmp_path / 'quarter.safetensors')
+  options = config.default()
+  options.model.update(
+    name='resnet18v1', width=0.25, pretrained=str(tmp_path / 'quarter.safetensors')
+  )
+  options.bank.update(name='trunk', layers=('stem', 'stage2_block1'))
+  assert inputs.load_bank(options).num_filters == (16, 32)
+
+
 def test_the_bank_may_be_the_trunk_that_is_trained(files):
   options = config.default()
   options.model.name, options.model.pretrained = 'resnet18v1', files['resnet18v1']
@@ -107,6 +122,17 @@ def test_the_bank_may_be_the_trunk_that_is_trained(files):
   )
   loaded = inputs.load_bank(options)
   assert (loaded.name, loaded.fingerprint) == ('resnet18v1', named.fingerprint)
+  options.model.normalization = 'caffe'
+  other = inputs.load_bank(options)
+  assert other.fingerprint != named.fingerprint
+  pixels = preprocess.normalize(draw_images(), 'caffe')
+  kernel = convert.load(files['resnet18v1'], name='resnet18v1').params['stem']['kernel']
+  expected = jax.lax.conv_general_dilated(
+    pixels, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+  np.testing.assert_allclose(other.respond(draw_images())[0], expected, rtol=1e-3, atol=1e-2)
+  options.model.style = 'caffe'
+  assert inputs.load_bank(options).fingerprint != other.fingerprint
   options.model.pretrained = ''
   with pytest.raises(ValueError, match="bank: name='trunk' takes the filters of model.pretrained"):
     inputs.load_bank(options)
