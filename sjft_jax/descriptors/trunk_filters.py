@@ -44,9 +44,12 @@ def load(
   """
   choose('tap', tap, alexnet.TAPS)
   if pretrained == 'auto':
+    # Publishers do not number the first version of a ResNet.
+    names = {name, name.removesuffix('v1')}
+    known = [key for key in published.PUBLISHED if key.rpartition('/')[2] in names]
+    example = f', or a published name such as {known[0]!r}' if known else ''
     raise ValueError(
-      f"pretrained='auto' is for AlexNet; for name={name!r} give a file, an earlier run, or a "
-      f'published name such as {next(iter(published.PUBLISHED))!r}'
+      f"pretrained='auto' is for AlexNet; for name={name!r} give a file or an earlier run{example}"
     )
   spec = trunk.TrunkSpec(name, variant.width, False, variant.style)
   weights = build.load_weights(pretrained, spec, variant.normalization)

@@ -88,7 +88,15 @@ def test_only_what_the_layers_need_is_in_the_program(files):
     ({'layers': ()}, 'one or more layers, each once'),
     ({'layers': ('stem', 'stem')}, 'each once'),
     ({'tap': 'pool'}, "tap='pool' is unknown; use one of linear, relu"),
-    ({'pretrained': 'auto'}, "pretrained='auto' is for AlexNet; .*'resnet18v1' give a file"),
+    (
+      {'pretrained': 'auto'},
+      "for AlexNet; .*'resnet18v1' give a file .* such as 'torchvision/resnet18'$",
+    ),
+    (
+      {'pretrained': 'auto', 'name': 'tf_efficientnet_lite0'},
+      "such as 'timm/tf_efficientnet_lite0'$",
+    ),
+    ({'pretrained': 'auto', 'name': 'convnextv2_atto'}, 'give a file or an earlier run$'),
     ({'name': 'resnet18v2'}, "does not fit name='resnet18v2'.*name='resnet18v1'"),
   ],
 )

@@ -90,6 +90,11 @@ def load(
   ]
   best = min(matches, key=lambda match: len(match.missing_names), default=None)
   problems = best.problems if best else f'no layout of {checkpoint.origin} files is known for it'
+  if any(tensor.startswith('params/trunk/') for tensor in checkpoint.tensors):
+    raise ValueError(
+      f'{path} is the export of a network that no other library has, in names that only the '
+      'prediction reads; give the run that was exported'
+    )
   if best is None or problems:
     raise ValueError(
       f'{path} does not fit name={name!r}: {problems}; it fits {_suggest_options(checkpoint, spec)}'

@@ -15,6 +15,8 @@ from sjft_jax.runtime import artifacts, checkpoints
 
 # The file of a work directory that describes the network of its checkpoints.
 DESCRIPTION = 'network.json'
+# The weights in an exported folder, and in most of others.
+_EXPORTED = 'model.safetensors'
 _DESCRIPTION_TYPES: dict[str, type | tuple[type, ...]] = {
   'name': str,
   'width': (int, float),
@@ -152,6 +154,9 @@ def _find_training(path: str) -> _Training:
       for step in artifacts.glob(root, f'{depth}checkpoints/[0-9]*')
     }
   )
+  weights = root / _EXPORTED
+  if not directories and weights.is_file():
+    raise ValueError(f'{path} holds no training, but weights of a network: give {weights}')
   if len(directories) != 1:
     names = ', '.join(str(directory) for directory in directories) or 'none'
     raise ValueError(f'{path}: give the folder of one training; with checkpoints there: {names}')

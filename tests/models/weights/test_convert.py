@@ -432,6 +432,12 @@ def test_the_normalization_of_an_exported_network_is_its_own(tmp_path):
   assert "its normalization 'of tomorrow' is unknown; set model.normalization" in message
 
 
+def test_an_export_in_names_of_its_own_is_no_start(tmp_path):
+  path = write(tmp_path, {'params/trunk/stem/kernel': normal(7, 7, 3, 8)})
+  message = refusal(path, name='resnet18v1')
+  assert message.endswith('in names that only the prediction reads; give the run that was exported')
+
+
 def write_timm_config(folder, mean, std, is_nested=True):
   values = {'mean': mean, 'std': std}
   config = {'architecture': 'x', 'pretrained_cfg': values} if is_nested else values
