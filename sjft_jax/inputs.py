@@ -14,6 +14,7 @@ from sjft_jax import workdir as workdirs
 from sjft_jax.data import registry, transforms
 from sjft_jax.data.dataset import Domains
 from sjft_jax.descriptors import bank as banks
+from sjft_jax.descriptors.alexnet import USUAL, Variant
 from sjft_jax.models.build import ModelOptions, Network, build_network
 from sjft_jax.models.weights import run_checkpoint
 from sjft_jax.runtime import distributed
@@ -97,7 +98,7 @@ def load_bank(config: ConfigDict) -> banks.FilterBank:
   Raises:
     ValueError: as for `bank.load`, or the network has no weights to take filters from.
   """
-  options = dict(config.bank)
+  options, variant = dict(config.bank), USUAL
   with configs.option_section('bank'):
     if options['name'] == 'trunk':
       if options['pretrained'] == 'auto':
@@ -107,8 +108,11 @@ def load_bank(config: ConfigDict) -> banks.FilterBank:
           "name='trunk' takes the filters of model.pretrained, which is empty; set it, or another "
           'bank'
         )
-      options['name'] = config.model.name
-    return banks.load(**options)
+      model = config.model
+      options['name'] = model.name
+      # The filters respond as the network's own layers do.
+      variant = Variant(model.width, model.style, model.normalization)
+    return banks.load(variant, **options)
 
 
 def load_inputs(config: ConfigDict, domains: Domains) -> Inputs:

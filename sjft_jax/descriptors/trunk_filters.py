@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt8
 
-from sjft_jax.descriptors.alexnet import Filters, Responses
+from sjft_jax.descriptors.alexnet import USUAL, Filters, Responses, Variant
 from sjft_jax.models import alexnet, build, trunk
 from sjft_jax.models.preprocess import normalize
 from sjft_jax.models.weights import published
@@ -23,17 +23,20 @@ class _ReachedError(Exception):
   """All layers have been computed."""
 
 
-def load(*, name: str, layers: Sequence[str], tap: str, pretrained: str) -> Filters:
+def load(
+  variant: Variant = USUAL, *, name: str, layers: Sequence[str], tap: str, pretrained: str
+) -> Filters:
   """Load the filters of some layers of a trunk, and compile what responds to images.
 
   Args:
-    name: one of `NAMES`, at its standard width.
+    variant: of the network.
+    name: one of `NAMES`.
     layers: paths of modules that give a map of the image, such as 'stem', 'stem_norm',
       'stage1_block1' or 'stage1_block1/conv2'. A vision transformer has 'stem', its patch
       embedding.
     tap: 'linear' takes what the module gives, 'relu' its positive part.
     pretrained: a file, a published name or an earlier run (see `build.load_weights`); images are
-      normalised as these weights expect.
+      normalised as these weights expect, or as `variant` says.
 
   Raises:
     ModuleNotFoundError: see `convert.load`.
@@ -41,12 +44,16 @@ def load(*, name: str, layers: Sequence[str], tap: str, pretrained: str) -> Filt
   """
   choose('tap', tap, alexnet.TAPS)
   if pretrained == 'auto':
+    # Publishers do not number the first version of a ResNet.
+    names = {name, name.removesuffix('v1')}
+    known = [key for key in published.PUBLISHED if key.rpartition('/')[2] in names]
+    example = f', or a published name such as {known[0]!r}' if known else ''
     raise ValueError(
-      f"pretrained='auto' is for AlexNet; for name={name!r} give a file, an earlier run, or a "
-      f'published name such as {next(iter(published.PUBLISHED))!r}'
+      f"pretrained='auto' is for AlexNet; for name={name!r} give a file or an earlier run{example}"
     )
-  weights = build.load_weights(pretrained, trunk.TrunkSpec(name, fully_connected=False))
-  model = trunk.build_trunk(name=name, style=weights.style, fully_connected=False)
+  spec = trunk.TrunkSpec(name, variant.width, False, variant.style)
+  weights = build.load_weights(pretrained, spec, variant.normalization)
+  model = trunk.build_trunk(**spec._replace(style=weights.style)._asdict())
   variables = {'params': weights.params, 'batch_stats': weights.batch_stats}
 
   def compute(images: UInt8[Array, 'batch height width 3'], wanted: Collection[str]) -> Any:

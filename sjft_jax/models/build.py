@@ -77,12 +77,12 @@ def build_network(
     ValueError: an impossible option, or weights that do not fit.
   """
   spec = trunk.TrunkSpec(options.name, options.width, options.fully_connected, options.style)
-  weights = load_weights(options.pretrained, spec) if options.pretrained else None
-  normalization = options.normalization
-  if weights is not None:
-    spec = spec._replace(style=weights.style)
-  if normalization == 'auto':
-    normalization = weights.normalization if weights is not None else 'imagenet'
+  weights, normalization = None, options.normalization
+  if options.pretrained:
+    weights = load_weights(options.pretrained, spec, normalization)
+    spec, normalization = spec._replace(style=weights.style), weights.normalization
+  elif normalization == 'auto':
+    normalization = 'imagenet'
   shared = trunk.build_trunk(
     **spec._asdict(),
     batch_norm=options.batch_norm,
@@ -128,8 +128,13 @@ def digest_weights(weights: Weights) -> str:
   return content.hexdigest()
 
 
-def load_weights(pretrained: str, spec: trunk.TrunkSpec) -> Weights:
+def load_weights(pretrained: str, spec: trunk.TrunkSpec, normalization: str = 'auto') -> Weights:
   """Load a trunk's weights from a file, by a published name or from an earlier run.
+
+  Args:
+    pretrained: the origin of the weights, as in `ModelOptions`.
+    spec: the trunk.
+    normalization: of the images; 'auto': as the weights expect.
 
   Raises:
     ModuleNotFoundError: see `convert.load`.
@@ -138,4 +143,4 @@ def load_weights(pretrained: str, spec: trunk.TrunkSpec) -> Weights:
   pretrained = os.path.expanduser(pretrained)
   is_run = artifacts.absolute_path(pretrained).is_dir()
   load = run_checkpoint.load_trunk if is_run else convert.load
-  return load(pretrained, **spec._asdict())
+  return load(pretrained, **spec._asdict(), normalization=normalization)

@@ -88,7 +88,15 @@ def test_only_what_the_layers_need_is_in_the_program(files):
     ({'layers': ()}, 'one or more layers, each once'),
     ({'layers': ('stem', 'stem')}, 'each once'),
     ({'tap': 'pool'}, "tap='pool' is unknown; use one of linear, relu"),
-    ({'pretrained': 'auto'}, "pretrained='auto' is for AlexNet; .*'resnet18v1' give a file"),
+    (
+      {'pretrained': 'auto'},
+      "for AlexNet; .*'resnet18v1' give a file .* such as 'torchvision/resnet18'$",
+    ),
+    (
+      {'pretrained': 'auto', 'name': 'tf_efficientnet_lite0'},
+      "such as 'timm/tf_efficientnet_lite0'$",
+    ),
+    ({'pretrained': 'auto', 'name': 'convnextv2_atto'}, 'give a file or an earlier run$'),
     ({'name': 'resnet18v2'}, "does not fit name='resnet18v2'.*name='resnet18v1'"),
   ],
 )
@@ -96,6 +104,21 @@ def test_impossible_options_are_an_error(files, options, message):
   defaults = {'name': 'resnet18v1', 'layers': ('stem',), 'tap': 'linear'}
   with pytest.raises(ValueError, match=message):
     bank.load(**defaults | {'pretrained': files['resnet18v1']} | options)
+
+
+def test_the_trunk_that_is_trained_has_its_width(tmp_path):
+  spec = TrunkSpec('resnet18v1', 0.25, style='torch')
+  model = joint.Joint(trunk.build_trunk(**spec._asdict()), 5, 0)
+  shapes = jax.eval_shape(lambda: joint.init(model, jax.random.key(0), 64))
+  architecture = libraries.find_architecture(spec._replace(width=1.0), 64)
+  tensors = libraries.to_tensors(untrained_run.draw(shapes, 0), architecture)
+  safetensors.numpy.save_file(tensors, tmp_path / 'quarter.safetensors')
+  options = config.default()
+  options.model.update(
+    name='resnet18v1', width=0.25, pretrained=str(tmp_path / 'quarter.safetensors')
+  )
+  options.bank.update(name='trunk', layers=('stem', 'stage2_block1'))
+  assert inputs.load_bank(options).num_filters == (16, 32)
 
 
 def test_the_bank_may_be_the_trunk_that_is_trained(files):
@@ -107,6 +130,17 @@ def test_the_bank_may_be_the_trunk_that_is_trained(files):
   )
   loaded = inputs.load_bank(options)
   assert (loaded.name, loaded.fingerprint) == ('resnet18v1', named.fingerprint)
+  options.model.normalization = 'caffe'
+  other = inputs.load_bank(options)
+  assert other.fingerprint != named.fingerprint
+  pixels = preprocess.normalize(draw_images(), 'caffe')
+  kernel = convert.load(files['resnet18v1'], name='resnet18v1').params['stem']['kernel']
+  expected = jax.lax.conv_general_dilated(
+    pixels, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+  np.testing.assert_allclose(other.respond(draw_images())[0], expected, rtol=1e-3, atol=1e-2)
+  options.model.style = 'caffe'
+  assert inputs.load_bank(options).fingerprint != other.fingerprint
   options.model.pretrained = ''
   with pytest.raises(ValueError, match="bank: name='trunk' takes the filters of model.pretrained"):
     inputs.load_bank(options)

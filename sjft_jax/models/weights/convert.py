@@ -2,13 +2,14 @@
 
 import dataclasses
 import difflib
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sjft_jax.models import trunk
+from sjft_jax.models import preprocess, trunk
 from sjft_jax.models.trunk import TrunkSpec
 from sjft_jax.models.weights import formats, published
 from sjft_jax.models.weights.formats import Checkpoint
@@ -19,6 +20,17 @@ from sjft_jax.models.weights.layout_match import (
   trunk_bytes,
 )
 from sjft_jax.models.weights.layouts import layouts
+from sjft_jax.runtime import artifacts
+
+# The key of the metadata under which our own safetensors name the normalization of their images.
+NORMALIZATION_KEY = 'sjft_jax.normalization'
+# The file beside the weights in which timm and Hugging Face keep the mean; theirs have a few kB.
+_CONFIG, _MAX_CONFIG_BYTES = 'config.json', 2**20
+_REMEDY = (
+  'set model.normalization to the nearest to what the network was trained with, of '
+  + ', '.join(preprocess.NORMALIZATIONS)
+)
+_CONFIG_REMEDY = f'{_REMEDY}; for a filter bank, copy the weights to a folder without this file'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +60,7 @@ def load(
   width: float = 1.0,
   style: str = 'auto',
   fully_connected: bool = True,
+  normalization: str = 'auto',
 ) -> Weights:
   """Load weights for the trunk `name`, from a file or by a published name.
 
@@ -59,12 +72,14 @@ def load(
     width: the file's too.
     style: 'auto' is the file's own; any other overrules it.
     fully_connected: if False, a file's fc6 and fc7 are left out.
+    normalization: of the images; 'auto' is what the file itself or timm's config.json beside it
+      says, or else the usual one of files with these names. Any other overrules it.
 
   Raises:
     ModuleNotFoundError: the package is not installed.
     ValueError: impossible options; no such file or name; an unreadable file, or one that does not
       fit this trunk: then the message names tensors and, if there is one, the trunk that the file
-      fits.
+      fits; images that are normalised in no known way.
   """
   spec = TrunkSpec(name, width, fully_connected, style)
   trunk.build_trunk(**spec._asdict())  # Refuses impossible options before anything is downloaded.
@@ -75,6 +90,11 @@ def load(
   ]
   best = min(matches, key=lambda match: len(match.missing_names), default=None)
   problems = best.problems if best else f'no layout of {checkpoint.origin} files is known for it'
+  if any(tensor.startswith('params/trunk/') for tensor in checkpoint.tensors):
+    raise ValueError(
+      f'{path} is the export of a network that no other library has, in names that only the '
+      'prediction reads; give the run that was exported'
+    )
   if best is None or problems:
     raise ValueError(
       f'{path} does not fit name={name!r}: {problems}; it fits {_suggest_options(checkpoint, spec)}'
@@ -82,12 +102,14 @@ def load(
   for tensor in best.expected_shapes:
     if not np.isfinite(best.tensors[tensor]).all():
       raise ValueError(f'{path}: {tensor} holds values that are not finite; fetch another file')
+  if normalization == 'auto':
+    normalization = _stated_normalization(checkpoint) or best.layout.normalization
   variables = best.variables()
   return Weights(
     variables['params'],
     variables.get('batch_stats', {}),
     best.trunk_spec.style,
-    best.layout.normalization,
+    normalization,
     best.classifier(),
   )
 
@@ -106,6 +128,63 @@ def _find_file(path_or_name: str, trunk_name: str) -> Path:
   raise ValueError(
     f'pretrained={path_or_name!r} is neither a file nor the name of published weights; use the '
     f'path of a file, or one of {", ".join(similar)}'
+  )
+
+
+def _stated_normalization(checkpoint: Checkpoint) -> str | None:
+  """Return the normalization that a torch file or the config.json beside it gives, if any.
+
+  Raises:
+    ValueError: it is unknown, or the config.json cannot be read.
+  """
+  if checkpoint.origin != 'torch':
+    return None
+  stated = formats.read_metadata(checkpoint.path).get(NORMALIZATION_KEY)
+  if stated is None:
+    return _configured_normalization(checkpoint.path.with_name(_CONFIG))
+  if stated not in preprocess.NORMALIZATIONS:
+    raise ValueError(f'{checkpoint.path}: its normalization {stated[:100]!r} is unknown; {_REMEDY}')
+  return stated
+
+
+def _configured_normalization(path: Path) -> str | None:
+  """Return the normalization with the mean and deviation in a config.json; None if it has none."""
+  if not path.is_file():
+    return None
+  try:
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+      raise ValueError(f'it has over {_MAX_CONFIG_BYTES:,} bytes')
+    config = artifacts.parse_json(path.read_bytes())
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f'{path}, which may give the mean of the images, cannot be read: {error}; {_CONFIG_REMEDY}'
+    ) from error
+  if not isinstance(config, dict):
+    return None
+  for part in (config.get('pretrained_cfg'), config):
+    if isinstance(part, dict) and {'mean', 'std'} <= set(part):
+      break
+  else:
+    return None
+  for name, (mean, deviation) in preprocess.NORMALIZATIONS.items():
+    if _is_near(part['mean'], mean) and _is_near(part['std'], deviation):
+      return name
+  raise ValueError(
+    f'{path} gives the mean {reprlib.repr(part["mean"])} and the std '
+    f'{reprlib.repr(part["std"])}, which no normalization has; {_CONFIG_REMEDY}'
+  )
+
+
+def _is_near(values: Any, expected: tuple[float, ...]) -> bool:
+  """Return whether JSON gives three numbers of pixels 0–1 that equal ours of 0–255."""
+  # Only small numbers are subtracted: an int of JSON may be too long for a float.
+  return (
+    isinstance(values, list)
+    and len(values) == len(expected)
+    and all(
+      isinstance(value, int | float) and 0 <= value <= 1 and abs(255 * value - ours) < 0.1
+      for value, ours in zip(values, expected, strict=True)
+    )
   )
 
 

@@ -5,6 +5,7 @@ The folder's program is not run: the network is built from its description, with
 
 import dataclasses
 import hashlib
+import json
 import math
 import os
 from pathlib import Path
@@ -19,6 +20,7 @@ from sjft_jax.data.transforms import VIEWS
 from sjft_jax.models import build, joint, preprocess, trunk
 from sjft_jax.models.trunk import TrunkSpec
 from sjft_jax.models.weights import formats, libraries
+from sjft_jax.models.weights.convert import NORMALIZATION_KEY
 from sjft_jax.models.weights.libraries import Architecture
 from sjft_jax.models.weights.run_checkpoint import TrainedNetwork, drop_source_statistics
 from sjft_jax.runtime import artifacts
@@ -121,14 +123,28 @@ def target_shapes(description: dict[str, Any], options: PredictionOptions) -> di
 def serialize(network: TrainedNetwork, architecture: Architecture | None) -> bytes:
   """Return the file of a network's trunk and target head, in the names of `architecture`.
 
-  Of statistics of both domains, the file has the target's.
+  Of statistics of both domains, the file has the target's. Its metadata name the normalization of
+  the images, with which the file alone is a start for another run.
   """
   variables = {
     'params': {name: network.params[name] for name in ('trunk', 'target')},
     'batch_stats': drop_source_statistics(network.batch_stats),
   }
-  metadata = None if architecture is None else {'format': 'pt'}
-  return bytes(safetensors.numpy.save(libraries.to_tensors(variables, architecture), metadata))
+  metadata = {NORMALIZATION_KEY: network.description['normalization']}
+  if architecture is not None:
+    metadata['format'] = 'pt'
+  return _sort_header(
+    bytes(safetensors.numpy.save(libraries.to_tensors(variables, architecture), metadata))
+  )
+
+
+def _sort_header(content: bytes) -> bytes:
+  """Return a file of safetensors, which writes its metadata in any order, always the same."""
+  size = int.from_bytes(content[:8], 'little')
+  header = json.loads(content[8 : 8 + size])
+  text = json.dumps(header, sort_keys=True, separators=(',', ':'), ensure_ascii=False).encode()
+  text += b' ' * (-len(text) % 8)  # The tensors stay aligned.
+  return len(text).to_bytes(8, 'little') + text + content[8 + size :]
 
 
 def write_config(

@@ -12,6 +12,7 @@ import safetensors
 
 from sjft_jax.models.weights import caffe, keras_hdf5, safe_pickle
 from sjft_jax.models.weights.budget import Budget
+from sjft_jax.runtime import artifacts
 
 # A ResNet-152 has 932 tensors, thrice as many with its optimizer; names have up to 60 letters.
 # Comparing 10,000 names of 200 letters with all layouts takes 8 s.
@@ -79,6 +80,17 @@ def read(path: Path, trunk_bytes: int = 0) -> Checkpoint:
   if not tensors:
     raise ValueError(f'{path} is refused: it holds no tensors; save the network with its weights')
   return Checkpoint(path, origin, tensors)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+  """Return the metadata of a safetensors file that `read` accepts; of any other file, none."""
+  with path.open('rb') as file:
+    start = file.read(9)
+    size = int.from_bytes(start[:8], 'little')
+    if start[8:] != b'{' or size > _MAX_HEADER_BYTES:
+      return {}
+    header = artifacts.parse_json(b'{' + file.read(size - 1))
+  return header.get('__metadata__') or {}
 
 
 def _read(path: Path, budget: Budget) -> tuple[Origin, dict[str, np.ndarray]]:

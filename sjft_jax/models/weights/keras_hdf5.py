@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import ml_dtypes
 import numpy as np
 
 from sjft_jax.models.weights.budget import PART_BYTES, Budget
@@ -41,6 +42,9 @@ _MAX_CONFIG_BYTES = 4 * 2**20
 _MAX_PATH_LENGTH = 1000
 
 _MAX_PACKING = 1032  # gzip packs as many bytes into one at most.
+
+# HDF5 has no bfloat16: Keras writes two bytes without a type, and no other weights so.
+_BFLOAT16 = np.dtype('V2')
 
 # The filters that a dataset may have, in the order of writing: none, or gzip.
 _FILTERS: tuple[list[int], ...] = (
@@ -98,13 +102,16 @@ def _read_datasets(file: h5py.File, budget: Budget) -> dict[str, np.ndarray]:
     budget.take(10 * PART_BYTES)
     if len(name) > _MAX_PATH_LENGTH:
       raise ValueError(f'{name[:100]}… is no name of a weight')
-    if not isinstance(item, h5py.Dataset) or item.dtype.kind not in 'fiub':
+    if not isinstance(item, h5py.Dataset):
+      return
+    if item.dtype.kind not in 'fiub' and item.dtype != _BFLOAT16:
       return
     # Values that are not stored would be filled in, at any size.
     if item.external or item.is_virtual:
       raise ValueError(f'{name} is not stored in it')
     _check_stored(name, item, budget)
-    datasets[name] = item[()]
+    value = item[()]
+    datasets[name] = value.view(ml_dtypes.bfloat16) if item.dtype == _BFLOAT16 else value
 
   file.visititems(visit)
   return datasets

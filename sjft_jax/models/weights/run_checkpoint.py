@@ -15,6 +15,8 @@ from sjft_jax.runtime import artifacts, checkpoints
 
 # The file of a work directory that describes the network of its checkpoints.
 DESCRIPTION = 'network.json'
+# The weights in an exported folder, and in most of others.
+_EXPORTED = 'model.safetensors'
 _DESCRIPTION_TYPES: dict[str, type | tuple[type, ...]] = {
   'name': str,
   'width': (int, float),
@@ -64,7 +66,15 @@ def save_description(workdir: epath.Path, description: dict[str, Any]) -> None:
   artifacts.write_json(workdir / DESCRIPTION, description)
 
 
-def load_trunk(path: str, *, name: str, width: float, style: str, fully_connected: bool) -> Weights:
+def load_trunk(
+  path: str,
+  *,
+  name: str,
+  width: float,
+  style: str,
+  fully_connected: bool,
+  normalization: str = 'auto',
+) -> Weights:
   """Load the trunk of the newest checkpoint of a training.
 
   Args:
@@ -73,6 +83,7 @@ def load_trunk(path: str, *, name: str, width: float, style: str, fully_connecte
     width: of that trunk.
     style: 'auto' is the checkpoint's own; any other overrules it.
     fully_connected: of that trunk; if False, the training's fc6 and fc7 are left out.
+    normalization: of the images, likewise.
 
   Raises:
     ValueError: no checkpoint, several, or one that is damaged or of another trunk.
@@ -96,7 +107,7 @@ def load_trunk(path: str, *, name: str, width: float, style: str, fully_connecte
     params,
     drop_source_statistics(trained.batch_stats.get('trunk', {})),
     trained.description['style'] if style == 'auto' else style,
-    trained.description['normalization'],
+    trained.description['normalization'] if normalization == 'auto' else normalization,
     None,
   )
 
@@ -143,6 +154,9 @@ def _find_training(path: str) -> _Training:
       for step in artifacts.glob(root, f'{depth}checkpoints/[0-9]*')
     }
   )
+  weights = root / _EXPORTED
+  if not directories and weights.is_file():
+    raise ValueError(f'{path} holds no training, but weights of a network: give {weights}')
   if len(directories) != 1:
     names = ', '.join(str(directory) for directory in directories) or 'none'
     raise ValueError(f'{path}: give the folder of one training; with checkpoints there: {names}')

@@ -37,6 +37,28 @@ _STORAGE_DTYPES = {
   'BoolStorage': '?',
 }
 
+# What training scripts save beside the weights: settings, counts, paths, types of tensors. Python
+# 3.13 has its paths in pathlib._local, and protocol 2 the builtins under the name of Python 2.
+_IGNORED = (
+  'argparse.Namespace',
+  'collections.Counter',  # The milestones of MultiStepLR.
+  'collections.defaultdict',
+  *(
+    f'{module}.{name}'
+    for module in ('builtins', '__builtin__')
+    for name in ('bool', 'dict', 'float', 'frozenset', 'int', 'list', 'set', 'str', 'tuple')
+  ),
+  *(f'__builtin__.{name}' for name in ('long', 'unicode')),
+  *(
+    f'{module}.{name}'
+    for module in ('pathlib', 'pathlib._local')
+    for name in ('Path', 'PosixPath', 'PurePath', 'PurePosixPath', 'PureWindowsPath', 'WindowsPath')
+  ),
+  *(f'torch.{prefix}int{bits}' for prefix in ('', 'u') for bits in (8, 16, 32, 64)),
+  *(f'torch.{name}' for name in ('bfloat16', 'bool', 'float16', 'float32', 'float64')),
+  *(f'torch.complex{bits}' for bits in (32, 64, 128)),
+)
+
 _MAX_DIMS = 32
 _MAX_ARGUMENTS = 16  # torch's functions have nine at most.
 
@@ -145,7 +167,10 @@ class _Dtype:
 
 
 class _Ignored:
-  """A value that a training script saves beside the weights: its arguments, its best score."""
+  """A value that a training script saves beside the weights: its arguments, its best score.
+
+  It stands for types too: what a file calls or makes of them is one more of these.
+  """
 
   def __init__(self, *_: Any):
     pass
@@ -165,11 +190,13 @@ def _make_dict(pairs: Iterable[Any] = ()) -> dict[Any, Any]:
 
 
 def _set_item(target: Any, key: Any, value: Any) -> None:
-  """Set an item of a dict.
+  """Set an item of a dict; those of a value that is ignored are dropped, keys and all.
 
   Raises:
     pickle.UnpicklingError: the key is one whose hash may take any time or be that of many others.
   """
+  if isinstance(target, _Ignored):
+    return
   parts = key if type(key) is tuple and len(key) <= _MAX_ARGUMENTS else (key,)
   for part in parts:
     is_small = type(part) is int and abs(part) < 2**63
@@ -187,7 +214,6 @@ def _size(shape: Any = ()) -> tuple:
 
 _ALLOWED: dict[str, Any] = {
   '_codecs.encode': lambda text, _: text.encode('latin1'),  # How protocol 2 writes bytes.
-  'argparse.Namespace': _Ignored,
   'collections.OrderedDict': _make_dict,
   'numpy.dtype': _Dtype,
   'numpy.ndarray': _Ignored,
@@ -200,7 +226,9 @@ _ALLOWED: dict[str, Any] = {
   'torch._utils._rebuild_tensor': _rebuild_tensor,
   'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
   'torch.device': _Ignored,
-} | {f'torch.{name}': np.dtype(dtype) for name, dtype in _STORAGE_DTYPES.items()}
+  **dict.fromkeys(_IGNORED, _Ignored),
+  **{f'torch.{name}': np.dtype(dtype) for name, dtype in _STORAGE_DTYPES.items()},
+}
 
 
 class _Opcodes(io.BytesIO):

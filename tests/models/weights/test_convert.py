@@ -1,4 +1,6 @@
 import importlib.util
+import json
+import re
 from pathlib import Path
 
 import h5py
@@ -7,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from etils import epath
 from models.weights import caffemodel
 
 from sjft_jax.models import trunk
-from sjft_jax.models.weights import convert, published
+from sjft_jax.models.trunk import TrunkSpec
+from sjft_jax.models.weights import convert, exported, libraries, published
 from sjft_jax.models.weights.layouts import layouts
+from sjft_jax.models.weights.run_checkpoint import TrainedNetwork
 
 # An eighth of the channels.
 WIDTH = 0.125
@@ -55,9 +60,10 @@ def torchvision(depth=18, classes=5):
   return tensors
 
 
-def write(tmp_path, tensors):
+def write(tmp_path, tensors, metadata=None):
   path = tmp_path / 'weights.safetensors'
-  safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path)
+  tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+  safetensors.numpy.save_file(tensors, path, metadata)
   return str(path)
 
 
@@ -399,6 +405,84 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
   tensors['layer2.0.conv1.weight'][0, 0, 0, 0] = np.nan
   message = refusal(write(tmp_path, tensors), name='resnet18v1', width=WIDTH)
   assert 'layer2.0.conv1.weight holds values that are not finite' in message
+
+
+def test_the_normalization_of_an_exported_network_is_its_own(tmp_path):
+  path = write(tmp_path, torchvision())
+  description = {'name': 'resnet18v1', 'width': WIDTH, 'fully_connected': True, 'style': 'torch'}
+  description |= {'normalization': 'caffe'}
+  weights = convert.load(path, name='resnet18v1', width=WIDTH)
+  params = {'trunk': weights.params, 'target': weights.classifier}
+  folder = epath.Path(tmp_path)
+  statistics = {'trunk': weights.batch_stats}
+  network = TrainedNetwork(folder, folder, 1, description, params, statistics)
+  architecture = libraries.find_architecture(TrunkSpec('resnet18v1', style='torch'), 32)
+  contents = {exported.serialize(network, architecture) for _ in range(9)}
+  assert len(contents) == 1  # The metadata are in one order.
+  Path(path).write_bytes(contents.pop())
+  loaded = convert.load(path, name='resnet18v1', width=WIDTH)
+  assert loaded.normalization == 'caffe'
+  # The file's own comes before that of a neighbour.
+  write_timm_config(tmp_path, [0.5] * 3, [0.5] * 3)
+  assert convert.load(path, name='resnet18v1', width=WIDTH).normalization == 'caffe'
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, weights.params)
+
+  write(tmp_path, torchvision(), {convert.NORMALIZATION_KEY: 'of tomorrow'})
+  message = refusal(path, name='resnet18v1', width=WIDTH)
+  assert "its normalization 'of tomorrow' is unknown; set model.normalization" in message
+
+
+def test_an_export_in_names_of_its_own_is_no_start(tmp_path):
+  path = write(tmp_path, {'params/trunk/stem/kernel': normal(7, 7, 3, 8)})
+  message = refusal(path, name='resnet18v1')
+  assert message.endswith('in names that only the prediction reads; give the run that was exported')
+
+
+def write_timm_config(folder, mean, std, is_nested=True):
+  values = {'mean': mean, 'std': std}
+  config = {'architecture': 'x', 'pretrained_cfg': values} if is_nested else values
+  (folder / 'config.json').write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize('is_nested', [True, False])
+@pytest.mark.parametrize(
+  ('mean', 'std', 'normalization'),
+  [
+    ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5], 'inception'),
+    ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], 'imagenet'),
+    ([123.68 / 255, 116.779 / 255, 103.939 / 255], [1 / 255] * 3, 'caffe'),
+  ],
+)
+def test_the_config_of_timm_beside_a_file_decides(tmp_path, mean, std, normalization, is_nested):
+  write_timm_config(tmp_path, mean, std, is_nested)
+  path = write(tmp_path, torchvision())
+  assert convert.load(path, name='resnet18v1', width=WIDTH).normalization == normalization
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (b'{"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}', r'gives the mean \[0.48, 0.46'),
+    (b'{"mean": 1, "std": "x"}', "gives the mean 1 and the std 'x'"),
+    (b'{"mean": [1%s, 0, 0], "std": [1, 1, 1]}' % (b'0' * 400), 'gives the mean'),
+    (b'{"mean": ', 'cannot be read'),
+    (b'[' * 100_000, 'nested too deep'),
+    (b' ' * (2**20 + 1), 'over 1,048,576 bytes'),
+  ],
+)
+def test_a_normalization_that_is_none_of_ours_must_be_chosen(tmp_path, content, message):
+  (tmp_path / 'config.json').write_bytes(content)
+  options = {'name': 'resnet18v1', 'width': WIDTH}
+  path = write(tmp_path, torchvision())
+  assert re.search(f'config.json.*{message}.*; set model.normalization', refusal(path, **options))
+  assert convert.load(path, **options, normalization='inception').normalization == 'inception'
+
+
+def test_a_config_of_something_else_decides_nothing(tmp_path):
+  path = write(tmp_path, torchvision())
+  for content in ('[]', '{}', '{"pretrained_cfg": 1}', '{"mean": 1}'):
+    (tmp_path / 'config.json').write_text(content)
+    assert convert.load(path, name='resnet18v1', width=WIDTH).normalization == 'imagenet'
 
 
 def test_a_file_without_fully_connected_layers_does_not_fit(tmp_path):

@@ -4,6 +4,7 @@ import json
 import zipfile
 
 import h5py
+import ml_dtypes
 import numpy as np
 import pytest
 from models import torch_reference
@@ -46,6 +47,21 @@ def test_older_keras_files_are_read(tmp_path, name, is_model):
   checkpoint = formats.read(write_keras_older(tmp_path / 'net.h5', layers, is_model))
   assert checkpoint.origin == 'keras'
   assert_same(checkpoint.tensors, KERAS)
+
+
+def test_bfloat16_is_read(tmp_path):
+  expected = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in KERAS.items()}
+  layers = {
+    path: (layer, [tensor.astype(ml_dtypes.bfloat16) for tensor in tensors])
+    for path, (layer, tensors) in keras_3_layers().items()
+  }
+  older = {
+    layer: {f'{layer}/{key.split("/")[1]}:0': expected[key] for key, _ in weights}
+    for layer, weights in keras_layers()
+  }
+  expected = {name: tensor.astype(np.float32) for name, tensor in expected.items()}
+  assert_same(formats.read(write_keras_3(tmp_path / 'net.weights.h5', layers)).tensors, expected)
+  assert_same(formats.read(write_keras_older(tmp_path / 'net.h5', older)).tensors, expected)
 
 
 def test_keras_1_and_nested_models_are_read(tmp_path):

@@ -80,6 +80,11 @@ def test_several_trainings_or_none_are_refused(run, tmp_path):
   assert run_checkpoint.load_newest(str(copy / 'pretrain')).workdir == epath.Path(copy)
   nowhere = tmp_path / 'nowhere'
   assert refusal(run_checkpoint.load_newest, str(nowhere)) == f'{nowhere}: {message}none'
+  nowhere.mkdir()
+  weights = nowhere / 'model.safetensors'
+  weights.touch()
+  message = refusal(run_checkpoint.load_trunk, str(nowhere), **TRUNK, style='auto')
+  assert message == f'{nowhere} holds no training, but weights of a network: give {weights}'
 
 
 def test_a_training_outside_a_work_directory_is_refused(run, tmp_path):

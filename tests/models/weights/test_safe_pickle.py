@@ -1,6 +1,8 @@
 import builtins
+import collections
 import importlib.util
 import os
+import pathlib
 import pickle
 import sys
 import zipfile
@@ -151,6 +153,49 @@ def test_a_whole_torch_network_is_refused_with_a_remedy(tmp_path, write):
   network = Build(Call(Global('torchvision.models.resnet ResNet'), ()), {'training': False})
   with pytest.raises(ValueError, match='torchvision.models.resnet.ResNet.* save its state_dict'):
     formats.read(write(tmp_path / 'net.pth', dump(network), {}))
+
+
+@TORCH
+@pytest.mark.parametrize('protocol', [2, 4])
+@pytest.mark.parametrize(
+  'value',
+  [
+    collections.Counter([30, 60, 60]),
+    {1, 'a'},
+    frozenset('ab'),
+    collections.defaultdict(int, {'a': 1, (1, 2): 3}),
+    collections.defaultdict(list),
+    collections.defaultdict(str),
+    pathlib.PurePosixPath('/runs/a'),
+    pathlib.Path('runs'),
+  ],
+)
+def test_what_scripts_save_beside_the_weights_is_ignored(tmp_path, write, value, protocol):
+  head, tail = dump(
+    {
+      'scheduler': {'milestones': Global('value x'), 'dtype': Global('torch float32')},
+      'state_dict': {'w': tensor('0', 2, 0, (2,), (1,))},
+    }
+  ).split(b'cvalue\nx\n')
+  pickled = pickle.dumps(value, protocol)[2:-1]  # Between the protocol and the end.
+  path = write(tmp_path / 'net.pth', head + pickled + tail, {'0': np.arange(2, dtype=np.float32)})
+  assert_same(formats.read(path).tensors, {'w': np.array([0, 1], np.float32)})
+
+
+@TORCH
+@pytest.mark.parametrize(
+  'value',
+  [
+    # A factory is no way to a call of something else, and types that are ignored make nothing.
+    Call(Global('collections defaultdict'), (Global('os system'),)),
+    {'w': Call(Global('__builtin__ dict'), ((('w', 1),),))},
+    {'w': Call(Global('pathlib PosixPath'), ('/tmp',))},
+    {'state_dict': Call(Global('collections defaultdict'), ())},
+  ],
+)
+def test_ignored_values_hold_no_weights(tmp_path, write, value):
+  with pytest.raises(ValueError, match='is refused'):
+    formats.read(write(tmp_path / 'net.pth', dump(value), {}))
 
 
 class Attack:
