@@ -26,6 +26,7 @@ from sjft_jax.ranking import (
   rank_sources,
 )
 from sjft_jax.retrieval import divergence, knn
+from sjft_jax.runtime.host_memory import OutOfMemoryError
 
 BANK = {'name': 'gabor', 'layers': (), 'tap': 'linear', 'pretrained': ''}
 VIEW = {'resize': 24, 'crop': 20}
@@ -179,6 +180,20 @@ def test_more_neighbours_than_sources_are_an_error_before_any_image_is_read(bank
   with pytest.raises(ValueError, match=message):
     rank(tmp_path / 'partial.npz', source, bank)
   assert not source.read
+
+
+@pytest.mark.parametrize('step', ['fit_edges', 'describe'])
+def test_memory_that_runs_out_while_the_target_is_described_names_the_option(
+  bank, tmp_path, monkeypatch, step
+):
+  def exhaust(*_, **__):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate')
+
+  monkeypatch.setattr(describe, step, exhaust)
+  inputs = RankingInputs(Images('target', 6), Images('sources', 20), bank, DEPTH, OPTIONS)
+  message = 'describing 4 images at once ran out of memory .*; lower --batch_size from 4 to 2'
+  with pytest.raises(OutOfMemoryError, match=message):
+    load_or_rank(epath.Path(tmp_path / 'ranking.npz'), inputs, prefix='--')
 
 
 def test_slow_decoding_is_reported(bank, tmp_path, capsys, monkeypatch):
