@@ -15,7 +15,7 @@ from sjft_jax.config import option_section
 from sjft_jax.data.folder import UnlabelledFolder
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.output import tables
-from sjft_jax.ranking import DescriptorOptions, RankingInputs, load_or_rank
+from sjft_jax.ranking import DescriptorOptions, RankingInputs, check_crop, load_or_rank
 from sjft_jax.runtime import console
 from sjft_jax.screening.screen import exclude_unreadable
 
@@ -102,6 +102,7 @@ def rank_folders(
     raise ValueError(f'k={k} exceeds the {num_sources:,} images below {source}')
   with option_section('bank'):
     filter_bank = banks.load(**bank)
+  check_crop(filter_bank, descriptors.crop)
   targets, sources = exclude_unreadable(folders, bad_images, max_bad_share=max_bad_share)
   if bad_images is not None and (targets, sources) == folders:
     epath.Path(bad_images).unlink(missing_ok=True)  # It has no rows.

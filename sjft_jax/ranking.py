@@ -68,6 +68,23 @@ class DescriptorOptions:
     return [self.num_bins, self.smoothing, self.resize, self.crop, self.batch_size]
 
 
+def check_crop(bank: FilterBank, crop: int) -> None:
+  """Check that the filters of a bank fit into the images, without computing anything.
+
+  Raises:
+    ValueError: they do not.
+  """
+  image = jax.ShapeDtypeStruct((1, crop, crop, 3), np.uint8)
+  try:
+    maps = jax.eval_shape(bank.respond, image)
+  except ValueError as error:
+    raise ValueError(f'crop={crop}: {error}') from error
+  if any(0 in response.shape for response in maps):
+    raise ValueError(
+      f'crop={crop} is smaller than the filters of the {bank.name} bank; raise it or use others'
+    )
+
+
 class RankingInputs(NamedTuple):
   """What decides a ranking.
 

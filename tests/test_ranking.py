@@ -21,6 +21,7 @@ from sjft_jax.descriptors import describe
 from sjft_jax.ranking import (
   DescriptorOptions,
   RankingInputs,
+  check_crop,
   copy_ranking,
   load_or_rank,
   rank_sources,
@@ -249,6 +250,16 @@ def test_deeper_ranking_begins_with_the_one_asked_for(whole, bank, tmp_path):
 def test_impossible_options_are_an_error(changes, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(OPTIONS, **changes)
+
+
+def test_crop_that_leaves_no_response_is_an_error():
+  def respond(images):
+    return (images[:, 6:, 6:].astype(np.float32),)
+
+  filters = banks.FilterBank('six', (3,), respond)
+  with pytest.raises(ValueError, match='crop=6 is smaller than the filters of the six bank; raise'):
+    check_crop(filters, 6)
+  check_crop(filters, 7)
 
 
 def test_result_options_are_those_that_decide_the_ranking():
