@@ -66,7 +66,10 @@ def load_or_rank_by_cosine(trainer: Trainer, variables: dict[str, Any], depth: i
   for start in range(0, len(source), _BLOCK):
     block = SubsetDataset(source, np.arange(start, min(start + _BLOCK, len(source))))
     sources = _normalized(evaluator(state, block, 'center'))
-    top_k.add(np.maximum(1 - targets @ sources.T, 0), start)
+    # A product may sum in another order when its shape changes: with a shorter last block, equal
+    # images would be at distances that differ in the last bit, and ties no longer by index.
+    padded = np.pad(sources, ((0, _BLOCK - len(sources)), (0, 0)))
+    top_k.add(np.maximum(1 - targets @ padded.T, 0)[:, : len(sources)], start)
   ranking = decode_keys(top_k.keys(), depth)
   artifacts.save(path, fingerprint, **ranking._asdict())
   distributed.barrier()

@@ -15,7 +15,7 @@ from sjft_jax.config import option_section
 from sjft_jax.data.folder import UnlabelledFolder
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.output import tables
-from sjft_jax.ranking import DescriptorOptions, RankingInputs, load_or_rank
+from sjft_jax.ranking import DescriptorOptions, RankingInputs, check_crop, load_or_rank
 from sjft_jax.runtime import console
 from sjft_jax.screening.screen import exclude_unreadable
 
@@ -75,6 +75,7 @@ def rank_folders(
   max_bad_share: float,
   path: epath.Path | None = None,
   bad_images: os.PathLike[str] | None = None,
+  prefix: str = 'descriptors.',
 ) -> FolderRanking:
   """Find the images of one folder that are nearest to each image of another.
 
@@ -87,10 +88,11 @@ def rank_folders(
     max_bad_share: share of a folder, 0–1, that may be unreadable.
     path: an .npz file where the ranking is saved, and beside which a stopped search is resumed.
     bad_images: the table of the images that cannot be read, written if there are any.
+    prefix: as for `load_or_rank`.
 
   Raises:
-    ValueError: an impossible option, a folder without images, k exceeds the source images, or too
-      many images cannot be read.
+    ValueError: an impossible option, a folder without images, k exceeds the source images, too many
+      images cannot be read, or memory runs out.
   """
   folders = UnlabelledFolder(target), UnlabelledFolder(source)
   num_sources = len(folders[1])
@@ -100,6 +102,7 @@ def rank_folders(
     raise ValueError(f'k={k} exceeds the {num_sources:,} images below {source}')
   with option_section('bank'):
     filter_bank = banks.load(**bank)
+  check_crop(filter_bank, descriptors.crop)
   targets, sources = exclude_unreadable(folders, bad_images, max_bad_share=max_bad_share)
   if bad_images is not None and (targets, sources) == folders:
     epath.Path(bad_images).unlink(missing_ok=True)  # It has no rows.
@@ -108,7 +111,7 @@ def rank_folders(
   inputs = RankingInputs(targets, sources, filter_bank, k, descriptors)
   with tempfile.TemporaryDirectory() as scratch:
     path = path or epath.Path(scratch) / 'ranking.npz'
-    result = load_or_rank(path, inputs)
+    result = load_or_rank(path, inputs, prefix=prefix)
   return FolderRanking(
     [targets.key(i) for i in range(len(targets))],
     [sources.key(i) for i in range(len(sources))],

@@ -118,6 +118,14 @@ def run_stages(
 ) -> dict[str, Any]:
   """Run the stages of Figure 1, one after the other, and return the results."""
   seconds: dict[str, float] = {}
+  selections = {
+    name: SelectionOptions(**options.selection) for name, options in inputs.arms.items()
+  }
+  depth = max(selection.ranking_depth for selection in selections.values())
+  descriptors = rankings.DescriptorOptions(**config.descriptors)
+  if depth:  # Before the screening, which looks at every image.
+    with configs.option_section('descriptors'):
+      rankings.check_crop(inputs.bank, descriptors.crop)
   domains, left_out = screen_images(inputs, config, workdir)
   run_inputs.save_inputs(inputs, config, workdir, domains)
   if stop_after == 'screen':
@@ -132,13 +140,10 @@ def run_stages(
   pretrainer = make_trainer('pretrain', pretrain_options) if config.pretrain.steps else None
   trainers = {arm: make_trainer(f'arms/{arm}', options, profile) for arm, options in arms.items()}
 
-  selections = {name: SelectionOptions(**options.selection) for name, options in arms.items()}
-  depth = max(selection.ranking_depth for selection in selections.values())
   ranking = Ranking.empty(len(domains.target))
   if depth:
-    options = rankings.DescriptorOptions(**config.descriptors)
     ranking_inputs = rankings.RankingInputs(
-      domains.target, domains.source, inputs.bank, depth, options
+      domains.target, domains.source, inputs.bank, depth, descriptors
     )
     ranking, seconds['rank'] = reuse_or_rank(ranking_inputs, workdir / 'ranking.npz', earlier_runs)
     result_files.save_neighbor_figure(workdir / 'neighbors.png', domains, ranking)

@@ -68,6 +68,23 @@ class DescriptorOptions:
     return [self.num_bins, self.smoothing, self.resize, self.crop, self.batch_size]
 
 
+def check_crop(bank: FilterBank, crop: int) -> None:
+  """Check that the filters of a bank fit into the images, without computing anything.
+
+  Raises:
+    ValueError: they do not.
+  """
+  image = jax.ShapeDtypeStruct((1, crop, crop, 3), np.uint8)
+  try:
+    maps = jax.eval_shape(bank.respond, image)
+  except ValueError as error:
+    raise ValueError(f'crop={crop}: {error}') from error
+  if any(0 in response.shape for response in maps):
+    raise ValueError(
+      f'crop={crop} is smaller than the filters of the {bank.name} bank; raise it or use others'
+    )
+
+
 class RankingInputs(NamedTuple):
   """What decides a ranking.
 
@@ -104,7 +121,9 @@ class RankingResult(NamedTuple):
   seconds: float
 
 
-def load_or_rank(path: epath.Path, inputs: RankingInputs) -> RankingResult:
+def load_or_rank(
+  path: epath.Path, inputs: RankingInputs, *, prefix: str = 'descriptors.'
+) -> RankingResult:
   """Load the ranking at `path`, or rank the source and save it there.
 
   Under `jax.distributed` the first process reads and writes, and all return the same.
@@ -112,17 +131,18 @@ def load_or_rank(path: epath.Path, inputs: RankingInputs) -> RankingResult:
   Args:
     path: an .npz file; beside it a search that is stopped leaves `<name>.partial.npz`.
     inputs: what to rank; the file may hold a deeper ranking of the same.
+    prefix: what users write before the names of the descriptors' options, for messages.
 
   Raises:
-    ValueError: the source has fewer than `depth` images, an image cannot be read, or a file is
-      damaged or was made from something else.
+    ValueError: the source has fewer than `depth` images, an image cannot be read, memory runs out,
+      or a file is damaged or was made from something else.
   """
   partial = path.with_name(f'{path.stem}.partial.npz')
   if distributed.broadcast(np.array(path.exists(), np.int32)):
     console.say(f'  done before: {path}')
     result = _load_ranking(path, inputs)
   else:
-    result = rank_sources(partial, inputs)
+    result = rank_sources(partial, inputs, prefix=prefix)
     if distributed.is_primary_process():
       artifacts.save(
         path,
@@ -171,7 +191,9 @@ def copy_ranking(candidates: Sequence[epath.Path], path: epath.Path, inputs: Ran
         artifacts.save(path, inputs.fingerprint, **arrays)
 
 
-def rank_sources(partial: epath.Path, inputs: RankingInputs) -> RankingResult:
+def rank_sources(
+  partial: epath.Path, inputs: RankingInputs, *, prefix: str = 'descriptors.'
+) -> RankingResult:
   """Find the `depth` source images nearest to every target image.
 
   Under `jax.distributed` every process ranks its share of the source, on all of its devices, and
@@ -181,6 +203,7 @@ def rank_sources(partial: epath.Path, inputs: RankingInputs) -> RankingResult:
     partial: where a search that is stopped saves its state, to be resumed; each process adds its
       number to the name.
     inputs: what to rank.
+    prefix: as for `load_or_rank`.
 
   Raises:
     ValueError: as for `load_or_rank`.
@@ -198,24 +221,26 @@ def rank_sources(partial: epath.Path, inputs: RankingInputs) -> RankingResult:
   # In whole tiles, so that the products are the same ones as in a single process.
   shard = distributed.shard_bounds(len(source), unit=knn.TILE)
   state = _load_search(partial, fingerprint)
-  if state is None:
-    state = _SearchState(shard[0], None, describer.fit_edges(target), 0.0)
-  else:
+  if state is not None:
     console.say(f'  resumes at source image {state.position:,}')
     start_time -= state.seconds
-  edges = distributed.broadcast(state.edges)
-  targets = describer.describe_all(target, edges)
-  search = knn.Search(
-    targets, weights=bank.weights, k=depth, position=state.position, keys=state.keys
-  )
+  hint = memory.batch_size_hint(f'{prefix}batch_size', options.batch_size, f'lower {prefix}crop')
+  with memory.explain_oom(f'describing {options.batch_size} images at once', hint):
+    if state is None:
+      state = _SearchState(shard[0], None, describer.fit_edges(target), 0.0)
+    edges = distributed.broadcast(state.edges)
+    targets = describer.describe_all(target, edges)
+    search = knn.Search(
+      targets, weights=bank.weights, k=depth, position=state.position, keys=state.keys
+    )
 
-  def save() -> None:
-    seconds = time.monotonic() - start_time
-    now = _SearchState(search.position, search.keys(), edges, seconds)
-    artifacts.save(partial, fingerprint, **now._asdict())
+    def save() -> None:
+      seconds = time.monotonic() - start_time
+      now = _SearchState(search.position, search.keys(), edges, seconds)
+      artifacts.save(partial, fingerprint, **now._asdict())
 
-  _search(search, describer, edges, source, shard, save)
-  ranking = knn.decode_keys(_merge_processes(search.keys(), depth), depth)
+    _search(search, describer, edges, source, shard, save)
+    ranking = knn.decode_keys(_merge_processes(search.keys(), depth), depth)
   return RankingResult(ranking, edges, time.monotonic() - start_time)
 
 
@@ -297,12 +322,6 @@ def _search(
   save_time = time.monotonic()
   with (
     console.progress(f'ranking {source.name}', stop - start, search.position - start) as advance,
-    memory.explain_oom(
-      f'describing {options.batch_size} images at once',
-      memory.batch_size_hint(
-        'descriptors.batch_size', options.batch_size, 'lower descriptors.crop'
-      ),
-    ),
     preemption.defer_signals(),
   ):
     batches = _TimedBatches(describer.batches(source, search.position, stop))

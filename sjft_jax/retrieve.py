@@ -168,6 +168,7 @@ def retrieve() -> None:
     max_bad_share=options.max_bad_share,
     path=ranking,
     bad_images=output.with_name(f'{output.name}.bad_images.csv'),
+    prefix='--',
   )
   if distributed.is_primary_process():
     result.save(output)

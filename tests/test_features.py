@@ -71,6 +71,17 @@ def test_neighbours_are_the_nearest_by_cosine_whatever_the_blocks(trainer, monke
   assert (np.diff(ranking.divergences) >= 0).all()
 
 
+def test_ties_are_in_order_of_index_in_a_short_last_block_too(trainer, monkeypatch):
+  monkeypatch.setattr(features, '_BLOCK', 32)
+  # So many features that OpenBLAS sums the products of 8 and of 32 images in another order.
+  table = np.random.default_rng(1).random((2, NUM_SOURCE, 8192), np.float32)
+  table[1, 32:] = table[1, :8]
+  trainer.feature_step = lambda pixels: table[pixels[:, 0], pixels[:, 1]]
+  ranking = features.load_or_rank_by_cosine(trainer, VARIABLES, NUM_SOURCE)
+  for order in ranking.indices.tolist():
+    assert [order.index(i + 32) - order.index(i) for i in range(8)] == [1] * 8
+
+
 def test_features_and_ranking_are_computed_once(trainer):
   first = features.load_or_rank_by_cosine(trainer, VARIABLES, 4)
   assert trainer.seen == [NUM_TARGET, NUM_SOURCE]

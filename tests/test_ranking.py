@@ -21,11 +21,13 @@ from sjft_jax.descriptors import describe
 from sjft_jax.ranking import (
   DescriptorOptions,
   RankingInputs,
+  check_crop,
   copy_ranking,
   load_or_rank,
   rank_sources,
 )
 from sjft_jax.retrieval import divergence, knn
+from sjft_jax.runtime.host_memory import OutOfMemoryError
 
 BANK = {'name': 'gabor', 'layers': (), 'tap': 'linear', 'pretrained': ''}
 VIEW = {'resize': 24, 'crop': 20}
@@ -181,6 +183,20 @@ def test_more_neighbours_than_sources_are_an_error_before_any_image_is_read(bank
   assert not source.read
 
 
+@pytest.mark.parametrize('step', ['fit_edges', 'describe'])
+def test_memory_that_runs_out_while_the_target_is_described_names_the_option(
+  bank, tmp_path, monkeypatch, step
+):
+  def exhaust(*_, **__):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate')
+
+  monkeypatch.setattr(describe, step, exhaust)
+  inputs = RankingInputs(Images('target', 6), Images('sources', 20), bank, DEPTH, OPTIONS)
+  message = 'describing 4 images at once ran out of memory .*; lower --batch_size from 4 to 2'
+  with pytest.raises(OutOfMemoryError, match=message):
+    load_or_rank(epath.Path(tmp_path / 'ranking.npz'), inputs, prefix='--')
+
+
 def test_slow_decoding_is_reported(bank, tmp_path, capsys, monkeypatch):
   devices = jax.local_devices()[:1]  # The others would compile their own.
   monkeypatch.setattr(jax, 'local_devices', lambda: devices)
@@ -234,6 +250,16 @@ def test_deeper_ranking_begins_with_the_one_asked_for(whole, bank, tmp_path):
 def test_impossible_options_are_an_error(changes, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(OPTIONS, **changes)
+
+
+def test_crop_that_leaves_no_response_is_an_error():
+  def respond(images):
+    return (images[:, 6:, 6:].astype(np.float32),)
+
+  filters = banks.FilterBank('six', (3,), respond)
+  with pytest.raises(ValueError, match='crop=6 is smaller than the filters of the six bank; raise'):
+    check_crop(filters, 6)
+  check_crop(filters, 7)
 
 
 def test_result_options_are_those_that_decide_the_ranking():

@@ -119,6 +119,15 @@ def test_search_is_kept_when_the_output_fills_the_disk(data, expected, tmp_path,
   assert list(tmp_path.iterdir()) == [output]
 
 
+def test_memory_that_runs_out_names_the_commands_option(data, tmp_path, monkeypatch):
+  def exhaust(*_, **__):
+    raise MemoryError
+
+  monkeypatch.setattr(ranking.Describer, 'fit_edges', exhaust)
+  with pytest.raises(ValueError, match='ran out of memory .*; lower --batch_size from '):
+    run_here(data, tmp_path / 'neighbors.csv')
+
+
 @pytest.mark.slow
 def test_filters_can_be_those_of_a_trained_network(data, tmp_path):
   """`sjft_jax.rank` has the same options; the run is random."""

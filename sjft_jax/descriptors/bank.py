@@ -12,6 +12,9 @@ from sjft_jax.runtime.choice import choose
 
 ALEXNETS = ('alexnet', 'alexnet_caffe')
 NAMES = (*ALEXNETS, 'gabor', *trunk_filters.NAMES)
+# The banks that are loaded, by fingerprint. Programs are compiled for a bank and kept with it: were
+# the same one loaded as another object, each call of `sjft_jax.rank` would compile them again.
+_loaded: dict[str, 'FilterBank'] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,7 @@ def load(
   pretrained: str,
   layer_weights: Sequence[float] = (),
 ) -> FilterBank:
-  """Load a filter bank.
+  """Load a filter bank; the same filters, loaded again, are the same object.
 
   Args:
     variant: of the network that the filters are of, if it is not the usual one of its name.
@@ -85,4 +88,5 @@ def load(
   load_filters = alexnet.load if name in ALEXNETS else trunk_filters.load
   filters = load_filters(variant, name=name, layers=layers, tap=tap, pretrained=pretrained)
   fingerprint = artifacts.fingerprint(name, layers, tap, filters.digest, layer_weights)
-  return FilterBank(name, filters.num_filters, filters.respond, tuple(layer_weights), fingerprint)
+  bank = FilterBank(name, filters.num_filters, filters.respond, tuple(layer_weights), fingerprint)
+  return _loaded.setdefault(fingerprint, bank)

@@ -139,4 +139,6 @@ def format_bytes(count: float) -> str:
   if not 0 < count < math.inf:  # Without a plan the program was run: 0 if it ran, else infinite.
     return 'too much' if count else 'enough'
   exponent = min(max(int(math.log2(count)) // 10, 0), 4)
-  return f'{count / 1024**exponent:.3g} {("bytes", "KiB", "MiB", "GiB", "TiB")[exponent]}'
+  number, unit = count / 1024**exponent, ('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[exponent]
+  # From 1000 on, three digits would be written with an exponent.
+  return f'{number:.3g} {unit}' if number < 999.5 else f'{number:.0f} {unit}'

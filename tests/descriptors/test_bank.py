@@ -36,6 +36,13 @@ def test_layer_weights_multiply_the_weights_of_their_layer():
   assert not without.weights[:64].any()
 
 
+def test_the_same_filters_are_the_same_bank_and_not_compiled_again():
+  loaded = bank.load(**OPTIONS)
+  assert bank.load(**OPTIONS) is loaded
+  for changes in ({'tap': 'relu'}, {'layers': ('conv1', 'conv2')}, {'layer_weights': (2,)}):
+    assert bank.load(**(OPTIONS | changes)) != loaded
+
+
 @pytest.mark.parametrize(
   ('layer_weights', 'message'),
   [

@@ -78,6 +78,22 @@ def test_near_duplicates_keep_their_order_and_their_digits(array):
   np.testing.assert_allclose(ours[1, closest], exact[1, closest], rtol=1e-5)
 
 
+@pytest.mark.parametrize('num_targets', [1, 3])
+def test_the_tolerance_holds_where_all_targets_are_alike(num_targets, array):
+  """The center is then so close to them that float32 logarithms cannot tell how close."""
+  rng = np.random.default_rng(0)
+  target, *others = histograms(rng, 101, 16, 32)
+  steps = 10.0 ** -rng.uniform(0, 6, (100, 1, 1))
+  sources = (target + steps * (np.stack(others) - target)).astype(np.float32)
+  targets = np.repeat(target[None], num_targets, axis=0)
+  weights = np.full(16, 3 / 16, np.float32)
+  exact = oracles.symmetric_kl(targets[:1], sources, weights)
+  ours = symmetric_kl(array(targets), array(sources), weights)
+  # Of targets at the center a(p) + a(q) is d itself.
+  np.testing.assert_allclose(ours, np.repeat(exact, num_targets, axis=0), divergence.TOLERANCE)
+  np.testing.assert_array_equal(np.argsort(ours[0]), np.argsort(exact[0]))
+
+
 def test_histograms_of_one_bin_have_no_divergence():
   ones = np.ones((3, 4, 1), np.float32)
   assert (symmetric_kl(ones, ones, np.full(4, 0.25, np.float32)) == 0).all()

@@ -115,3 +115,18 @@ def test_a_lock_that_cannot_be_made_is_no_error(monkeypatch):
   monkeypatch.setattr(artifacts, 'private_temporary_dir', lambda: Path('/nowhere'))
   with host_memory.turn(3 * GIB):
     pass
+
+
+@pytest.mark.parametrize(
+  ('count', 'text'),
+  [
+    (3.25 * GIB, '3.25 GiB'),
+    (999.4 * 2**20, '999 MiB'),
+    (1010 * 2**20, '1010 MiB'),
+    (1023, '1023 bytes'),
+    (5000 * 2**40, '5000 TiB'),
+    (0, 'enough'),
+  ],
+)
+def test_bytes_are_shown_without_an_exponent(count, text):
+  assert host_memory.format_bytes(count) == text
