@@ -77,7 +77,8 @@ def build_network(
     ValueError: an impossible option, or weights that do not fit.
   """
   spec = trunk.TrunkSpec(options.name, options.width, options.fully_connected, options.style)
-  weights, normalization = None, options.normalization
+  weights: Weights | None = None
+  normalization = options.normalization
   if options.pretrained:
     weights = load_weights(options.pretrained, spec, normalization)
     spec, normalization = spec._replace(style=weights.style), weights.normalization

@@ -90,7 +90,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     if start[8:] != b'{' or size > _MAX_HEADER_BYTES:
       return {}
     header = artifacts.parse_json(b'{' + file.read(size - 1))
-  return header.get('__metadata__') or {}
+  metadata: dict[str, str] = header.get('__metadata__') or {}
+  return metadata
 
 
 def _read(path: Path, budget: Budget) -> tuple[Origin, dict[str, np.ndarray]]:
