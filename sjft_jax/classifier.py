@@ -205,9 +205,9 @@ def _open(images: Images) -> Dataset:
     return images
   if isinstance(images, str | os.PathLike):
     return open_images(os.fspath(images))
-  images = list(images)  # The results of Path.glob, like all of a generator, come once.
-  arrays = [image for image in images if isinstance(image, np.ndarray)]
-  paths = [Path(image) for image in images if not isinstance(image, np.ndarray)]
+  items = list(images)  # The results of Path.glob, like all of a generator, come once.
+  arrays = [item for item in items if isinstance(item, np.ndarray)]
+  paths = [Path(item) for item in items if not isinstance(item, np.ndarray)]
   if arrays and paths:
     raise ValueError('images are paths and arrays together; give either')
   return ImageFiles(paths) if paths else ImageArrays(arrays)

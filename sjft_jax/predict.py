@@ -106,10 +106,11 @@ def predict() -> None:
   from sjft_jax.screening.screen import exclude_unreadable
 
   compilation.enable_cache()
-  if options.eval:
-    images = open_labelled(options.images[0], options.split)
-  else:
-    images = open_images(*options.images)
+  images = (
+    open_labelled(options.images[0], options.split)
+    if options.eval
+    else open_images(*options.images)
+  )
   classifier = sjft_jax.load(options.run)
   if options.eval:
     labels = _match_classes(images.classes, classifier.classes, options.images[0])
