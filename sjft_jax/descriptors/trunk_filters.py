@@ -63,8 +63,8 @@ def load(
       model.apply(variables, normalize(images, weights.normalization))
     return maps
 
-  example = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.uint8)
-  shapes = jax.eval_shape(lambda images: compute(images, ()), example)
+  shape = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.uint8)
+  shapes = jax.eval_shape(lambda images: compute(images, ()), shape)
   for layer in layers:
     choose('layers', layer, list(shapes))
   if not layers or len(set(layers)) < len(layers):
