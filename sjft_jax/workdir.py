@@ -73,20 +73,20 @@ def resolve(name: str | os.PathLike[str]) -> epath.Path:
 
 
 def run_fingerprint(
-  config: ConfigDict, bank_fingerprint: str, weights_digest: str, domains: Domains
+  config: ConfigDict, bank_fingerprint: str, network: dict[str, Any], domains: Domains
 ) -> str:
   """Return the fingerprint of everything that decides the results of a run.
 
   Args:
     config: all options.
     bank_fingerprint: of the filters that describe images.
-    weights_digest: of the trunk's pretrained weights.
+    network: its description, as in `models.build.Network`.
     domains: the data sets as they are opened, before any image is left out.
   """
   return artifacts.fingerprint(
     result_options(config),
     bank_fingerprint,
-    weights_digest,
+    network,
     *(data.fingerprint for data in domains),
   )
 
