@@ -36,7 +36,7 @@ def runs(tmp_path):
 
 def compare(*options):
   command = [sys.executable, '-m', 'experiments.paired_differences', *options]
-  output, errors = commands.start(command, COLUMNS='200').communicate(timeout=300)
+  output, errors = commands.start(command, COLUMNS='500').communicate(timeout=300)
   assert 'per cent' in output, errors
   return output
 
