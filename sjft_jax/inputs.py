@@ -139,7 +139,6 @@ def load_inputs(config: ConfigDict, domains: Domains) -> Inputs:
   for options in arms.values():
     with configs.option_section('training'):
       frozen_layers(options.training.freeze, network.variables['params']['trunk'])
-  # A description holds the digest of the weights and what their file says of the pixels.
   fingerprint = workdirs.run_fingerprint(config, bank.fingerprint, network.description, domains)
   return Inputs(domains, arms, bank, network, fingerprint)
 

@@ -80,13 +80,15 @@ def run_fingerprint(
   Args:
     config: all options.
     bank_fingerprint: of the filters that describe images.
-    network: its description, as in `models.build.Network`.
+    network: its description, as in `models.build.Network`. A file of weights may decide on the
+      normalization of the pixels; what else is in it the options decide.
     domains: the data sets as they are opened, before any image is left out.
   """
   return artifacts.fingerprint(
     result_options(config),
     bank_fingerprint,
-    network,
+    network['weights_digest'],
+    network['normalization'],
     *(data.fingerprint for data in domains),
   )
 

@@ -125,10 +125,9 @@ def open_run(run: str | os.PathLike[str]) -> RunReport:
     )
   config = ConfigDict(options)
   opened, bank = inputs.open_domains(config), inputs.load_bank(config)
-  network = artifacts.load_json(workdir / run_checkpoint.DESCRIPTION, {'weights_digest': str})
-  fingerprint = workdirs.run_fingerprint(
-    config, bank.fingerprint, network['weights_digest'], opened
-  )
+  content = {'weights_digest': str, 'normalization': str}
+  network = artifacts.load_json(workdir / run_checkpoint.DESCRIPTION, content)
+  fingerprint = workdirs.run_fingerprint(config, bank.fingerprint, network, opened)
   _load(workdir / results.TEST_IMAGES, fingerprint)  # Another fingerprint is refused.
   with artifacts.suppress_writes(workdir):  # What the run has listed stays as it is.
     domains, _ = screen(workdir, *opened, **config.screening)
