@@ -57,19 +57,24 @@ def test_an_image_longer_than_a_batch_is_a_batch():
   assert [indices for indices, _ in group_by_shape(images, 2)] == [[0], [1], [2]]
 
 
+def record_batches(batches):
+  """Return a 'network' whose probabilities are mean intensities of three colours."""
+
+  def network(state, batch):
+    batches.append(batch)
+    return jax.pmap(lambda x: x.astype(jnp.float32).mean((1, 2)) * state)(batch)
+
+  return network
+
+
 def test_multi_scale_predictions_are_of_each_whole_image_in_order():
-  """A 'network' whose probabilities are mean intensities of three colours."""
   rng = np.random.default_rng(0)
   sizes = [(20, 20), (20, 31), (31, 20), (20, 20), (64, 20), (20, 29), (20, 20), (22, 20), (9, 90)]
   images = [rng.integers(0, 255, (*size, 3)).astype(np.uint8) for size in sizes]
   # The ends of a long image differ from its middle.
   images[4][:15] = images[1][:, :5] = 255
-  shapes = set()
-
-  def network(state, batch):
-    shapes.add(batch.shape)
-    return jax.pmap(lambda x: x.astype(jnp.float32).mean((1, 2)) * state)(batch)
-
+  batches = []
+  network = record_batches(batches)
   size = transforms.ImageSize(resize=18, crop=16)
   evaluator = Evaluator(network, size, EvaluationOptions(views=('multi_scale',), batch_size=4))
   result = evaluator(np.float32(2), ImageArrays(images), 'multi_scale')
@@ -82,6 +87,7 @@ def test_multi_scale_predictions_are_of_each_whole_image_in_order():
     for s in sizes
     if s != (9, 90)
   }
+  shapes = {batch.shape for batch in batches}
   assert len(shapes) == 5 * (len(aspects) + 1)  # Each shape is compiled once.
 
 
@@ -89,11 +95,7 @@ def test_multi_scale_predictions_of_square_images_are_those_of_whole_batches():
   rng = np.random.default_rng(0)
   images = rng.integers(0, 255, (11, 20, 20, 3)).astype(np.uint8)
   batches = []
-
-  def network(state, batch):
-    batches.append(batch)
-    return jax.pmap(lambda x: x.astype(jnp.float32).mean((1, 2)) * state)(batch)
-
+  network = record_batches(batches)
   size = transforms.ImageSize(resize=18, crop=16)
   evaluator = Evaluator(network, size, EvaluationOptions(views=('multi_scale',), batch_size=4))
   result = evaluator(np.float32(2), ImageArrays(images), 'multi_scale')
@@ -112,12 +114,8 @@ def test_processes_predict_batches_alike_in_number_and_shape_and_each_image_once
 ):
   """Three processes, of which each in turn is this one; the parts are joined here."""
   images = np.random.default_rng(0).integers(0, 255, (number, 16, 16, 3)).astype(np.uint8)
-  shapes = []
-
-  def network(state, batch):
-    shapes.append(batch.shape)
-    return jax.pmap(lambda x: x.astype(jnp.float32).mean((1, 2)) * state)(batch)
-
+  batches = []
+  network = record_batches(batches)
   size = transforms.ImageSize(resize=16, crop=16)
   evaluator = Evaluator(network, size, EvaluationOptions(views=('center',), batch_size=3))
   expected = evaluator(np.float32(2), ImageArrays(images), 'center')
@@ -126,10 +124,10 @@ def test_processes_predict_batches_alike_in_number_and_shape_and_each_image_once
   monkeypatch.setattr(jax, 'process_count', lambda: 3)
   for process in range(3):
     monkeypatch.setattr(jax, 'process_index', lambda process=process: process)
-    shapes.clear()
+    batches.clear()
     parts.append(evaluator(np.float32(2), ImageArrays(images), 'center'))
     start, stop = distributed.shard_bounds(number)
     assert len(parts[-1]) == stop - start
-    shapes_by_process.append(list(shapes))
+    shapes_by_process.append([batch.shape for batch in batches])
   np.testing.assert_allclose(np.concatenate(parts), expected, rtol=1e-6)
   assert shapes_by_process[0] == shapes_by_process[1] == shapes_by_process[2]
