@@ -47,7 +47,7 @@ def run_arms(
   # round by round.
   order = sorted(trainers, key=lambda arm: (arm not in FROZEN_ARMS, arm != 'rounds'))
   for number, name in enumerate(order, 1):
-    title = results.arm_title(name, selections[name].rounds)
+    title = results.arm_title(name, selections[name].rounds, trainers)
     console.stage(f'Arm {number} of {len(trainers)}: {title}')
     if name in FROZEN_ARMS:
       rounds[name] = [run_frozen(name, trainers[name], variables, after_round)]

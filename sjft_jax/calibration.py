@@ -223,7 +223,7 @@ class _Calibrator:
       trainer, rounds = self._trainer(f'arms/{name}', options), options.selection.rounds
       trainers[name] = trainer
       method = options.selection.method
-      title = results.arm_title(name, rounds)
+      title = results.arm_title(name, rounds, arms)
       if scoring is None:
         scoring, views = self._measure_scoring(trainer)
       if name in configs.FROZEN_ARMS:

@@ -1,7 +1,7 @@
 """The files that a run leaves: rounds and their selections, the split, Figure 2, the results."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -331,9 +331,11 @@ def round_metrics(domains: Domains, round_: Round, ranking: Ranking) -> dict[str
   return values
 
 
-def arm_title(arm: str, rounds: int) -> str:
-  """Return what reports call an arm; in one round nothing grows."""
-  return ARM_TITLES.get('constant' if arm == 'rounds' and rounds == 1 else arm, arm)
+def arm_title(arm: str, rounds: int, arms: Collection[str]) -> str:
+  """Return what reports call one of a run's arms; in one round nothing grows."""
+  if arm == 'rounds' and rounds == 1 and 'constant' not in arms:
+    arm = 'constant'
+  return ARM_TITLES.get(arm, arm)
 
 
 def summarize(
@@ -360,7 +362,7 @@ def summarize(
     }
     row: dict[str, Any] = {
       'arm': arm,
-      'name': arm_title(arm, len(arm_rounds)),
+      'name': arm_title(arm, len(arm_rounds), rounds),
       'source_images': last.source_images,
       **score(last.test[view], test.labels, len(test.classes)),
     }

@@ -239,3 +239,6 @@ def test_in_one_round_nothing_is_called_growing(trainer):
   rounds = {'rounds': [make_round(0.75, 0.25, 0.25, 0.75)]}
   (row,) = results.summarize(rounds, trainer.domains.test, ('center',))['table']
   assert row['name'] == 'selected'
+  both = {'constant': rounds['rounds'], **rounds}
+  table = results.summarize(both, trainer.domains.test, ('center',))['table']
+  assert [row['name'] for row in table] == ['selected', 'selected, growing']

@@ -111,6 +111,8 @@ def _non_image_kind(entry: os.DirEntry) -> str:
   try:
     if not entry.is_file():
       return 'links that lead nowhere' if entry.is_symlink() else 'pipes and devices'
+    if entry.name.endswith('~'):
+      return 'copies that an editor left'
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix in _SUFFIXES or (suffix in _HEIC_SUFFIXES and load_heic_reader()):
       return ''

@@ -82,8 +82,9 @@ class QuantileSketch:
     A response lies in the bin whose number is the number of edges ≤ it. A bucket with at least an
     equal share of the mass is an atom (ReLU's zero, a constant filter) and gets a bin of its own;
     the other bins share the remaining mass equally. Where atoms cut this mass into parts, each part
-    gets a whole number of bins, and a part too small for one joins an atom beside it. A filter with
-    too few distinct responses for `num_bins` is padded with +inf.
+    gets a whole number of bins, and a part too small for one joins an atom beside it. Where one
+    bucket holds all responses, its bounds are edges, so that other images' responses lie outside.
+    A filter with too few distinct responses for `num_bins` is padded with +inf.
 
     Raises:
       ValueError: num_bins < 2, no responses, or a response that is not finite.
@@ -168,6 +169,8 @@ def _equal_mass_edges(
       edges.extend(lower[j] + (quantiles - below[j]) / mass[j] * (upper[j] - lower[j]))
     if not last and (bins or not first):
       edges.append(_lower_bounds(buckets[end : end + 1])[0])
+  if not edges:
+    edges = [*_lower_bounds(np.append(buckets, buckets + 1))][: num_bins - 1]
   padding = [np.inf] * (num_bins - 1 - len(edges))
   result = np.array(edges + padding, np.float32)
   # Quantiles inside zero's bucket are zero; some devices compare subnormal numbers as zero, too.

@@ -130,7 +130,7 @@ class RunRecord:
 
   def title(self, arm: str) -> str:
     """Return what the page calls an arm."""
-    return result_files.arm_title(arm, self.config.selection.rounds)
+    return result_files.arm_title(arm, self.config.selection.rounds, self.config.arms)
 
 
 def make_thumbnails(domains: Domains) -> Thumbnails:

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.slow
 def test_files_that_are_passed_over_are_counted(tmp_path):
   data = tmp_path / 'data'
   write(data, *(f'a/{name}' for name in ('1.png', '2.jfif', '3.jpe', '4', '5.old', 'deep/6.pgm')))
+  write(data, 'a/9.jpg')
+  (data / 'a/9.jpg').rename(data / 'a/9.jpg~')
   (data / 'a/7.mp4').write_bytes(b'\0\0\0\x18ftypisom' + bytes(99))
   (data / 'a/8.cr2').write_bytes(b'II*\0' + bytes(99))
   (data / 'a/9.png').symlink_to('nowhere.png')
@@ -28,8 +30,8 @@ def test_files_that_are_passed_over_are_counted(tmp_path):
   text = output(preview(data, data='source', HOME=str(tmp_path)))
   assert (
     f'Passed over in {data}: 2 files beside the class folders (LICENSE, beside.png), 1 .mp4 files '
-    '(a/7.mp4), 1 .cr2 files (a/8.cr2), 1 links that lead nowhere (a/9.png), 1 files of no known '
-    'format (a/BMW)' in text
+    '(a/7.mp4), 1 .cr2 files (a/8.cr2), 1 copies that an editor left (a/9.jpg~), 1 links that lead '
+    'nowhere (a/9.png), 1 files of no known format (a/BMW)' in text
   )
   assert 'source, data' in text
 

@@ -95,10 +95,12 @@ def test_values_between_atoms_too_few_for_a_bin_join_an_atom():
 
 
 @pytest.mark.parametrize('value', [0.0, -0.0, 1.5, -3e38, 1e-40])
-def test_constant_filter_fills_one_bin(value):
+def test_constant_filter_fills_one_bin_and_other_responses_lie_outside(value):
   edges = fit(np.full(100, value), 5)
-  assert np.isinf(edges).all()
-  np.testing.assert_array_equal(masses(np.full(100, value), edges), [1, 0, 0, 0, 0])
+  np.testing.assert_array_equal(masses(np.full(100, value), edges), [0, 1, 0, 0, 0])
+  others = np.array([-3.3e38, 3.3e38])
+  np.testing.assert_array_equal(masses(others, edges), [0.5, 0, 0.5, 0, 0])
+  assert len(fit(np.full(100, value), 2)) == 1
 
 
 @settings(max_examples=20)
