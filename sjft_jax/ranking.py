@@ -64,8 +64,9 @@ class DescriptorOptions:
   @property
   def result_options(self) -> list[float]:
     """Return the options that decide a ranking."""
-    # The last bits of convolutions depend on the batch size.
-    return [self.num_bins, self.smoothing, self.resize, self.crop, self.batch_size]
+    # Not the batch size, on which last bits of convolutions depend: where memory runs out, a search
+    # goes on with a smaller one.
+    return [self.num_bins, self.smoothing, self.resize, self.crop]
 
 
 def check_crop(bank: FilterBank, crop: int) -> None:

@@ -30,17 +30,20 @@ _DECIDING_PACKAGES = (
   'simplejpeg',
 )
 
-# Options that change no bit of any result, whatever their values.
+# Options that change no result, whatever their values. Other batch sizes may move last bits, but
+# where memory runs out, a smaller one has to go on with what there is.
 NON_RESULT_OPTIONS = (
   'logging.*',
   'tuning.*',
   'screening.max_bad_share',
+  'descriptors.batch_size',
   'descriptors.workers',
   'descriptors.checkpoint_minutes',
   'training.workers',
   'training.checkpoint_every',
   'training.keep_rounds',
   'training.max_loss',
+  'evaluation.batch_size',
 )
 
 

@@ -187,7 +187,8 @@ def test_harmless_options_can_change_between_runs(data, tmp_path, monkeypatch):
     return (tmp_path / 'run' / 'ranking.npz').stat().st_mtime_ns
 
   interrupt_at(monkeypatch, 'stage', 'Arm 1')
-  assert run() == run(**{'descriptors.workers': 1, 'training.checkpoint_every': 3})
+  changes = {'descriptors.workers': 1, 'descriptors.batch_size': 7, 'evaluation.batch_size': 4}
+  assert run() == run(**{'training.checkpoint_every': 3}, **changes)
   then, now = (
     json.loads((tmp_path / 'run' / name).read_text()) for name in ('config.1.json', 'config.json')
   )

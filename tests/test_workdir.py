@@ -30,7 +30,6 @@ def test_options_that_change_no_result_exist():
   for pattern in workdir.NON_RESULT_OPTIONS:
     if pattern != 'logging.*' or 'logging' in config.default():
       assert any(workdir.fnmatchcase(option, pattern) for option in known)
-  assert not workdir.changes_no_result('evaluation.batch_size')  # Its last bits depend on it.
   assert workdir.changes_no_result('overrides.none.training.workers')
   assert not workdir.changes_no_result('overrides.none.training.steps')
 
@@ -38,6 +37,8 @@ def test_options_that_change_no_result_exist():
 def test_result_options_are_those_that_decide_results():
   usual = workdir.result_options(config.default())
   assert workdir.result_options(changed(training__workers=3, descriptors__workers=2)) == usual
+  smaller = changed(evaluation__batch_size=16, descriptors__batch_size=32)
+  assert workdir.result_options(smaller) == usual
   other = changed(training__steps=7, training__workers=3)
   assert workdir.result_options(other) == usual | {'training.steps': 7}
   other = changed(descriptors__num_bins=7, descriptors__workers=3, training__steps=7)
@@ -63,6 +64,10 @@ def test_other_options_are_refused_by_name_and_harmless_ones_accepted_on_demand(
   ):
     workdir.check_unchanged(harmless, directory)
   workdir.check_unchanged(harmless, directory, resume_with_changes=True)
+
+  # What the messages about memory that ran out ask for.
+  smaller = changed(evaluation__batch_size=16, descriptors__batch_size=32)
+  workdir.check_unchanged(smaller, directory, resume_with_changes=True)
 
   harmful = changed(training__workers=4, solver__learning_rate=0.5)
   for accept in (False, True):

@@ -177,6 +177,8 @@ def training_hint(
 ) -> str:
   """Return which options lower the memory of a training step, with values to try.
 
+  All of them decide results: training cannot go on with other values.
+
   Args:
     accumulation: option of `training`.
     batch_size: option of `training`.
@@ -194,4 +196,5 @@ def training_hint(
       hints.append('set model.remat=True')
     if dtype == 'float32':
       hints.append('set model.dtype=bfloat16')
-  return ', or '.join(hints or ['lower training.batch_size or images.crop'])
+  options = ', or '.join(hints or ['lower training.batch_size or images.crop'])
+  return f'{options}; as this changes results, it needs a new --workdir'
