@@ -168,7 +168,8 @@ def default() -> ConfigDict:
   # schedule over all rounds, whose last ones then hardly learn.
   t.restart_schedule = True
   t.keep_rounds = True  # Keep the network that each round ends with, for fused predictions.
-  # Nats; a step with a higher loss, or one that is not finite, ends the run. 0: any finite loss.
+  # Nats, of a multi-label source for each class; a step with a higher loss, or one that is not
+  # finite, ends the run. 0: any finite loss.
   t.max_loss = 1000.0
   t.checkpoint_every = 500  # Steps between checkpoints.
   t.workers = 0  # Processes that load batches; 0 uses a thread for every core.

@@ -18,18 +18,23 @@ class BadMetric(NamedTuple):
   value: float
 
 
-def find_bad_metric(metrics: Mapping[str, Any], *, max_loss: float) -> BadMetric | None:
+def find_bad_metric(
+  metrics: Mapping[str, Any], *, max_loss: float, source_terms: int = 1
+) -> BadMetric | None:
   """Return the first metric that is not finite, or is a mean loss above `max_loss`.
 
   Args:
     metrics: of a step: (sum, count) by name. Those that count nothing are left out.
     max_loss: nats, for the metrics whose names end in 'loss'; 0: losses need only be finite.
+    source_terms: cross-entropies that an image's 'source_loss' is the sum of, each of which may be
+      `max_loss`: the classes of a multi-label source.
   """
   for name, (total, count) in metrics.items():
     if not count:
       continue
     mean = float(total) / int(count)
-    if not math.isfinite(mean) or (name.endswith('loss') and 0 < max_loss < mean):
+    limit = max_loss * (source_terms if name == 'source_loss' else 1)
+    if not math.isfinite(mean) or (name.endswith('loss') and 0 < limit < mean):
       return BadMetric(name, mean)
   return None
 
@@ -39,7 +44,7 @@ class LossGuard:
   """Check the metrics of each step: `guard(step, metrics)`.
 
   Attributes:
-    max_loss: see `find_bad_metric`.
+    max_loss, source_terms: see `find_bad_metric`.
     checkpoints: returns the steps of which there are checkpoints. The one at a bad step holds the
       parameters that gave the bad loss, so it is not called good.
     images: returns the names of the images of a step, by its number from 0.
@@ -52,6 +57,7 @@ class LossGuard:
   images: Callable[[int], list[str]]
   directory: epath.Path | os.PathLike[str]
   learning_rate: str = 'solver.learning_rate'
+  source_terms: int = 1
 
   def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Raise an error if a metric is bad, and leave the names of the step's images in bad_step.txt.
@@ -63,14 +69,20 @@ class LossGuard:
     Raises:
       FloatingPointError: a metric is not finite, or a loss too large.
     """
-    bad = find_bad_metric(metrics, max_loss=self.max_loss)
+    bad = find_bad_metric(metrics, max_loss=self.max_loss, source_terms=self.source_terms)
     if bad is None:
       return
     names = self.images(step)
     path = epath.Path(self.directory) / 'bad_step.txt'
     with artifacts.atomic_write(path) as file:
       file.write(''.join(f'{name}\n' for name in names).encode())
-    limit = f', above training.max_loss={self.max_loss:g}' if math.isfinite(bad.value) else ''
+    limit, remedy = '', f'lower {self.learning_rate}'
+    if math.isfinite(bad.value):
+      limit = f', above training.max_loss={self.max_loss:g}'
+      if bad.name == 'source_loss' and self.source_terms > 1:
+        limit += f' for each of {self.source_terms:,} classes'
+      if step == 0:  # Nothing has been learnt yet, at whichever rate.
+        remedy = 'raise training.max_loss'
     more = f' and {len(names) - 3} more' if len(names) > 3 else ''
     good = max((number for number in self.checkpoints() if number < step), default=None)
     checkpoint = (
@@ -78,5 +90,5 @@ class LossGuard:
     )
     raise FloatingPointError(
       f'{bad.name} is {bad.value:.6g} at step {step + 1}{limit}, with the images '
-      f'{", ".join(names[:3])}{more} (all in {path}); {checkpoint}; lower {self.learning_rate}'
+      f'{", ".join(names[:3])}{more} (all in {path}); {checkpoint}; {remedy}'
     )

@@ -210,12 +210,14 @@ class TrainingSession:
       sharding.shard_batch(batch, accumulation=options.accumulation)
       for batch in meter.watch_batches(loaded)
     )
+    source = trainer.domains.source
     guard = LossGuard(
       max_loss=options.max_loss,
       checkpoints=self.checkpoints.steps,
       images=batches.names,
       directory=trainer.directory,
       learning_rate=_learning_rate_option(trainer),
+      source_terms=len(source.classes) if source.labels.ndim > 1 else 1,
     )
     what = f'training in {options.accumulation} micro-batches of {options.batch_size} pairs a step'
     hint = training_hint(

@@ -33,6 +33,14 @@ def test_loss_of_either_domain_above_the_limit_is_bad():
     assert find_bad_metric(metrics, max_loss=0) is None
 
 
+def test_limit_is_for_each_class_of_a_multi_label_source():
+  # Of 2,000 classes, each at chance.
+  metrics = {'source_loss': (2 * 2000 * math.log(2), 2), 'target_loss': (math.log(3), 1)}
+  assert find_bad_metric(metrics, max_loss=1000, source_terms=2000) is None
+  assert find_bad_metric(metrics, max_loss=1, source_terms=2000).name == 'target_loss'
+  assert find_bad_metric(metrics, max_loss=1000).name == 'source_loss'
+
+
 def test_metrics_that_are_no_losses_need_only_be_finite():
   assert find_bad_metric({'gradient_norm': (1e9, 1)}, max_loss=1) is None
   assert find_bad_metric({'gradient_norm': (math.inf, 1)}, max_loss=1) is not None
@@ -100,6 +108,8 @@ def test_checkpoint_at_the_bad_step_is_not_good(tmp_path):
   assert 'target_loss is 1234.5 at step 81, above training.max_loss=1000,' in message
   assert 'images a, b (all' in message
   assert 'the last good checkpoint: 40;' in message
+  message = error_message(tmp_path, 0, make_metrics(1234.5), ['a'])
+  assert message.endswith('; raise training.max_loss')  # No learning rate has had an effect.
   message = error_message(tmp_path, 0, make_metrics(math.inf), ['a'])
   assert 'there is no checkpoint before it' in message
   assert 'max_loss' not in message

@@ -284,10 +284,27 @@ def test_too_large_loss_ends_the_run_and_names_its_images(factory):
 )
 def test_too_large_loss_names_the_learning_rate_that_the_training_has(factory, directory, option):
   make_trainer, variables = factory
-  options = make_config(**{'training.max_loss': 1e-6})
+  options = make_config()
   options.overrides.none.solver = {'learning_rate': 0.01}
+  train(make_trainer(directory, options), variables, 1)
+  options.training.max_loss = 1e-6
   with pytest.raises(FloatingPointError, match=f'; lower {re.escape(option)}$'):
     train(make_trainer(directory, options), variables, 2)
+
+
+def test_loss_of_a_multi_label_source_is_the_sum_of_its_classes(tmp_path):
+  # At chance a source image costs log 2 for each of its five.
+  message = r'source_loss is .*, above training\.max_loss=0\.3 for each of 5 classes, .*; raise train'
+  make_trainer, variables = make_factory(tmp_path, make_domains(multi_label=True))
+  trainers = {
+    limit: make_trainer(f'max_loss {limit}', make_config(**{'training.max_loss': limit}))
+    for limit in (2.5, 0.3)
+  }
+  train(trainers[2.5], variables, 1)
+  (line,) = read_log(trainers[2.5])
+  assert line['source_loss'] > 2.5
+  with pytest.raises(FloatingPointError, match=message):
+    train(trainers[0.3], variables, 1)
 
 
 def test_evaluator_predicts_every_image(factory):
