@@ -484,14 +484,13 @@ def check_sizes(config: ConfigDict, domains: Domains) -> None:
     )
   t = config.training
   if t.accumulation:
-    with option_section('training'):
-      Sampler(
-        domains.target.labels,
-        config.seed,
-        t.batch_size // t.accumulation,
-        t.class_balanced,
-        t.class_cap,
-      )
+    Sampler(
+      domains.target.labels,
+      config.seed,
+      t.batch_size // t.accumulation,
+      t.class_balanced,
+      t.class_cap,
+    )
   k0, num_source = config.selection.num_neighbors, len(domains.source)
   depth = _selection_depth(config, k0)
   if depth > num_source:

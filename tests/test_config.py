@@ -101,7 +101,7 @@ def test_a_missing_option_is_an_error():
     ({'training__class_cap': -2}, r'training\.class_cap=-2 .* 0 or more'),
     (
       {'training__class_cap': 1, 'training__accumulation': 5},
-      r'training: class_cap=1 with 10 classes .* raise class_cap to 2',
+      r'training\.class_cap=1 with 10 classes .* raise it to 2',
     ),
   ],
 )

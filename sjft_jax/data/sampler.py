@@ -79,9 +79,9 @@ class Sampler:
     num_classes = len(np.unique(self.labels))
     if 0 < self.class_cap * num_classes < self.micro_batch:
       raise ValueError(
-        f'class_cap={self.class_cap} with {num_classes} classes fills '
+        f'training.class_cap={self.class_cap} with {num_classes} classes fills '
         f'{self.class_cap * num_classes} of the {self.micro_batch} target images of a micro-batch; '
-        f'raise class_cap to {-(-self.micro_batch // num_classes)}, or make micro-batches smaller'
+        f'raise it to {-(-self.micro_batch // num_classes)}, or make micro-batches smaller'
       )
 
   def __call__(self, start: int, stop: int) -> Int[np.ndarray, ' place']:

@@ -51,13 +51,20 @@ def load_or_choose_accumulation(
 
   Raises:
     OutOfMemoryError: the smallest micro-batch does not fit.
-    ValueError: the file is damaged.
+    ValueError: the file is damaged, or the devices cannot share its micro-batches.
   """
   if path.exists():
     # Nothing else says what the trainings there were made with.
     trained = f'{path.parent / "arms"} and {path.parent / "pretrain"}'
     remedy = f'delete it, {trained}, and run the same command: it trains anew'
     accumulation: int = artifacts.load_json(path, {'accumulation': int}, remedy)['accumulation']
+    devices, micro_batch = jax.device_count(), batch_size // accumulation
+    if micro_batch % devices:
+      raise ValueError(
+        f'{path} has accumulation={accumulation}, which training.accumulation=0 chose on other '
+        f'devices: {devices} cannot share its micro-batches of {micro_batch} target images evenly; '
+        f'use a number of devices that divides {micro_batch}, or a new --workdir'
+      )
     return accumulation
   # All processes must choose alike, so each takes the least memory of all.
   limits = distributed.all_gather(np.array(available_bytes(), np.float32))

@@ -139,14 +139,7 @@ class Trainer:
       target=self.domains.target,
       source=self.domains.source,
       subset=subset,
-      sampler=Sampler(
-        self.domains.target.labels,
-        self.seed,
-        options.batch_size // options.accumulation,
-        options.class_balanced,
-        options.class_cap,
-        repeats if options.oversample_hard else None,
-      ),
+      sampler=self.sampler(repeats),
       augment=functools.partial(
         transforms.augment, kind=options.augment, resize=size.resize, crop=size.crop
       ),
@@ -155,6 +148,25 @@ class Trainer:
       round_=round_,
       batch_size=options.batch_size,
       local_pairs=sharding.local_pairs(options.batch_size, options.accumulation),
+    )
+
+  def sampler(self, repeats: np.ndarray | None = None) -> Sampler:
+    """Return the order of the target images.
+
+    Args:
+      repeats: as for `batches`.
+
+    Raises:
+      ValueError: training.class_cap leaves places of a micro-batch empty.
+    """
+    options = self.options
+    return Sampler(
+      self.domains.target.labels,
+      self.seed,
+      options.batch_size // options.accumulation,
+      options.class_balanced,
+      options.class_cap,
+      repeats if options.oversample_hard else None,
     )
 
   @contextlib.contextmanager
@@ -384,7 +396,8 @@ class TrainerFactory:
 
     Raises:
       OutOfMemoryError: training.accumulation=0, and no number of micro-batches fits.
-      ValueError: training.freeze names no layer of the trunk.
+      ValueError: training.freeze names no layer of the trunk, or the number of micro-batches that
+        was chosen does not suit training.class_cap or the devices.
     """
     options = TrainingOptions(**config.training)
     train_step, solver, _ = self._make_train_step(config)
@@ -392,7 +405,7 @@ class TrainerFactory:
       # Trainers with batches of one size share the number (see `share_accumulation`).
       options = replace(options, accumulation=self._load_or_choose_accumulation([config]))
     schedule_steps = options.schedule_steps(config.selection.rounds)
-    return Trainer(
+    trainer = Trainer(
       directory=self._workdir / directory,
       fingerprint=self._fingerprint,
       domains=self._domains,
@@ -411,6 +424,9 @@ class TrainerFactory:
       seed=config.seed,
       profile=profile,
     )
+    # Before any training: only now is the number of micro-batches known wherever it is chosen.
+    trainer.sampler()
+    return trainer
 
 
 def _learning_rate_option(trainer: Trainer) -> str:

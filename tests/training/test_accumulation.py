@@ -11,7 +11,7 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sjft_jax.runtime import memory
+from sjft_jax.runtime import artifacts, memory
 from sjft_jax.training.accumulation import (
   choose_accumulation,
   first_fitting,
@@ -163,6 +163,14 @@ def test_choice_is_made_once_and_then_loaded(tmp_path):
   assert chosen == 3
   assert shapes == []
   assert load_or_choose(tmp_path / 'other.json', max_images=6)[0] == 1
+
+
+def test_number_that_was_chosen_on_fewer_devices_is_refused_before_the_first_step(tmp_path):
+  assert jax.device_count() == 4
+  artifacts.write_json(epath.Path(tmp_path / 'accumulation.json'), {'accumulation': PAIRS // 2})
+  message = r'accumulation=6, .*: 4 cannot share its micro-batches of 2 .*devices that divides 2, or'
+  with pytest.raises(ValueError, match=message):
+    load_or_choose(tmp_path / 'accumulation.json', max_images=6)
 
 
 def test_nothing_is_saved_where_no_candidate_fits(tmp_path):

@@ -145,6 +145,14 @@ def test_accumulation_of_0_is_chosen_once_for_each_batch_size(tmp_path, monkeypa
   assert make_trainer('b', make_config()).options.accumulation == 2
 
 
+def test_class_cap_is_checked_once_the_micro_batches_are_chosen(tmp_path):
+  make_trainer, _ = make_factory(tmp_path, make_domains())
+  message = r'training\.class_cap=2 with 3 classes fills 6 of the 8 .*; raise it to 3, or'
+  with pytest.raises(ValueError, match=message):
+    make_trainer('a', make_config(**{'training.accumulation': 0, 'training.class_cap': 2}))
+  make_trainer('a', make_config(**{'training.accumulation': 0, 'training.class_cap': 3}))
+
+
 @pytest.mark.parametrize('order', [('none', 'rounds', 'constant'), ('rounds', 'constant', 'none')])
 def test_accumulation_is_chosen_over_all_arms_in_whatever_order(tmp_path, monkeypatch, order):
   chosen_for = []
