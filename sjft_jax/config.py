@@ -13,6 +13,7 @@ from sjft_jax.data.dataset import Domains
 from sjft_jax.data.sampler import Sampler
 from sjft_jax.data.transforms import AUGMENTATIONS, VIEWS
 from sjft_jax.runtime.choice import choose
+from sjft_jax.runtime.option_names import name_overrides
 from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.selection.subset import METHODS
 
@@ -339,6 +340,18 @@ def option_section(name: str) -> Iterator[None]:
     yield
   except ValueError as error:
     raise ValueError(f'{name}: {error}') from error
+
+
+@contextlib.contextmanager
+def arm_options(config: ConfigDict, arm: str) -> Iterator[None]:
+  """Name in errors the options that an arm overrides as its overrides, which have to be changed."""
+  try:
+    yield
+  except ValueError as error:
+    message = name_overrides(str(error), arm, config.overrides)
+    if message == str(error):
+      raise
+    raise ValueError(message) from error
 
 
 def check_consumers(config: ConfigDict, consumers: Mapping[str, Callable[..., Any]]) -> None:

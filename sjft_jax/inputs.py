@@ -123,8 +123,9 @@ def load_inputs(config: ConfigDict, domains: Domains) -> Inputs:
   """
   arms = configs.arm_configs(config)
   configs.check_pretraining(config)
-  for options in arms.values():
-    configs.check_values(options, domains, num_devices=jax.device_count())
+  for arm, options in arms.items():
+    with configs.arm_options(config, arm):
+      configs.check_values(options, domains, num_devices=jax.device_count())
   if distributed.is_primary_process():
     metric_writer.check_wandb(config.logging.wandb)
   bank = load_bank(config)
@@ -136,8 +137,8 @@ def load_inputs(config: ConfigDict, domains: Domains) -> Inputs:
       image_size=config.images.crop,
       seed=config.seed,
     )
-  for options in arms.values():
-    with configs.option_section('training'):
+  for arm, options in arms.items():
+    with configs.arm_options(config, arm), configs.option_section('training'):
       frozen_layers(options.training.freeze, network.variables['params']['trunk'])
   fingerprint = workdirs.run_fingerprint(config, bank.fingerprint, network.description, domains)
   return Inputs(domains, arms, bank, network, fingerprint)

@@ -138,7 +138,10 @@ def run_stages(
   trained = [options for arm, options in arms.items() if arm not in configs.FROZEN_ARMS]
   make_trainer.share_accumulation(trained + [pretrain_options] * bool(config.pretrain.steps))
   pretrainer = make_trainer('pretrain', pretrain_options) if config.pretrain.steps else None
-  trainers = {arm: make_trainer(f'arms/{arm}', options, profile) for arm, options in arms.items()}
+  trainers = {}
+  for arm, options in arms.items():
+    with configs.arm_options(config, arm):
+      trainers[arm] = make_trainer(f'arms/{arm}', options, profile)
 
   ranking = Ranking.empty(len(domains.target))
   if depth:
@@ -183,8 +186,9 @@ def screen_images(inputs: Inputs, config: ConfigDict, workdir: epath.Path) -> Sc
   result_files.save_split(workdir / 'split.csv', inputs.domains)
   console.stage('Looking at every image')
   result = screen(workdir, *inputs.domains, **config.screening)
-  for options in inputs.arms.values():
-    configs.check_sizes(options, result.domains)
+  for arm, options in inputs.arms.items():
+    with configs.arm_options(config, arm):
+      configs.check_sizes(options, result.domains)
   target, test, source = result.domains
   console.say(
     f'Target: {len(target):,} training and {len(test):,} test images in {len(target.classes):,} '

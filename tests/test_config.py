@@ -160,6 +160,25 @@ def test_number_of_neighbours_that_is_suggested_fits():
     check(make_config(), DOMAINS._replace(source=Images(16)))  # 1 neighbour becomes 17.
 
 
+@pytest.mark.parametrize(
+  ('section', 'option', 'value', 'message'),
+  [
+    ('selection', 'num_neighbors', 1000, 'lower overrides.rounds.selection.num_neighbors to 588'),
+    ('solver', 'learning_rate', -1.0, 'overrides.rounds.solver.learning_rate=-1.0 is impossible'),
+    ('solver', 'schedule', 'linear', "overrides.rounds.solver.schedule='linear' is unknown"),
+    ('training', 'accumulation', 3, 'divide into overrides.rounds.training.accumulation=3'),
+    ('training', 'class_cap', -1, 'overrides.rounds.training.class_cap=-1 is impossible'),
+  ],
+)
+def test_override_that_is_at_fault_is_named(section, option, value, message):
+  c = config.default()
+  c.overrides.rounds = {section: {option: value}}
+  with pytest.raises(ValueError, match=re.escape(message)), config.arm_options(c, 'rounds'):
+    check(config.arm_config(c, 'rounds'))
+  with config.arm_options(c, 'constant'):
+    check(config.arm_config(c, 'constant'))
+
+
 def test_arms_differ_by_their_overrides_only():
   c = config.default()
   c.overrides.none.solver = {'learning_rate': 0.5}

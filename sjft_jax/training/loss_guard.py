@@ -49,7 +49,8 @@ class LossGuard:
       parameters that gave the bad loss, so it is not called good.
     images: returns the names of the images of a step, by its number from 0.
     directory: where bad_step.txt is written.
-    learning_rate: the name of the option that it learns with, for the message.
+    learning_rate, max_loss_option: the names of the options that it learns with and is limited by,
+      for the message.
   """
 
   max_loss: float
@@ -57,6 +58,7 @@ class LossGuard:
   images: Callable[[int], list[str]]
   directory: epath.Path | os.PathLike[str]
   learning_rate: str = 'solver.learning_rate'
+  max_loss_option: str = 'training.max_loss'
   source_terms: int = 1
 
   def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -78,11 +80,11 @@ class LossGuard:
       file.write(''.join(f'{name}\n' for name in names).encode())
     limit, remedy = '', f'lower {self.learning_rate}'
     if math.isfinite(bad.value):
-      limit = f', above training.max_loss={self.max_loss:g}'
+      limit = f', above {self.max_loss_option}={self.max_loss:g}'
       if bad.name == 'source_loss' and self.source_terms > 1:
         limit += f' for each of {self.source_terms:,} classes'
       if step == 0:  # Nothing has been learnt yet, at whichever rate.
-        remedy = 'raise training.max_loss'
+        remedy = f'raise {self.max_loss_option}'
     more = f' and {len(names) - 3} more' if len(names) > 3 else ''
     good = max((number for number in self.checkpoints() if number < step), default=None)
     checkpoint = (

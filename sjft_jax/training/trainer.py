@@ -32,6 +32,7 @@ from sjft_jax.models.joint import Joint
 from sjft_jax.runtime import console, distributed, memory
 from sjft_jax.runtime.checkpoints import Checkpoints
 from sjft_jax.runtime.compilation import CompiledFunction
+from sjft_jax.runtime.option_names import name_overrides
 from sjft_jax.selection.subset import Subset
 from sjft_jax.training import optimizer, sharding, step
 from sjft_jax.training.accumulation import Training, load_or_choose_accumulation, training_hint
@@ -150,6 +151,17 @@ class Trainer:
       local_pairs=sharding.local_pairs(options.batch_size, options.accumulation),
     )
 
+  def name_options(self, text: str) -> str:
+    """Return a text in which options that only this arm has have the names of its overrides."""
+    return name_overrides(text, self.directory.name, self.config['overrides'])
+
+  @property
+  def learning_rate_option(self) -> str:
+    """Return the name of the option that it has its learning rate from."""
+    if self.directory.name == 'pretrain':
+      return 'pretrain.learning_rate'
+    return self.name_options('solver.learning_rate')
+
   def sampler(self, repeats: np.ndarray | None = None) -> Sampler:
     """Return the order of the target images.
 
@@ -228,7 +240,8 @@ class TrainingSession:
       checkpoints=self.checkpoints.steps,
       images=batches.names,
       directory=trainer.directory,
-      learning_rate=_learning_rate_option(trainer),
+      learning_rate=trainer.learning_rate_option,
+      max_loss_option=trainer.name_options('training.max_loss'),
       source_terms=len(source.classes) if source.labels.ndim > 1 else 1,
     )
     what = f'training in {options.accumulation} micro-batches of {options.batch_size} pairs a step'
@@ -238,6 +251,7 @@ class TrainingSession:
       num_devices=jax.device_count(),
       **{name: trainer.config['model'][name] for name in ('name', 'remat', 'dtype')},
     )
+    hint = trainer.name_options(hint)
     train_step = memory.warn_if_too_large(trainer.train_step, what=what, hint=hint)
     profile = trainer.profile or contextlib.nullcontext
     with (
@@ -427,15 +441,6 @@ class TrainerFactory:
     # Before any training: only now is the number of micro-batches known wherever it is chosen.
     trainer.sampler()
     return trainer
-
-
-def _learning_rate_option(trainer: Trainer) -> str:
-  """Return the name of the option that a training has its learning rate from."""
-  name = trainer.directory.name
-  if name == 'pretrain':
-    return 'pretrain.learning_rate'
-  is_own = 'learning_rate' in trainer.config['overrides'].get(name, {}).get('solver', {})
-  return f'overrides.{name}.solver.learning_rate' if is_own else 'solver.learning_rate'
 
 
 def _batch_shapes(source: Dataset, pairs: int, crop: int) -> dict[str, jax.ShapeDtypeStruct]:

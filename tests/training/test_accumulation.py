@@ -168,7 +168,9 @@ def test_choice_is_made_once_and_then_loaded(tmp_path):
 def test_number_that_was_chosen_on_fewer_devices_is_refused_before_the_first_step(tmp_path):
   assert jax.device_count() == 4
   artifacts.write_json(epath.Path(tmp_path / 'accumulation.json'), {'accumulation': PAIRS // 2})
-  message = r'accumulation=6, .*: 4 cannot share its micro-batches of 2 .*devices that divides 2, or'
+  message = (
+    r'accumulation=6, .*: 4 cannot share its micro-batches of 2 .*devices that divides 2, or'
+  )
   with pytest.raises(ValueError, match=message):
     load_or_choose(tmp_path / 'accumulation.json', max_images=6)
 

@@ -300,9 +300,20 @@ def test_too_large_loss_names_the_learning_rate_that_the_training_has(factory, d
     train(make_trainer(directory, options), variables, 2)
 
 
+def test_too_large_loss_names_the_limit_that_the_arm_has(factory):
+  make_trainer, variables = factory
+  options = make_config(**{'training.max_loss': 1e-6})
+  options.overrides.mine = {'training': {'max_loss': 1e-6}}
+  limit = r'overrides\.mine\.training\.max_loss'
+  with pytest.raises(FloatingPointError, match=f'above {limit}=1e-06, .*; raise {limit}$'):
+    train(make_trainer('arms/mine', options), variables, 1)
+
+
 def test_loss_of_a_multi_label_source_is_the_sum_of_its_classes(tmp_path):
   # At chance a source image costs log 2 for each of its five.
-  message = r'source_loss is .*, above training\.max_loss=0\.3 for each of 5 classes, .*; raise train'
+  message = (
+    r'source_loss is .*, above training\.max_loss=0\.3 for each of 5 classes, .*; raise train'
+  )
   make_trainer, variables = make_factory(tmp_path, make_domains(multi_label=True))
   trainers = {
     limit: make_trainer(f'max_loss {limit}', make_config(**{'training.max_loss': limit}))
