@@ -150,7 +150,7 @@ def run_stages(
     )
     ranking, seconds['rank'] = reuse_or_rank(ranking_inputs, workdir / 'ranking.npz', earlier_runs)
     result_files.save_neighbor_figure(workdir / 'neighbors.png', domains, ranking)
-  selections = resolve_num_neighbors(selections, ranking)
+  selections = resolve_num_neighbors(selections, ranking, len(domains.source))
   if stop_after == 'rank':
     return {}
 

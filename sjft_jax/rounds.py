@@ -25,7 +25,7 @@ NumNeighbors = Int[np.ndarray, ' target']
 
 
 def resolve_num_neighbors(
-  selections: Mapping[str, SelectionOptions], ranking: Ranking
+  selections: Mapping[str, SelectionOptions], ranking: Ranking, num_source: int
 ) -> dict[str, SelectionOptions]:
   """Return the options of every arm with the K0 that `min_source_images` leads to, and print it.
 
@@ -37,6 +37,7 @@ def resolve_num_neighbors(
     selections: the options of each arm.
     ranking: at least as deep as the `SelectionOptions.ranking_depth` of every arm.
   """
+    num_source: the source images that there are.
   coverages: dict[tuple[int, int], Coverage] = {}
   resolved = dict(selections)
   for name, options in selections.items():
@@ -47,7 +48,8 @@ def resolve_num_neighbors(
     if limits not in coverages:
       coverages[limits] = choose_num_neighbors(ranking.indices[:, :largest], minimum)
       k0, reached = coverages[limits]
-      remedy = '; raise selection.num_neighbors to reach more' if reached < minimum else ''
+      can_grow = reached < min(minimum, num_source)
+      remedy = '; raise selection.num_neighbors to reach more' if can_grow else ''
       console.say(f'  K0 = {k0:,} reaches {reached:,} of {minimum:,} source images{remedy}')
     resolved[name] = replace(options, num_neighbors=coverages[limits].num_neighbors)
   return resolved

@@ -24,8 +24,8 @@ INDICES = np.array([[0, 1, 2, 6, 7, 8], [5, 1, 3, 6, 7, 8]], np.int32)
 RANKING = Ranking(INDICES, np.zeros(INDICES.shape, np.float32))
 
 
-def resolve_one(selection, ranking):
-  return resolve_num_neighbors({'arm': selection}, ranking)['arm']
+def resolve_one(selection, ranking, num_source=9):
+  return resolve_num_neighbors({'arm': selection}, ranking, num_source)['arm']
 
 
 def test_k0_is_the_smallest_that_reaches_enough_source_images(capsys):
@@ -41,6 +41,9 @@ def test_where_no_k0_reaches_enough_the_largest_is_used_and_said(capsys):
   assert chosen.num_neighbors == 3
   said = capsys.readouterr().out
   assert 'K0 = 3 reaches 5 of 6 source images; raise selection.num_neighbors' in said
+  # There are no more than those.
+  resolve_one(options(min_source_images=6), RANKING, num_source=5)
+  assert 'K0 = 3 reaches 5 of 6 source images\n' in capsys.readouterr().out
 
 
 def test_without_a_minimum_or_a_ranking_k0_stays(capsys):
@@ -61,7 +64,7 @@ def test_all_arms_agree_in_k0_and_it_is_printed_once(capsys):
     'constant': options(sigma0=0.0, sigma1=0.0, min_source_images=3),
     'rounds': options(min_source_images=3),
   }
-  resolved = resolve_num_neighbors(arms, RANKING)
+  resolved = resolve_num_neighbors(arms, RANKING, 9)
   assert list(resolved) == list(arms)
   assert [selection.num_neighbors for selection in resolved.values()] == [2, 2, 2, 2]
   assert resolved['constant'].increments == {'sigma0': 0, 'sigma1': 0}
@@ -77,7 +80,7 @@ def test_an_arm_by_features_has_the_k0_of_its_own_limits(capsys):
   depth = max(selection.ranking_depth for selection in arms.values())
   assert depth == 6
   ranking = Ranking(INDICES[:, :depth], np.zeros((2, depth), np.float32))
-  resolved = resolve_num_neighbors(arms, ranking)
+  resolved = resolve_num_neighbors(arms, ranking, 9)
   assert [selection.num_neighbors for selection in resolved.values()] == [9, 5, 2]
   assert capsys.readouterr().out.count('raise selection.num_neighbors') == 1
 
