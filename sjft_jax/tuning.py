@@ -164,6 +164,8 @@ def tune(
 def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
   """Return the options with those that `tune` has chosen for every arm.
 
+  A line is printed for each override that another value replaces.
+
   Args:
     config: is left as it is.
     path: a tuned.json.
@@ -196,7 +198,16 @@ def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
       continue
     if arm not in chosen:
       raise ValueError(f'tuned={path} has no arm {arm}, but {", ".join(chosen)}; tune it too')
-    result.overrides[arm] = _merge(config.overrides.get(arm, {}), chosen[arm]['setting'])
+    overrides, setting = config.overrides.get(arm, {}), chosen[arm]['setting']
+    for name, value in setting.items():
+      section, _, option = name.partition('.')
+      given = overrides.get(section, {}).get(option, value)
+      if given != value:
+        console.say(
+          f'  overrides.{arm}.{name}={given} gives way to {value} of tuned={path}; change it '
+          'there, or train without tuned'
+        )
+    result.overrides[arm] = _merge(overrides, setting)
   return result
 
 

@@ -135,6 +135,23 @@ def write_tuned(config, path):
   return path
 
 
+def test_override_that_tuning_replaces_is_said(small_data, tmp_path, capsys):
+  config = small_run.make_config(small_data, arms=('none',))
+  path = write_tuned(config, tmp_path / 'tuned.json')
+  for given, said in (
+    (0.02, ''),
+    (
+      0.001,
+      f'  overrides.none.solver.learning_rate=0.001 gives way to 0.02 of tuned={path}; change it '
+      'there, or train without tuned\n',
+    ),
+  ):
+    config.overrides.none.solver = {'learning_rate': given}
+    tuned = tuning.apply_tuned(config, path)
+    assert configs.arm_config(tuned, 'none').solver.learning_rate == 0.02
+    assert capsys.readouterr().out == said
+
+
 @pytest.mark.parametrize('test_split', ['test', ''])
 def test_repeats_with_a_drawn_split_are_not_tested_on_what_tuning_saw(tmp_path, test_split):
   """A folder without splits has one drawn, whatever its test_split is called."""
