@@ -98,7 +98,10 @@ def run_frozen(
       console.say(f'  k = {knn.num_neighbors}')
       trainer = _with_prediction(trainer, knn.predict)
     session.progress = replace(session.progress, seconds=time.monotonic() - start_time)
-    round_ = predict_round(trainer, session.progress, 0, np.zeros(len(target), int))
+    is_pretrained = trainer.config['pretrain']['steps']
+    remedy = 'lower pretrain.learning_rate' if is_pretrained else 'use another model.pretrained'
+    num_neighbors = np.zeros(len(target), int)
+    round_ = predict_round(trainer, session.progress, 0, num_neighbors, remedy=remedy)
     if arm == 'probe':
       state = sharding.unreplicate(session.progress.state)
       session.checkpoints.save(session.progress.step, state, {'seconds': session.progress.seconds})

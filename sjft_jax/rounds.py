@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from sjft_jax import results
+from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.sampler import repeats
 from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
@@ -36,8 +37,8 @@ def resolve_num_neighbors(
   Args:
     selections: the options of each arm.
     ranking: at least as deep as the `SelectionOptions.ranking_depth` of every arm.
-  """
     num_source: the source images that there are.
+  """
   coverages: dict[tuple[int, int], Coverage] = {}
   resolved = dict(selections)
   for name, options in selections.items():
@@ -153,7 +154,13 @@ class _Arm:
     if round_ is None:
       session.checkpoints.wait()
       progress = session.progress if is_newest else session.load_progress(network_dir, stop)
-      round_ = predict_round(session.trainer, progress, len(subset or ()), num_neighbors)
+      round_ = predict_round(
+        session.trainer,
+        progress,
+        len(subset or ()),
+        num_neighbors,
+        remedy=f'lower {session.trainer.learning_rate_option}',
+      )
     if is_newest:
       metrics = results.round_metrics(self.trainer.domains, round_, self.ranking)
       session.writer.log(stop, metrics)
@@ -182,7 +189,12 @@ def _open_arm(
 
 
 def predict_round(
-  trainer: Trainer, progress: Progress, source_images: int, num_neighbors: NumNeighbors
+  trainer: Trainer,
+  progress: Progress,
+  source_images: int,
+  num_neighbors: NumNeighbors,
+  *,
+  remedy: str,
 ) -> Round:
   """Predict the target's training images and, in every view, its test images.
 
@@ -190,15 +202,31 @@ def predict_round(
     trainer: predicts.
     progress: of the training, whose parameters or their average are taken.
     source_images, num_neighbors: what the round selected, as in `Round`.
+    remedy: what to do where the network predicts nothing, for the message.
+
+  Raises:
+    FloatingPointError: a probability is not finite, as where the last update overflowed: losses
+      are those before an update.
   """
   target, test = trainer.domains.target, trainer.domains.test
   evaluator, state = trainer.evaluator, step.with_ema_params(progress.state)
-  p = evaluator(state, target, 'center')
+
+  def predict(data: Dataset, view: str) -> Float[np.ndarray, 'image category']:
+    p = evaluator(state, data, view)
+    bad = np.count_nonzero(~np.isfinite(p).all(axis=1))
+    if bad:
+      raise FloatingPointError(
+        f'the probabilities of {bad:,} of {len(p):,} images of {data.name} are not finite after '
+        f'step {progress.step}; {remedy}'
+      )
+    return p
+
+  p = predict(target, 'center')
   return Round(
     num_neighbors=num_neighbors,
     source_images=source_images,
     hardness=entropy(p),
     is_correct=p.argmax(axis=1) == target.labels,
-    test={view: evaluator(state, test, view) for view in evaluator.options.views},
+    test={view: predict(test, view) for view in evaluator.options.views},
     seconds=progress.seconds,
   )

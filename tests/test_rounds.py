@@ -1,6 +1,7 @@
 """The loop over rounds, with a training and predictions that are made up."""
 
 import contextlib
+import math
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -78,6 +79,7 @@ class FakeTrainer:
   """Trains 3 steps a round in a directory; the newest checkpoint is that of `first_step`."""
 
   fingerprint, seed = 'this', 0
+  learning_rate_option = 'solver.learning_rate'
   logging = SimpleNamespace(selection_format='auto')
 
   def __init__(self, directory, first_step=0, restart_schedule=False, keep_rounds=True):
@@ -162,6 +164,18 @@ def test_each_round_selects_trains_scores_and_grows(tmp_path, ranking):
   for number in (1, 2, 3):
     assert (tmp_path / 'rounds' / str(number) / 'round.npz').exists()
     assert (tmp_path / 'rounds' / str(number) / 'selection.csv').exists()
+
+
+@pytest.mark.parametrize('wrong', [math.nan, math.inf])
+def test_round_whose_last_update_overflowed_is_not_saved(tmp_path, ranking, monkeypatch, wrong):
+  monkeypatch.setitem(PREDICTIONS, 6, [SURE, [wrong, 0.1], SURE])
+  trainer = FakeTrainer(tmp_path)
+  message = '1 of 3 images of .* not finite after step 6; lower solver.learning_rate$'
+  for _ in range(2):  # What the checkpoint holds is found again.
+    with pytest.raises(FloatingPointError, match=message):
+      run(trainer, ranking)
+  saved = [path.parent.name for path in tmp_path.glob('rounds/*/round.npz')]
+  assert saved == ['1']
 
 
 def test_a_finished_arm_is_not_opened(tmp_path, ranking, capsys):

@@ -12,7 +12,7 @@ import small_run
 from etils import epath
 
 from sjft_jax import config as configs
-from sjft_jax import pipeline, tuning, workdir
+from sjft_jax import inputs, pipeline, tuning, workdir
 from sjft_jax.data.dataset import Domains
 from sjft_jax.runtime import artifacts
 from sjft_jax.tuning import ArmSearch, Trial, _choose_arm
@@ -194,6 +194,18 @@ def test_training_that_diverges_is_the_worst_setting_and_not_the_end(tmp_path, m
   monkeypatch.setattr(pipeline, 'run_on_datasets', None)
   again = tuning._load_or_train(path, domains, config)
   np.testing.assert_array_equal(again.probabilities, trial.probabilities)
+
+
+@pytest.mark.slow
+def test_setting_whose_last_update_overflows_is_the_worst(small_data, tmp_path):
+  options = {'arms': ('none',), 'pretrain.steps': 0, 'selection.rounds': 1, 'training.steps': 1}
+  config = small_run.make_config(small_data, **options, **{'solver.learning_rate': 1e38})
+  domains = inputs.open_domains(config)
+  trial = tuning._load_or_train(epath.Path(tmp_path / 'none.npz'), domains, config)
+  np.testing.assert_allclose(trial.probabilities, 1 / 3)
+  with pytest.raises(FloatingPointError, match=r'not finite after step 1; lower solver'):
+    pipeline.run(config, tmp_path / 'run')
+  assert not (tmp_path / 'run' / 'results.json').exists()
 
 
 def test_fewer_groups_than_folds_are_refused_before_any_training():

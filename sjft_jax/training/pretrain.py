@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import numpy as np
+
 from sjft_jax.data.batches import SourceBatches
 from sjft_jax.runtime import console
 from sjft_jax.training.trainer import Trainer
@@ -28,11 +31,20 @@ class PretrainOptions:
 def pretrain_trunk(
   trainer: Trainer, variables: dict[str, Any], seconds: dict[str, float]
 ) -> dict[str, Any]:
-  """Train the trunk on the source alone; return `variables` with it, and note the seconds."""
+  """Train the trunk on the source alone; return `variables` with it, and note the seconds.
+
+  Raises:
+    FloatingPointError: the last update overflowed, or as for `TrainingSession.train`.
+  """
   console.stage('Pretraining the trunk on the source')
   with trainer.open(variables) as run:
     run.train(trainer.batches(None, 0, cls=SourceBatches), trainer.options.steps)
     trained = run.variables()
+  if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained)):
+    raise FloatingPointError(
+      f'the parameters are not finite after the {trainer.options.steps:,} steps of pretraining; '
+      'lower pretrain.learning_rate'
+    )
   seconds['pretrain'] = run.progress.seconds
   params = {**variables['params'], 'trunk': trained['params']['trunk']}
   return {'params': params, 'batch_stats': trained['batch_stats']}

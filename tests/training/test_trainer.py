@@ -17,6 +17,7 @@ from sjft_jax.models import joint
 from sjft_jax.runtime import artifacts
 from sjft_jax.runtime.checkpoints import Checkpoints
 from sjft_jax.selection.subset import Subset
+from sjft_jax.training.pretrain import pretrain_trunk
 from sjft_jax.training.trainer import TrainerFactory, TrainingOptions
 
 SIDE, TARGET_IMAGES, SOURCE_IMAGES = 8, 12, 10
@@ -324,6 +325,15 @@ def test_loss_of_a_multi_label_source_is_the_sum_of_its_classes(tmp_path):
   assert line['source_loss'] > 2.5
   with pytest.raises(FloatingPointError, match=message):
     train(trainers[0.3], variables, 1)
+
+
+def test_pretraining_whose_last_update_overflows_is_an_error(factory):
+  make_trainer, variables = factory
+  options = {'training.steps': 1, 'solver.learning_rate': 1e38, 'solver.weight_decay': 1e3}
+  with pytest.raises(
+    FloatingPointError, match=r'not finite after the 1 steps .*; lower pretrain\.'
+  ):
+    pretrain_trunk(make_trainer('overflow/pretrain', make_config(**options)), variables, {})
 
 
 def test_evaluator_predicts_every_image(factory):
