@@ -108,8 +108,8 @@ def _explain_killed_workers(batches: Iterator[Batch]) -> Iterator[Batch]:
       raise
     raise ValueError(
       f'a process that loads images was killed (exit code {killed[1]}), as the system does where '
-      'memory runs out; lower training.workers or descriptors.workers (0: threads of this process) '
-      'and run the same command with --resume_with_changes: it goes on'
+      'memory runs out; lower training.workers or descriptors.workers, with --resume_with_changes, '
+      "or retrieve's --workers (0: threads of this process), and run the same command: it goes on"
     ) from error
 
 

@@ -157,4 +157,5 @@ def test_killed_worker_is_one_line(tmp_path):
   run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
   message = 'ValueError: a process that loads images was killed (exit code -9)'
   assert message in run.stderr, run.stderr
-  assert 'same command with --resume_with_changes: it goes on' in run.stderr
+  assert 'with --resume_with_changes, or' in run.stderr
+  assert 'run the same command: it goes on' in run.stderr
