@@ -34,7 +34,7 @@ from sjft_jax.selection.subset import select
 from sjft_jax.training.trainer import Trainer, TrainerFactory
 
 # The most targets in a measured product; its time grows as their number.
-_TARGETS = 1024
+_TARGETS = 256
 # Bytes of a row in a table of selected images: about that of its texts, and compressed.
 _CSV_ROW, _PARQUET_ROW = 70, 8
 
