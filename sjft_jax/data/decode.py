@@ -72,8 +72,10 @@ HEADER_BYTES = 64
 _PNG_END = b'IEND\xaeB`\x82'
 # Depths of the images that scanners, cameras and microscopes save with 16 bits a channel.
 _DEPTHS = (8, 10, 12, 14, 16)
+_UNKNOWN_LAYOUT = 'a layout that cannot be read; save it as 8-bit RGB'
 # Tags of TIFF.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _STRIPS, _TILES = 258, 262, 274, 273, 324
+_PLANAR = 284  # 2: each channel is stored as a plane of its own.
 
 # Headers are read part by part in Python: so many parts take a fraction of a second, and no encoder
 # writes nearly as many. Those of the pixels, and what is behind them, take some seconds.
@@ -291,6 +293,8 @@ def _load_with_pillow(image: ImageFile, reader: type, data: bytes, depth: int) -
   if decoder in ('ppm', 'ppm_plain'):
     maximum = int(arguments[-1]) if isinstance(arguments, tuple) else 1
     pixels = _read_ppm(image, data[offset:], is_text=decoder == 'ppm_plain', maximum=maximum)
+  if isinstance(image, TiffImageFile) and _has_planes(image) and decoder == 'raw':
+    _name_planes(image)
   pixels.load()
   # Pillow accepts a file without its end if all pixels are there.
   if reader is PngImageFile and _PNG_END not in data:
@@ -310,6 +314,21 @@ def _check_strips(data: bytes) -> None:
   for tag, number, _ in _read_directory(data):
     if tag in (_STRIPS, _TILES) and number > _MAX_STRIPS:
       raise UnreadableError(f'has {number:,} strips, more than the limit of {_MAX_STRIPS:,}')
+
+
+def _has_planes(image: TiffImageFile) -> bool:
+  """Return whether each channel of a TIFF is stored as a plane of 16 bits."""
+  return image.tag_v2.get(_PLANAR) == 2 and max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) == 16
+
+
+def _name_planes(image: TiffImageFile) -> None:
+  """Tell Pillow that planes have 16 bits, which it reads as 8 where they are not compressed."""
+  order = 'B' if image.tag_v2.prefix == b'MM' else 'L'
+  for index, tile in enumerate(image.tile):
+    assert isinstance(tile.args, tuple)
+    plane, *rest = tile.args
+    layout = image.mode if plane == 'I' else f'{plane};16{order}'
+    image.tile[index] = tile._replace(args=(layout, *rest))
 
 
 def _read_ppm(image: ImageFile, body: bytes, *, is_text: bool, maximum: int) -> Image.Image:
@@ -414,10 +433,12 @@ def _restore_depth(image: Image.Image, data: bytes, depth: int) -> Image.Image:
   if np.max(image.getextrema()[:3]) > 64:
     return image  # More than 14 bits, however Pillow rounds.
   pixels = np.asarray(image)
-  _silence_opencv()
-  values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+  values = None
+  if not any(tag == _PLANAR and first == 2 for tag, _, first in _read_directory(data)):
+    _silence_opencv()  # It reads planes as if the channels of a pixel stood side by side.
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
   if values is None or values.dtype != np.uint16 or values.shape[:2] != pixels.shape[:2]:
-    raise UnreadableError(f'has {depth} bits per channel in a layout that cannot be read')
+    raise UnreadableError(f'has {depth} bits per channel in {_UNKNOWN_LAYOUT}')
   colours = _to_8_bits(values[..., 2::-1], depth)  # OpenCV's order is blue, green, red.
   return Image.fromarray(np.concatenate([colours, pixels[..., 3:]], axis=2))
 

@@ -1,0 +1,104 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from skimage import data as photographs
+
+from sjft_jax.data.decode import UnreadableError, decode_image
+
+PHOTOGRAPH = np.ascontiguousarray(photographs.astronaut()[60:84, 170:210])
+
+
+def write_tiff(
+  values, *, byte_order='<', planes=True, deflate=False, rows=None, photometric=2, tile=None
+):
+  """Return a TIFF of the samples [height, width, sample], each in a plane of its own or together.
+
+  Args:
+    values: the samples, of 8 or 16 bits.
+    byte_order: of the numbers.
+    planes: whether samples are stored plane by plane.
+    deflate: whether strips are compressed.
+    rows: of each strip; default: all.
+    photometric: what the samples are; 2: RGB.
+    tile: the side of square tiles instead of strips.
+  """
+  height, width, samples = values.shape
+  rows = rows or height
+  values = values.astype(values.dtype.newbyteorder(byte_order))
+  if tile:
+    values = np.pad(values, ((0, -height % tile), (0, -width % tile), (0, 0)))
+  parts = []
+  for plane in np.moveaxis(values, 2, 0) if planes else [values]:
+    for top in range(0, len(plane), tile or rows):
+      for left in range(0, plane.shape[1], tile or width):
+        part = plane[top : top + (tile or rows), left : left + (tile or width)].tobytes()
+        parts.append(zlib.compress(part) if deflate else part)
+  bits = 8 * values.dtype.itemsize
+  starts = np.cumsum([8, *map(len, parts)])
+  entries = {
+    256: ('I', [width]),
+    257: ('I', [height]),
+    258: ('H', [bits] * samples),
+    259: ('H', [8 if deflate else 1]),
+    262: ('H', [photometric]),
+    277: ('H', [samples]),
+    284: ('H', [1 + planes]),
+  }
+  places = (324, 325) if tile else (273, 279)
+  entries |= {322: ('I', [tile]), 323: ('I', [tile])} if tile else {278: ('I', [rows])}
+  entries |= {places[0]: ('I', list(starts[:-1])), places[1]: ('I', list(map(len, parts)))}
+  if samples == 4 and photometric == 2:
+    entries[338] = ('H', [2])
+  directory = starts[-1] + starts[-1] % 2
+  body = b''.join(parts).ljust(directory - 8, b'\0')
+  lists, table = b'', struct.pack(f'{byte_order}H', len(entries))
+  lists_start = directory + 6 + 12 * len(entries)
+  for tag, (kind, numbers) in sorted(entries.items()):
+    content = struct.pack(f'{byte_order}{len(numbers)}{kind}', *numbers)
+    if len(content) > 4:
+      place = struct.pack(f'{byte_order}I', lists_start + len(lists))
+      lists, content = lists + content, place
+    table += struct.pack(f'{byte_order}HHI', tag, {'H': 3, 'I': 4}[kind], len(numbers))
+    table += content.ljust(4, b'\0')
+  header = {'<': b'II', '>': b'MM'}[byte_order] + struct.pack(f'{byte_order}HI', 42, directory)
+  return header + body + table + bytes(4) + lists
+
+
+@pytest.mark.parametrize('byte_order', ['<', '>'])
+@pytest.mark.parametrize('layout', [{}, {'rows': 5}, {'tile': 16}], ids=['whole', 'rows', 'tiles'])
+@pytest.mark.parametrize('deflate', [False, True])
+@pytest.mark.parametrize('alpha', [False, True])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_planes_have_the_pixels_of_the_picture(dtype, alpha, deflate, layout, byte_order):
+  opaque = np.full((*PHOTOGRAPH.shape[:2], 1), 255, np.uint8)
+  values = np.concatenate([PHOTOGRAPH, opaque], 2) if alpha else PHOTOGRAPH
+  values = values.astype(dtype) * (257 if dtype == np.uint16 else 1)
+  tiff = write_tiff(values, deflate=deflate, byte_order=byte_order, **layout)
+  np.testing.assert_array_equal(decode_image(tiff), PHOTOGRAPH)
+
+
+@pytest.mark.parametrize('byte_order', ['<', '>'])
+@pytest.mark.parametrize('deflate', [False, True])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_one_plane_is_grey(dtype, deflate, byte_order):
+  grey = PHOTOGRAPH[..., :1]
+  values = grey.astype(dtype) * (257 if dtype == np.uint16 else 1)
+  tiff = write_tiff(values, deflate=deflate, byte_order=byte_order, photometric=1)
+  np.testing.assert_array_equal(decode_image(tiff), np.repeat(grey, 3, 2))
+
+
+@pytest.mark.parametrize('deflate', [False, True])
+def test_planes_of_fewer_bits_than_16_are_refused(deflate):
+  tiff = write_tiff(PHOTOGRAPH.astype(np.uint16) << 4, deflate=deflate)
+  assert refusal(tiff) == (
+    'has 16 bits per channel in a layout that cannot be read; save it as 8-bit RGB'
+  )
+
+
+def refusal(tiff):
+  """Return the reason why a TIFF is unreadable."""
+  with pytest.raises(UnreadableError) as caught:
+    decode_image(tiff)
+  return str(caught.value)
