@@ -73,6 +73,12 @@ _PNG_END = b'IEND\xaeB`\x82'
 # Depths of the images that scanners, cameras and microscopes save with 16 bits a channel.
 _DEPTHS = (8, 10, 12, 14, 16)
 _UNKNOWN_LAYOUT = 'a layout that cannot be read; save it as 8-bit RGB'
+# What Pillow says of a TIFF whose layout it does not know. It takes big-endian BigTIFF for TIFF.
+_LAYOUT_ERRORS = (
+  'string index out of range',
+  'unknown pixel mode',
+  'unknown raw mode for given image mode',
+)
 # Tags of TIFF.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _STRIPS, _TILES = 258, 262, 274, 273, 324
 _PLANAR = 284  # 2: each channel is stored as a plane of its own.
@@ -454,6 +460,8 @@ def _reason(message: str, data: bytes) -> str:
   is_cut = any(word in message for word in ('truncated', 'Truncated', 'Premature end', 'EOF'))
   if is_cut or (data.startswith(_JPEG) and b'\xff\xd9' not in data):
     return 'is truncated'
+  if data.startswith(b'MM\0+') or (is_tiff(data) and message in _LAYOUT_ERRORS):
+    return f'has {_UNKNOWN_LAYOUT}'
   return f'is damaged ({(message or "no details").splitlines()[0]})'
 
 

@@ -97,6 +97,26 @@ def test_planes_of_fewer_bits_than_16_are_refused(deflate):
   )
 
 
+DEEP = PHOTOGRAPH.astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+  'tiff',
+  [
+    write_tiff(DEEP[..., :2], planes=False, photometric=1),
+    write_tiff(DEEP, photometric=1),
+    write_tiff(DEEP[..., [0, 1, 2, 0, 1]], planes=False),
+    write_tiff(DEEP[..., [0, 1, 2, 0, 1]]),
+    write_tiff(PHOTOGRAPH[..., [0, 1, 2, 0, 1]]),
+    write_tiff(DEEP[..., [0, 1, 2, 0]], photometric=5),
+    b'MM' + struct.pack('>HHHQQHHQQ', 43, 8, 0, 16, 1, 273, 16, 1, 0),
+  ],
+  ids=['grey and alpha', 'grey planes', 'five', 'five planes', 'five of 8 bits', 'CMYK', 'BigTIFF'],
+)
+def test_layouts_that_cannot_be_read_are_not_called_damage(tiff):
+  assert refusal(tiff) == 'has a layout that cannot be read; save it as 8-bit RGB'
+
+
 def refusal(tiff):
   """Return the reason why a TIFF is unreadable."""
   with pytest.raises(UnreadableError) as caught:
