@@ -11,7 +11,15 @@ PHOTOGRAPH = np.ascontiguousarray(photographs.astronaut()[60:84, 170:210])
 
 
 def write_tiff(
-  values, *, byte_order='<', planes=True, deflate=False, rows=None, photometric=2, tile=None
+  values,
+  *,
+  byte_order='<',
+  planes=True,
+  deflate=False,
+  rows=None,
+  photometric=2,
+  tile=None,
+  fourth=2,
 ):
   """Return a TIFF of the samples [height, width, sample], each in a plane of its own or together.
 
@@ -23,6 +31,7 @@ def write_tiff(
     rows: of each strip; default: all.
     photometric: what the samples are; 2: RGB.
     tile: the side of square tiles instead of strips.
+    fourth: what a fourth sample of RGB is; 2: alpha, 0: unspecified.
   """
   height, width, samples = values.shape
   rows = rows or height
@@ -50,7 +59,7 @@ def write_tiff(
   entries |= {322: ('I', [tile]), 323: ('I', [tile])} if tile else {278: ('I', [rows])}
   entries |= {places[0]: ('I', list(starts[:-1])), places[1]: ('I', list(map(len, parts)))}
   if samples == 4 and photometric == 2:
-    entries[338] = ('H', [2])
+    entries[338] = ('H', [fourth])
   directory = starts[-1] + starts[-1] % 2
   body = b''.join(parts).ljust(directory - 8, b'\0')
   lists, table = b'', struct.pack(f'{byte_order}H', len(entries))
@@ -97,6 +106,16 @@ def test_planes_of_fewer_bits_than_16_are_refused(deflate):
   )
 
 
+@pytest.mark.parametrize('is_alpha', [False, True])
+@pytest.mark.parametrize('depth', [12, 16])
+def test_a_fourth_sample_of_16_bits_is_alpha_if_the_file_says_so(depth, is_alpha):
+  values = np.full((4, 5, 4), (1 << depth) - 1, np.uint16)
+  values[..., :3] >>= 1
+  values[0, 0, 3] = 0
+  decoded = decode_image(write_tiff(values, planes=False, fourth=2 if is_alpha else 0))
+  np.testing.assert_array_equal(decoded[0, :2], [[255 if is_alpha else 127] * 3, [127] * 3])
+
+
 DEEP = PHOTOGRAPH.astype(np.uint16)
 
 
@@ -115,6 +134,17 @@ DEEP = PHOTOGRAPH.astype(np.uint16)
 )
 def test_layouts_that_cannot_be_read_are_not_called_damage(tiff):
   assert refusal(tiff) == 'has a layout that cannot be read; save it as 8-bit RGB'
+
+
+@pytest.mark.parametrize('byte_order', ['<', '>'])
+@pytest.mark.parametrize('is_big', [False, True])
+def test_strips_of_a_tiff_are_counted_before_they_are_read(byte_order, is_big):
+  header = {'<': b'II', '>': b'MM'}[byte_order]
+  if is_big:
+    tiff = header + struct.pack(f'{byte_order}HHHQQHHQQ', 43, 8, 0, 16, 1, 273, 16, 10**7, 0)
+  else:
+    tiff = header + struct.pack(f'{byte_order}HIHHHII', 42, 8, 1, 273, 4, 10**7, 0)
+  assert refusal(tiff) == 'has 10,000,000 strips, more than the limit of 131,072'
 
 
 def refusal(tiff):
