@@ -73,7 +73,7 @@ def define_flags() -> None:
     'num_bins', descriptors.num_bins, 'Bins of the histogram of each filter.', lower_bound=2
   )
   flags.DEFINE_float(
-    'smoothing', descriptors.smoothing, 'Pseudo-count added to every bin, in pixels; above 0.'
+    'smoothing', descriptors.smoothing, 'Pseudo-count added to every bin, in pixels.'
   )
   flags.DEFINE_integer(
     'resize',

@@ -158,7 +158,7 @@ def test_filters_can_be_those_of_a_trained_network(data, tmp_path):
     ('--source=tests', 'there is no image'),
     ('--bank=sift', "bank: name='sift' is unknown"),
     ('--bank=vgg16', "pretrained='auto' is for AlexNet; for name='vgg16' give a file"),
-    ('--smoothing=0', 'smoothing=0.0 must be above 0'),
+    ('--smoothing=0', 'smoothing=0.0 must lie between 1e-30 and 1,000,000'),
     ('--crop=300', 'crop=300 exceeds resize=16'),
     ('--layer_weights=1,x', '--layer_weights=1,x'),
     ('--num_processes=2', 'go together'),
