@@ -45,6 +45,9 @@ class FolderRanking:
     """Write a table, .csv or .parquet, with a row for each target image and neighbour.
 
     Its columns are target, source, rank (1 is the nearest) and divergence (nats).
+
+    Raises:
+      ValueError: the name has another suffix than `tables.write_table` knows.
     """
     tables.write_table(path, tables.NEIGHBOR_COLUMNS, self._columns())
 
