@@ -176,6 +176,7 @@ def test_rank_takes_options_of_bank_and_descriptors(small_data):
   ('arguments', 'message'),
   [
     ({'k': 0}, 'k=0 must be 1 or more'),
+    ({'k': 1.5}, r'k=1\.5 must be a whole number'),
     ({'k': 10}, 'k=10 exceeds the 9 images'),
     ({'bank': {'nme': 'gabor'}}, '"nme" does not exist.* Did you mean "name"'),
     ({'bank': {'name': 'sift'}}, "name='sift' is unknown"),
