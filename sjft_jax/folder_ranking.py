@@ -99,6 +99,8 @@ def rank_folders(
       images cannot be read, or memory runs out.
   """
   k = whole_number('k', k, 1)
+  if path is not None and (path.suffix.lower() != '.npz' or path.is_dir()):
+    raise ValueError(f'path={path} must be a file whose name ends in .npz')
   folders = UnlabelledFolder(target), UnlabelledFolder(source)
   num_sources = len(folders[1])
   if k > num_sources:
