@@ -159,6 +159,8 @@ def test_filters_can_be_those_of_a_trained_network(data, tmp_path):
     ('--bank=sift', "bank: name='sift' is unknown"),
     ('--bank=vgg16', "pretrained='auto' is for AlexNet; for name='vgg16' give a file"),
     ('--smoothing=0', 'smoothing=0.0 must lie between 1e-30 and 1,000,000'),
+    ('--max_bad_share=nan', '--max_bad_share=nan is not a number; give one'),
+    ('--checkpoint_minutes=nan', '--checkpoint_minutes=nan is not a number; give one'),
     ('--crop=300', 'crop=300 exceeds resize=16'),
     ('--layer_weights=1,x', '--layer_weights=1,x'),
     ('--num_processes=2', 'go together'),

@@ -179,6 +179,13 @@ def test_training_that_diverges_is_the_worst_setting_and_not_the_end(tmp_path, m
   np.testing.assert_array_equal(again.probabilities, trial.probabilities)
 
 
+@pytest.mark.parametrize('minutes', [-1.0, float('nan')])
+def test_impossible_minutes_are_refused(tmp_path, minutes):
+  with pytest.raises(ValueError, match=f'minutes={minutes} must be 0 or more'):
+    tuning.tune(configs.default(), tmp_path / 'tuning', minutes=minutes)
+  assert not any(tmp_path.iterdir())
+
+
 def test_fewer_groups_than_folds_are_refused_before_any_training():
   labels, groups = np.tile(np.arange(4), 8), np.repeat([0, 1], 16)
   assert set(tuning._assign_folds(labels, groups, 2, 0)) == {0, 1}
