@@ -71,9 +71,9 @@ def rank(
   """
   from sjft_jax import config, folder_ranking, ranking
   from sjft_jax.runtime import artifacts
+  from sjft_jax.runtime.choice import whole_number
 
-  if k < 1:
-    raise ValueError(f'k={k} must be 1 or more')
+  k = whole_number('k', k, 1)
   options = config.with_changes(
     config.default(),
     {

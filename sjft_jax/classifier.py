@@ -23,7 +23,7 @@ from sjft_jax.models.weights import exported, run_checkpoint
 from sjft_jax.models.weights.exported import PredictionOptions
 from sjft_jax.models.weights.run_checkpoint import TrainedNetwork
 from sjft_jax.runtime import artifacts
-from sjft_jax.runtime.choice import choose
+from sjft_jax.runtime.choice import choose, whole_number
 from sjft_jax.training import sharding, step
 from sjft_jax.training.evaluation import EvaluationOptions, Evaluator
 
@@ -110,14 +110,14 @@ class Classifier:
 
     Raises:
       UnreadableError: an image cannot be decoded.
-      ValueError: no images, an unknown view, or the run did not keep the networks of its rounds.
+      ValueError: no images, an unknown view, an impossible batch size, or the run did not keep the
+        networks of its rounds.
     """
     dataset = _open(images)
     view = choose('view', view or self.views[0], transforms.VIEWS)
     evaluator = self._evaluator
     if batch_size is not None:
-      if batch_size < 1:
-        raise ValueError(f'batch_size={batch_size} must be 1 or more')
+      batch_size = whole_number('batch_size', batch_size, 1)
       options = dataclasses.replace(evaluator.options, batch_size=batch_size)
       evaluator = dataclasses.replace(evaluator, options=options)
     networks = self.load_rounds() if fused else [self.network]

@@ -17,6 +17,7 @@ from sjft_jax.descriptors import bank as banks
 from sjft_jax.output import tables
 from sjft_jax.ranking import DescriptorOptions, RankingInputs, check_crop, load_or_rank
 from sjft_jax.runtime import console
+from sjft_jax.runtime.choice import whole_number
 from sjft_jax.screening.screen import exclude_unreadable
 
 # Rows of a table that are written at once.
@@ -45,6 +46,9 @@ class FolderRanking:
     """Write a table, .csv or .parquet, with a row for each target image and neighbour.
 
     Its columns are target, source, rank (1 is the nearest) and divergence (nats).
+
+    Raises:
+      ValueError: the name has another suffix than `tables.write_table` knows.
     """
     tables.write_table(path, tables.NEIGHBOR_COLUMNS, self._columns())
 
@@ -94,10 +98,11 @@ def rank_folders(
     ValueError: an impossible option, a folder without images, k exceeds the source images, too many
       images cannot be read, or memory runs out.
   """
+  k = whole_number('k', k, 1)
+  if path is not None and (path.suffix.lower() != '.npz' or path.is_dir()):
+    raise ValueError(f'path={path} must be a file whose name ends in .npz')
   folders = UnlabelledFolder(target), UnlabelledFolder(source)
   num_sources = len(folders[1])
-  if k < 1:
-    raise ValueError(f'k={k} must be 1 or more')
   if k > num_sources:
     raise ValueError(f'k={k} exceeds the {num_sources:,} images below {source}')
   with option_section('bank'):

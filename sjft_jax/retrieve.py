@@ -5,8 +5,9 @@
 Nothing is trained: this is the search of selective joint fine-tuning (Ge & Yu, CVPR 2017) for those
 who train elsewhere. All images below the folders are read, at any depth; labels are not needed. The
 output has a row for each target image and neighbour: target and source (paths below their folders),
-rank (1 is the nearest) and divergence (nats). An image that is in both folders is its own nearest
-neighbour. If the command is stopped, the same command goes on from its last checkpoint.
+rank (1 is the nearest) and divergence (nats). The nearest neighbour of an image that is in both
+folders is itself, or an equal image that comes earlier. If the command is stopped, the same command
+goes on from its last checkpoint.
 
 Several processes can share the search, each on the GPUs that it sees. All need both folders, and
 the first one writes the output:
@@ -73,7 +74,7 @@ def define_flags() -> None:
     'num_bins', descriptors.num_bins, 'Bins of the histogram of each filter.', lower_bound=2
   )
   flags.DEFINE_float(
-    'smoothing', descriptors.smoothing, 'Pseudo-count added to every bin, in pixels; above 0.'
+    'smoothing', descriptors.smoothing, 'Pseudo-count added to every bin, in pixels.'
   )
   flags.DEFINE_integer(
     'resize',

@@ -124,6 +124,8 @@ def tune(
   Raises:
     ValueError: an impossible option or input, before any work where that can be known.
   """
+  if not minutes >= 0:  # Not a number, too.
+    raise ValueError(f'minutes={minutes} must be 0 or more')
   directory = workdirs.resolve(workdir)
   if artifacts.is_remote(directory):
     raise ValueError(f'{directory} is no path; tune works in a folder on a disk')

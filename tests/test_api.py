@@ -176,6 +176,7 @@ def test_rank_takes_options_of_bank_and_descriptors(small_data):
   ('arguments', 'message'),
   [
     ({'k': 0}, 'k=0 must be 1 or more'),
+    ({'k': 1.5}, r'k=1\.5 must be a whole number'),
     ({'k': 10}, 'k=10 exceeds the 9 images'),
     ({'bank': {'nme': 'gabor'}}, '"nme" does not exist.* Did you mean "name"'),
     ({'bank': {'name': 'sift'}}, "name='sift' is unknown"),
@@ -183,6 +184,8 @@ def test_rank_takes_options_of_bank_and_descriptors(small_data):
     ({'descriptors': {'resize': 40, 'crop': 41}}, r'descriptors\.crop=41 exceeds'),
     ({'max_bad_share': 2.0}, r'max_bad_share=2\.0 is impossible'),
     ({'source': 'nowhere'}, "'nowhere' is not a folder"),
+    ({'path': 'tests'}, r'path=.*tests must be a file whose name ends in \.npz'),
+    ({'path': 'kept.npy'}, r'path=.*kept\.npy must be a file whose name ends in \.npz'),
   ],
 )
 def test_rank_refuses_impossible_arguments_before_any_work(small_data, capsys, arguments, message):

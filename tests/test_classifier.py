@@ -126,6 +126,7 @@ RGB = np.zeros((40, 44, 3), np.uint8)
   [
     ([RGB], {'view': 'corner'}, "view='corner' is unknown; .*ten_crop"),
     ([RGB], {'batch_size': 0}, 'batch_size=0 must be 1 or more'),
+    ([RGB], {'batch_size': 1.5}, r'batch_size=1\.5 must be a whole number'),
     ([], {}, 'no images are given'),
     ([GRAY], {}, r'image 0 is uint8 \[40, 44\]; give uint8 RGB'),
     ([RGB, FLOAT], {}, r'image 1 is float32 \[40, 44, 3\]; give uint8 RGB'),

@@ -68,6 +68,10 @@ def test_saved_ranking_is_loaded_unless_an_option_differs(data, tmp_path, monkey
       rank(data, path=path, **changes)
 
 
+def test_k_may_be_a_number_of_numpy(data):
+  assert rank(data, k=np.int64(K)).indices.shape == (5, K)
+
+
 def test_bad_images_are_left_out_and_reported_without_a_table(data, tmp_path, capsys):
   write_images(tmp_path / 'source', 20, seed=1)
   (tmp_path / 'source' / 'bad.png').write_bytes(b'no image')

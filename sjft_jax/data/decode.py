@@ -72,8 +72,16 @@ HEADER_BYTES = 64
 _PNG_END = b'IEND\xaeB`\x82'
 # Depths of the images that scanners, cameras and microscopes save with 16 bits a channel.
 _DEPTHS = (8, 10, 12, 14, 16)
+_UNKNOWN_LAYOUT = 'a layout that cannot be read; save it as 8-bit RGB'
+# What Pillow says of a TIFF whose layout it does not know. It takes big-endian BigTIFF for TIFF.
+_LAYOUT_ERRORS = (
+  'string index out of range',
+  'unknown pixel mode',
+  'unknown raw mode for given image mode',
+)
 # Tags of TIFF.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _STRIPS, _TILES = 258, 262, 274, 273, 324
+_PLANAR = 284  # 2: each channel is stored as a plane of its own.
 
 # Headers are read part by part in Python: so many parts take a fraction of a second, and no encoder
 # writes nearly as many. Those of the pixels, and what is behind them, take some seconds.
@@ -291,10 +299,15 @@ def _load_with_pillow(image: ImageFile, reader: type, data: bytes, depth: int) -
   if decoder in ('ppm', 'ppm_plain'):
     maximum = int(arguments[-1]) if isinstance(arguments, tuple) else 1
     pixels = _read_ppm(image, data[offset:], is_text=decoder == 'ppm_plain', maximum=maximum)
+  if isinstance(image, TiffImageFile) and _has_planes(image) and decoder == 'raw':
+    _name_planes(image)
   pixels.load()
   # Pillow accepts a file without its end if all pixels are there.
   if reader is PngImageFile and _PNG_END not in data:
     raise UnreadableError('is truncated')
+  if reader is PngImageFile and image.mode == 'L' and 'transparency' in image.info:
+    # Pillow has scaled pixels of 2 and 4 bits to 8, but not the one grey that is transparent.
+    image.info['transparency'] *= 255 // ((1 << data[24]) - 1)
   exif = (image.info.get('exif') or b'').removeprefix(b'Exif\0\0')
   return _turn_upright(_convert_to_rgb(pixels, data, depth), _read_orientation(exif))
 
@@ -310,6 +323,21 @@ def _check_strips(data: bytes) -> None:
   for tag, number, _ in _read_directory(data):
     if tag in (_STRIPS, _TILES) and number > _MAX_STRIPS:
       raise UnreadableError(f'has {number:,} strips, more than the limit of {_MAX_STRIPS:,}')
+
+
+def _has_planes(image: TiffImageFile) -> bool:
+  """Return whether each channel of a TIFF is stored as a plane of 16 bits."""
+  return image.tag_v2.get(_PLANAR) == 2 and max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) == 16
+
+
+def _name_planes(image: TiffImageFile) -> None:
+  """Tell Pillow that planes have 16 bits, which it reads as 8 where they are not compressed."""
+  order = 'B' if image.tag_v2.prefix == b'MM' else 'L'
+  for index, tile in enumerate(image.tile):
+    assert isinstance(tile.args, tuple)
+    plane, *rest = tile.args
+    layout = image.mode if plane == 'I' else f'{plane};16{order}'
+    image.tile[index] = tile._replace(args=(layout, *rest))
 
 
 def _read_ppm(image: ImageFile, body: bytes, *, is_text: bool, maximum: int) -> Image.Image:
@@ -367,12 +395,17 @@ def _stated_depth(image: Image.Image, data: bytes) -> int:
   return min(max(depth, 8), 16)
 
 
-def _to_8_bits(values: Shaped[np.ndarray, '...'], depth: int) -> UInt8[np.ndarray, '...']:
-  """Return the upper 8 bits of values of a depth, or of the least one that they fit into."""
+def _real_depth(values: Shaped[np.ndarray, '...'], depth: int) -> int:
+  """Return the depth of values, which a file states, or the least one that they fit into."""
   largest = int(values.max())
   # A depth that is stated and exceeded: the values were scaled to 16 bits, as PNG wants it.
   depths = _DEPTHS if depth == 16 else (depth, 16)
-  return (values >> (next(d for d in depths if largest < 1 << d) - 8)).astype(np.uint8)
+  return next(d for d in depths if largest < 1 << d)
+
+
+def _to_8_bits(values: Shaped[np.ndarray, '...'], depth: int) -> UInt8[np.ndarray, '...']:
+  """Return the upper 8 bits of values of a depth."""
+  return (values >> (depth - 8)).astype(np.uint8)
 
 
 def _convert_to_rgb(image: Image.Image, data: bytes, depth: int) -> RGB:
@@ -380,10 +413,12 @@ def _convert_to_rgb(image: Image.Image, data: bytes, depth: int) -> RGB:
     grey = np.asarray(image)
     if grey.min() < 0 or grey.max() > 65535:
       raise UnreadableError('has pixels of more than 16 bits')
+    is_clear = grey == image.info.get('transparency', -1)
     # Pillow has scaled what states less.
-    grey = _to_8_bits(grey, depth) if depth > 8 else (grey >> 8).astype(np.uint8)
+    grey = _to_8_bits(grey, _real_depth(grey, depth) if depth > 8 else 16)
     if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0:
       grey = ~grey  # 0 is white, which Pillow inverts up to 8 bits only.
+    grey[is_clear] = 255
     return np.repeat(grey[..., None], 3, 2)
   if image.mode == 'F':
     raise UnreadableError('has floating-point pixels')
@@ -411,15 +446,23 @@ def _drop_alpha(image: Image.Image) -> RGB:
 
 def _restore_depth(image: Image.Image, data: bytes, depth: int) -> Image.Image:
   """Return an image of 16 bits a channel, of which Pillow keeps the upper 8, by its real depth."""
-  if np.max(image.getextrema()[:3]) > 64:
+  # Pillow compares the one transparent colour, of 16 bits, with its own of 8; OpenCV knows better.
+  if np.max(image.getextrema()[:3]) > 64 and 'transparency' not in image.info:
     return image  # More than 14 bits, however Pillow rounds.
-  pixels = np.asarray(image)
-  _silence_opencv()
-  values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-  if values is None or values.dtype != np.uint16 or values.shape[:2] != pixels.shape[:2]:
-    raise UnreadableError(f'has {depth} bits per channel in a layout that cannot be read')
-  colours = _to_8_bits(values[..., 2::-1], depth)  # OpenCV's order is blue, green, red.
-  return Image.fromarray(np.concatenate([colours, pixels[..., 3:]], axis=2))
+  values = None
+  if not any(tag == _PLANAR and first == 2 for tag, _, first in _read_directory(data)):
+    _silence_opencv()  # It reads planes as if the channels of a pixel stood side by side.
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+  if values is None or values.dtype != np.uint16 or values.shape[1::-1] != image.size:
+    raise UnreadableError(f'has {depth} bits per channel in {_UNKNOWN_LAYOUT}')
+  colours = values[..., 2::-1]  # OpenCV's order is blue, green, red.
+  # The fourth channel of a TIFF may be anything.
+  alpha = values[..., 3:] if image.has_transparency_data else values[..., :0]
+  depth = _real_depth(colours, depth)
+  alpha_depth = depth if alpha.size and alpha.max() < 1 << depth else 16
+  return Image.fromarray(
+    np.concatenate([_to_8_bits(colours, depth), _to_8_bits(alpha, alpha_depth)], axis=2)
+  )
 
 
 @functools.cache
@@ -433,6 +476,8 @@ def _reason(message: str, data: bytes) -> str:
   is_cut = any(word in message for word in ('truncated', 'Truncated', 'Premature end', 'EOF'))
   if is_cut or (data.startswith(_JPEG) and b'\xff\xd9' not in data):
     return 'is truncated'
+  if data.startswith(b'MM\0+') or (is_tiff(data) and message in _LAYOUT_ERRORS):
+    return f'has {_UNKNOWN_LAYOUT}'
   return f'is damaged ({(message or "no details").splitlines()[0]})'
 
 

@@ -98,12 +98,15 @@ def write_table(
     columns: the type of each column by name.
     parts: for each part of the rows, the values of all columns (arrays or lists). Parts are written
       one after another, so that a large table is never in memory as a whole.
+
+  Raises:
+    ValueError: another suffix.
   """
   schema, place = pa.schema(list(columns.items())), artifacts.absolute_path(path)
-  with (
-    artifacts.atomic_write(place) as file,
-    _WRITERS[place.suffix.lower()](file, schema) as writer,
-  ):
+  write = _WRITERS.get(place.suffix.lower())
+  if write is None:
+    raise ValueError(f'{place}: the name must end in one of {", ".join(_WRITERS)}')
+  with artifacts.atomic_write(place) as file, write(file, schema) as writer:
     for part in parts:
       arrays = [pa.array(values, type=t) for values, t in zip(part, schema.types, strict=True)]
       writer.write_batch(pa.record_batch(arrays, schema=schema))

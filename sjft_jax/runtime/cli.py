@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 import re
 import sys
@@ -116,6 +117,11 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
   if remaining[1:]:
     form = '--config.a.b=value' if 'config' in flags.FLAGS else '--name=value'
     sys.exit(f'error: unexpected {remaining[1]!r}; options are written {form}')
+  for name in flags.FLAGS:
+    value = flags.FLAGS[name].value
+    # Not a number is within any bounds of absl's, and a guard that compares with it is off.
+    if isinstance(value, float) and math.isnan(value):
+      sys.exit(f'error: --{name}={value} is not a number; give one')
   return remaining
 
 

@@ -53,7 +53,9 @@ def find_duplicates(source: Dataset, target: Dataset) -> DuplicatePairs:
 
   Perceptual hashes propose pairs, the divergence of filter responses (Ge & Yu 2017, Eq. 1) confirms
   them. Mirror images are not found. Letters and digits are too much alike for both tests: of the
-  demo's handwritten characters, one in six would pass for a copy of another.
+  demo's handwritten characters, one in six would pass for a copy of another. So are pictures in
+  which every object has one outline on a plain ground: of 200 unrelated textures in one disc on
+  black, 51 to 156 passed for copies of 200 others.
 
   Args:
     source, target: data sets without unreadable images.
@@ -67,6 +69,8 @@ def find_duplicates(source: Dataset, target: Dataset) -> DuplicatePairs:
 
 def group_images(data: Dataset) -> Int[np.ndarray, ' image']:
   """Return a number for each image, the same for copies of one picture and for a group of images.
+
+  Images of a domain whose pictures `find_duplicates` confuses can become one large group.
 
   Args:
     data: without unreadable images.

@@ -22,7 +22,7 @@ from sjft_jax.runtime import artifacts, console
 from sjft_jax.screening import perceptual_hash
 
 # Increase it with every change of the scan's results: older caches are then ignored.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 # Enough for hashes; JPEGs are decoded at a reduced size, which misses no truncation.
 MIN_SIDE = 64  # pixels
 _CHUNK = 1024  # images

@@ -23,6 +23,8 @@ from sjft_jax.screening.scan import scan
 
 # The target images whose duplicates can be kept out of the source.
 DUPLICATES_OF = ('test', 'test_and_train', 'none')
+# If more of a source's images are left out as copies, they may be none.
+_SUSPICIOUS_SHARE = 0.05
 
 _BAD_IMAGE_COLUMNS = dict.fromkeys(('data_set', 'image', 'reason'), pa.string())
 _DUPLICATE_COLUMNS = {
@@ -64,6 +66,7 @@ def screen(
 
   Writes bad_images.csv (data_set, image, reason) and duplicates.csv (source, target, target_set,
   hamming in bits of 144, divergence in nats). All tables are without rows if there are none.
+  Warns if so many images duplicate others that they may only look alike, as `find_duplicates` says.
 
   Args:
     workdir: the directory of these tables.
@@ -111,9 +114,17 @@ def screen(
   if not len(remaining):
     raise ValueError(
       f'every image of {source.name} duplicates an image of the target, see {listing}; use another '
-      'source'
+      'source, or screening.exclude_duplicates_of=none if these are no copies'
     )
-  left_out = {'unreadable': unreadable, 'duplicates': len(source) - len(remaining)}
+  num_copies = len(source) - len(remaining)
+  if num_copies > _SUSPICIOUS_SHARE * len(source):
+    console.say(
+      f'  warning: {num_copies:,} of {len(source):,} source images are left out as near-'
+      'duplicates; of domains with one outline on a plain ground (coins, plates, wafers), unlike '
+      f'images can look alike to this guard: if the pairs in {listing} are no copies, start anew '
+      'with screening.exclude_duplicates_of=none'
+    )
+  left_out = {'unreadable': unreadable, 'duplicates': num_copies}
   return ScreeningResult(Domains(target, test, remaining), left_out)
 
 

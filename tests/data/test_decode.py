@@ -115,17 +115,6 @@ def test_damaged_portable_maps_are_refused(data, reason):
   assert refusal(data) == reason
 
 
-@pytest.mark.parametrize('byte_order', ['<', '>'])
-@pytest.mark.parametrize('is_big', [False, True])
-def test_strips_of_a_tiff_are_counted_before_they_are_read(byte_order, is_big):
-  header = {'<': b'II', '>': b'MM'}[byte_order]
-  if is_big:
-    tiff = header + struct.pack(f'{byte_order}HHHQQHHQQ', 43, 8, 0, 16, 1, 273, 16, 10**7, 0)
-  else:
-    tiff = header + struct.pack(f'{byte_order}HIHHHII', 42, 8, 1, 273, 4, 10**7, 0)
-  assert refusal(tiff) == 'has 10,000,000 strips, more than the limit of 131,072'
-
-
 @pytest.mark.parametrize('subsampling', ['4:4:4', '4:2:2', '4:2:0'])
 @pytest.mark.parametrize('quality', [30, 95])
 @pytest.mark.parametrize('progressive', [False, True])
@@ -262,6 +251,49 @@ def test_alpha_of_16_bits_does_not_decide_the_depth():
   values[..., :3] = [1000, 2000, 4000]
   encoded = cv2.imencode('.png', values[..., [2, 1, 0, 3]])[1].tobytes()
   np.testing.assert_array_equal(decode_image(encoded)[0, 0], [62, 125, 250])
+
+
+def test_alpha_has_the_depth_of_the_colours_if_it_fits():
+  values = np.full((4, 5, 4), 4095, np.uint16)
+  values[..., :3] = [1000, 2000, 4000]
+  values[0, 0, 3] = 0
+  decoded = decode_image(cv2.imencode('.png', values[..., [2, 1, 0, 3]])[1].tobytes())
+  np.testing.assert_array_equal(decoded[0, :2], [[255] * 3, [62, 125, 250]])
+  grey = np.full((4, 5, 1), 2000, np.uint16)
+  header = png_chunk(b'IHDR', struct.pack('>IIBBBBB', 5, 4, 16, 4, 0, 0, 0))
+  rows = np.concatenate([grey, grey * 2], 2).astype('>u2').reshape(4, 10)
+  pixels = png_chunk(b'IDAT', zlib.compress(b''.join(b'\0' + row.tobytes() for row in rows)))
+  decoded = decode_image(b'\x89PNG\r\n\x1a\n' + header + pixels + png_chunk(b'IEND', b''))
+  # Of 11 bits in a depth of 12; alpha is nearly opaque.
+  np.testing.assert_allclose(decoded, 125 + 130 * (1 - 250 / 255), atol=1)
+
+
+@pytest.mark.parametrize('shift', [0, 4])
+@pytest.mark.parametrize('colour', [False, True])
+def test_the_transparent_colour_of_16_bits_becomes_white(colour, shift):
+  shape = (6, 7, 3) if colour else (6, 7)
+  values = np.random.default_rng(0).integers(0, 65536, shape).astype(np.uint16) >> shift
+  values[-1, -1] = 65535 >> shift
+  values[0, 0] = [65, 130, 200] if colour else 65
+  values[0, 1] = values[0, 0] + 1  # Another colour, of the same upper 8 bits.
+  png = encode_with_opencv(values, '.png')
+  expected = decode_image(png).copy()
+  expected[0, 0] = 255
+  place = png.index(b'IDAT') - 4
+  clear = png_chunk(b'tRNS', struct.pack('>3H' if colour else '>H', *np.atleast_1d(values[0, 0])))
+  decoded = decode_image(png[:place] + clear + png[place:])
+  np.testing.assert_array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize(
+  ('bits', 'greys'), [(1, [0, 255]), (2, [0, 255, 170, 255]), (4, [17, 255])]
+)
+def test_the_transparent_grey_of_few_bits_becomes_white(bits, greys):
+  header = png_chunk(b'IHDR', struct.pack('>IIBBBBB', len(greys), 1, bits, 0, 0, 0, 0))
+  clear = png_chunk(b'tRNS', struct.pack('>H', {1: 1, 2: 1, 4: 11}[bits]))
+  pixels = png_chunk(b'IDAT', zlib.compress(bytes([0, {1: 0x40}.get(bits, 0x1B)])))
+  png = b'\x89PNG\r\n\x1a\n' + header + clear + pixels + png_chunk(b'IEND', b'')
+  assert decode_image(png)[0, :, 0].tolist() == greys
 
 
 def test_stated_depth_goes_before_the_largest_value():

@@ -183,9 +183,17 @@ def test_impossible_options_are_an_error():
     sketch(np.zeros((1, 1))).edges(num_bins=1)
   with pytest.raises(ValueError, match='no responses'):
     histogram.QuantileSketch(1).edges(num_bins=4)
-  for smoothing in (0.0, -1.0, float('nan'), float('inf')):
-    with pytest.raises(ValueError, match='smoothing='):
+  for smoothing in (0.0, -1.0, 1e-40, 1e9, float('nan'), float('inf')):
+    with pytest.raises(ValueError, match=r'smoothing=.* must lie between 1e-30 and 1,000,000'):
       histogram.normalize(jnp.ones((1, 1, 4), jnp.int32), smoothing=smoothing)
+
+
+@pytest.mark.parametrize('smoothing', [1e-30, 1e6])
+def test_within_the_limits_of_smoothing_single_pixels_count(smoothing):
+  pixels = 2000**2
+  counts = jnp.array([[[pixels, 0]], [[pixels - 1, 1]]], jnp.int32)
+  one, other = np.asarray(histogram.normalize(counts, smoothing=smoothing))
+  assert np.finfo(np.float32).tiny < one.min() < other.min()
 
 
 # Pixels: one, fewer than a block, a block, a few more, several blocks without a rest.

@@ -109,3 +109,15 @@ def test_output_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
   monkeypatch.setattr(os, 'access', lambda path, mode: False)  # Root may write everywhere.
   with pytest.raises(ValueError, match=r'table\.csv: a file cannot be written there'):
     tables.check_output(tmp_path / 'table.csv')
+
+
+@pytest.mark.parametrize('name', ['table.xlsx', 'table'])
+def test_another_suffix_is_refused_and_nothing_is_lost(tmp_path, name):
+  path = tmp_path / name
+  path.write_text('mine')
+  with pytest.raises(
+    ValueError, match=r'table.* must end in one of \.csv, \.tsv, \.parquet, \.json'
+  ):
+    tables.write_rows(path, COLUMNS, [('a', 1, 0.5)])
+  assert path.read_text() == 'mine'
+  assert list(tmp_path.iterdir()) == [path]

@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from sjft_jax.runtime.choice import choose
+from sjft_jax.runtime.choice import choose, whole_number
 
 
 def test_known_value_is_returned():
@@ -17,4 +18,22 @@ def test_known_value_is_returned():
 def test_unknown_value_is_refused_with_the_known_ones(value, message):
   with pytest.raises(ValueError, match=r'is unknown') as error:
     choose('color', value, ('red', 'green'))
+  assert str(error.value) == message
+
+
+def test_whole_numbers_become_those_of_python():
+  assert type(whole_number('k', np.int64(3), 1)) is int
+
+
+@pytest.mark.parametrize(
+  ('value', 'message'),
+  [
+    (1.5, 'k=1.5 must be a whole number'),
+    ('3', "k='3' must be a whole number"),
+    (0, 'k=0 must be 1 or more'),
+  ],
+)
+def test_other_numbers_are_refused(value, message):
+  with pytest.raises(ValueError, match='k=') as error:
+    whole_number('k', value, 1)
   assert str(error.value) == message

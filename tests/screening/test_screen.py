@@ -129,6 +129,23 @@ def test_copies_of_test_images_leave_the_source(tmp_path, capsys):
   assert '4 of 8 source images duplicate test images and are left out' in capsys.readouterr().out
 
 
+def test_many_copies_are_suspicious(tmp_path, capsys):
+  screen(tmp_path, *planted_copies(), **OPTIONS)
+  printed = capsys.readouterr().out
+  assert 'warning: 4 of 8 source images are left out as near-duplicates; of domains' in printed
+  assert 'duplicates.csv are no copies, start anew with screening.exclude_duplicates_of=' in printed
+  screen(tmp_path, *planted_copies(), **OPTIONS | {'exclude_duplicates_of': 'none'})
+  assert 'warning' not in capsys.readouterr().out
+
+
+def test_few_copies_are_not_suspicious(tmp_path, capsys):
+  images = [blobs(i) for i in range(21)]
+  data = [Pictures('train', [blobs(31)]), Pictures('test', images[:1]), Pictures('source', images)]
+  _, left_out = screen(tmp_path, *data, **OPTIONS)
+  assert left_out['duplicates'] == 1
+  assert 'warning' not in capsys.readouterr().out
+
+
 def test_copies_of_training_images_leave_the_source_on_request(tmp_path):
   options = OPTIONS | {'exclude_duplicates_of': 'test_and_train'}
   screened, left_out = screen(tmp_path, *planted_copies(), **options)
