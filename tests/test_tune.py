@@ -196,7 +196,6 @@ def test_training_that_diverges_is_the_worst_setting_and_not_the_end(tmp_path, m
   np.testing.assert_array_equal(again.probabilities, trial.probabilities)
 
 
-<<<<<<< HEAD
 @pytest.mark.slow
 def test_setting_whose_last_update_overflows_is_the_worst(small_data, tmp_path):
   options = {'arms': ('none',), 'pretrain.steps': 0, 'selection.rounds': 1, 'training.steps': 1}
@@ -207,13 +206,13 @@ def test_setting_whose_last_update_overflows_is_the_worst(small_data, tmp_path):
   with pytest.raises(FloatingPointError, match=r'not finite after step 1; lower solver'):
     pipeline.run(config, tmp_path / 'run')
   assert not (tmp_path / 'run' / 'results.json').exists()
-=======
+
+
 @pytest.mark.parametrize('minutes', [-1.0, float('nan')])
 def test_impossible_minutes_are_refused(tmp_path, minutes):
   with pytest.raises(ValueError, match=f'minutes={minutes} must be 0 or more'):
     tuning.tune(configs.default(), tmp_path / 'tuning', minutes=minutes)
   assert not any(tmp_path.iterdir())
->>>>>>> mend_b
 
 
 def test_fewer_groups_than_folds_are_refused_before_any_training():
