@@ -5,8 +5,10 @@
 Every run is an arm of a work directory, finished, with the same test images in the same classes.
 Nothing is computed again: the class probabilities that the runs have scored are averaged, those of
 each run's last round or, with --fused, of all its rounds. The table shows each run by itself and
-their average; with --output, the probabilities are written as well, a row for each test image. The
-paper's fusion of the rounds of one run needs no command: every closing table has it.
+their average; with --output, a row for each test image is written as well, in the columns of
+`predict --eval --every_class`: image, label (its class), class (the likeliest), probability (of
+that class) and the probability of every class. The paper's fusion of the rounds of one run needs no
+command: every closing table has it.
 """
 
 from pathlib import Path
@@ -56,10 +58,12 @@ def fuse() -> None:
   rows = [(run.name, run.scores()) for run in (*runs, fused)]
   summary.print_scores(rows, f'{len(fused.images):,} test images')
   if options.output:
-    columns = {'image': pa.string(), 'class': pa.string()}
+    p, names = fused.probabilities, pa.array(fused.classes)
+    columns = {'image': pa.string(), 'label': pa.string(), 'class': pa.string()}
+    columns |= {'probability': pa.float32()}
     columns |= {f'probability of {name}': pa.float32() for name in fused.classes}
-    true_classes = [fused.classes[label] for label in fused.labels]
-    values = [fused.images, true_classes, *fused.probabilities.T]
+    true_classes, likeliest = (names.take(pa.array(i)) for i in (fused.labels, p.argmax(axis=1)))
+    values = [fused.images, true_classes, likeliest, p.max(axis=1), *p.T]
     tables.write_table(options.output, columns, [values])
 
 
