@@ -11,6 +11,8 @@ that class) and the probability of every class. The paper's fusion of the rounds
 command: every closing table has it.
 """
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +20,7 @@ from absl import flags
 
 from sjft_jax.data.transforms import VIEWS
 from sjft_jax.output import tables
-from sjft_jax.runtime import cli
+from sjft_jax.runtime import artifacts, cli
 
 
 def define_flags() -> None:
@@ -41,9 +43,11 @@ def fuse() -> None:
   """Average by the flags, print the scores, and write the output.
 
   Raises:
-    ValueError: a run is not finished, or the runs were tested on different images.
+    ValueError: a run is given twice or is not finished, or the runs were tested on different
+      images.
   """
   options = flags.FLAGS
+  check_distinct(options.run)
   if options.output:
     tables.check_output(Path(options.output))
   # After the flags: --help and a misspelt option should not wait for JAX.
@@ -55,7 +59,8 @@ def fuse() -> None:
   # Others may have another view first.
   runs += [results.load_predictions(run, runs[0].view, options.fused) for run in others]
   fused = results.fuse_predictions(runs)
-  rows = [(run.name, run.scores()) for run in (*runs, fused)]
+  shown = [*runs, fused] if others else runs
+  rows = [(run.name, run.scores()) for run in shown]
   summary.print_scores(rows, f'{len(fused.images):,} test images')
   if options.output:
     p, names = fused.probabilities, pa.array(fused.classes)
@@ -65,6 +70,22 @@ def fuse() -> None:
     true_classes, likeliest = (names.take(pa.array(i)) for i in (fused.labels, p.argmax(axis=1)))
     values = [fused.images, true_classes, likeliest, p.max(axis=1), *p.T]
     tables.write_table(options.output, columns, [values])
+
+
+def check_distinct(runs: Sequence[str]) -> None:
+  """Check that no run is given twice, which would count twice in the average.
+
+  Raises:
+    ValueError: one is.
+  """
+  folders: dict[str, str] = {}
+  for run in runs:
+    path = artifacts.absolute_path(run)
+    # Only on a disk can one folder have several paths.
+    folder = str(path) if artifacts.is_remote(path) else os.path.realpath(path)
+    if folder in folders:
+      raise ValueError(f'--run={run} and --run={folders[folder]} are one run; give it once')
+    folders[folder] = run
 
 
 if __name__ == '__main__':
