@@ -11,10 +11,12 @@ import time
 import commands
 import numpy as np
 import pytest
+from etils import epath
 from report import synthetic
 from small_run import make_config, write_data
 
 from sjft_jax import pipeline
+from sjft_jax import workdir as workdirs
 from sjft_jax.report import borrowing, draw, page, scores, summary
 from sjft_jax.runtime import artifacts
 from sjft_jax.workdir import FORMAT
@@ -185,3 +187,18 @@ def test_100_classes_and_10_000_images_are_below_10_mb(tmp_path):
   assert len(text.encode()) < 10e6
   labels = {target['label'] for target in embedded(text, 'explorer')['targets']}
   assert len(labels) > 50  # The pictures are noise, and each class has its hardest first.
+
+
+def test_relative_paths_that_lead_nowhere_are_named_with_the_remedy(tmp_path, monkeypatch):
+  options = make_config(tmp_path)
+  options.target.path = 'images/target'
+  workdirs.save_config(options, epath.Path(tmp_path / 'run'))
+  monkeypatch.chdir(tmp_path)
+  remedy = "the run has the relative path 'images/target': start the command in the folder that the"
+  with pytest.raises(ValueError, match=remedy):
+    draw.open_run(tmp_path / 'run')
+  options.target.path = str(tmp_path / 'gone')
+  workdirs.save_config(options, epath.Path(tmp_path / 'run'))
+  with pytest.raises(ValueError, match='is not a folder') as error:
+    draw.open_run(tmp_path / 'run')
+  assert 'the relative path' not in str(error.value)
