@@ -5,8 +5,9 @@
 
 The images are a folder, which is read at any depth, a list (.csv, .tsv or .parquet with a column
 path), or a single file; --images may be given several times. The output has a row for each: image
-(its path), class (the likeliest) and probability (of that class), and with --top=K the next ones;
-without --output they are printed. Images that cannot be read are named, and the others go on.
+(its path, below the folder or as in the list if one alone is given), class (the likeliest) and
+probability (of that class), and with --top=K the next ones; without --output they are printed.
+Images that cannot be read are named, and the others go on.
 
 With --eval the images are a folder DIR/<class>/<image>, or a list with a column label, and the
 scores are printed that training prints for its test images. Of a list with several splits,
