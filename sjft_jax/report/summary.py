@@ -91,7 +91,7 @@ def print_tuning(record: dict[str, Any]) -> None:
     table.add_row(
       name,
       f'{arm["accuracy"]:.1%}',
-      f'{arm["cross_entropy"]:.3f}',
+      f'{arm["cross_entropy"]:z.3f}',
       f'{100 * gain["gain"]:+.1f} ± {100 * gain["standard_error"]:.1f}' if gain else '',
       ', '.join(f'{key} {value:g}' for key, value in arm['setting'].items()),
     )
@@ -170,5 +170,5 @@ def print_scores(rows: Sequence[tuple[str, dict[str, float]]], title: str) -> No
     table.add_column(heading, justify='left' if heading == 'predictions' else 'right', no_wrap=True)
   for name, scores in rows:
     accuracy, top1 = scores['mean_class_accuracy'], scores['top1']
-    table.add_row(name, f'{accuracy:.1%}', f'{top1:.1%}', f'{scores["cross_entropy"]:.3f}')
+    table.add_row(name, f'{accuracy:.1%}', f'{top1:.1%}', f'{scores["cross_entropy"]:z.3f}')
   console.print_table(table)
