@@ -62,7 +62,9 @@ def run(data, tmp_path_factory):
 def test_no_file_of_the_run_is_replaced(tmp_path, run, output, is_refused):
   (tmp_path / 'run').mkdir()
   (tmp_path / 'link').symlink_to(tmp_path / 'run')
-  message = f'^--output={tmp_path / output} lies among the files of the run itself; give another path'
+  message = (
+    f'^--output={tmp_path / output} lies among the files of the run itself; give another path'
+  )
   with pytest.raises(ValueError, match=message) if is_refused else contextlib.nullcontext():
     predict.check_spares_run(tmp_path / output, str(tmp_path / run))
 

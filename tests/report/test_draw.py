@@ -173,6 +173,17 @@ def test_the_answer_its_numbers_and_the_predictions_are_of_one_arm(tmp_path, arm
   assert run.main_arm == 'rounds'
 
 
+def test_the_answer_of_a_run_without_the_usual_selections_is_of_an_arm_of_its_own(tmp_path):
+  run = synthetic.make_run(tmp_path, classes=['a', 'b'], images=20, rounds=2, k0=5)
+  row = run.results['table'][-1] | {'arm': 'mine', 'name': 'mine'}
+  baseline = next(row for row in run.results['table'] if row['arm'] == 'none')
+  rounds = {'none': run.rounds['none'], 'mine': run.rounds['rounds']}
+  run = dataclasses.replace(run, rounds=rounds, results=run.results | {'table': [baseline, row]})
+  headline, _ = scores.make_answer(run)
+  assert headline == summary.verdict(row)
+  assert run.main_arm == 'mine'
+
+
 @pytest.mark.slow
 def test_100_classes_and_10_000_images_are_below_10_mb(tmp_path):
   classes = [f'a class with a long name {n}' for n in range(100)]

@@ -75,7 +75,11 @@ def test_a_cross_entropy_of_nothing_has_no_sign(capsys):
 
 
 def test_every_arm_that_selects_has_a_verdict_and_the_growing_one_is_the_last():
-  arms = ('rounds', 'none', 'similar', 'probe', 'classes', 'random', 'all')
+  arms = ('rounds', 'none', 'similar', 'mine', 'probe', 'knn', 'classes', 'random', 'all')
   rows = {arm: make_row(arm, None if arm == 'none' else 0.01, arm=arm) for arm in arms}
   verdicts = summary.verdicts({'table': [*rows.values()]})
-  assert verdicts == [summary.verdict(rows[arm]) for arm in ('classes', 'similar', 'rounds')]
+  assert verdicts == [
+    summary.verdict(rows[arm]) for arm in ('mine', 'classes', 'similar', 'rounds')
+  ]
+  # An arm that the configuration adds is the answer where no other one selects.
+  assert summary.verdict_arms(['none', 'mine', 'random']) == ['mine']

@@ -82,7 +82,9 @@ def test_class_that_loses_all_images_is_an_error(tmp_path, labels):
 
 def test_no_class_is_blamed_where_no_image_can_be_read(tmp_path):
   data, listing = some_bad(2, (0, 1)), tmp_path / 'bad.csv'
-  message = f'^none of the 2 images of {data.name} can be read: 0.jpg, 1.jpg; see {listing}; replace'
+  message = (
+    f'^none of the 2 images of {data.name} can be read: 0.jpg, 1.jpg; see {listing}; replace'
+  )
   with pytest.raises(ValueError, match=message):
     exclude_unreadable((data,), listing, max_bad_share=1)
 
