@@ -38,7 +38,7 @@ _SELECTION_SECTIONS, _TRAINING_SECTIONS = (
 )
 # What the target was fine-tuned together with, by the method of selection.
 _TRAININGS = {
-  'none': 'alone, without a source',
+  'none': 'alone',
   'random': 'together with source images drawn at random',
   'all': 'together with the whole source',
   'nearest': 'together with the source images that are nearest to each by their filter responses',
@@ -48,7 +48,7 @@ _TRAININGS = {
 # Of the arm `probe`; `knn` has no network.
 _FROZEN = (
   'not fine-tuned: its last layer alone was fitted to the target’s images, a logistic regression '
-  'on the features of the trunk as it started'
+  'on the features of the trunk as '
 )
 _MAX_BORROWED = 20  # Source classes.
 
@@ -135,13 +135,14 @@ def _make_card(
     num_classes = network.params['source']['kernel'].shape[1]
     data.append(('source', f'{source}, {num_classes:,} classes'))
   data.append(('weights at the start', pretrained or 'random'))
+  if config.pretrain.steps:
+    data.append(('pretraining on the source', f'{config.pretrain.steps:,} steps'))
   data += _describe_rounds(network.directory, results, config)
-  training = f'fine-tuned on the target’s images {_TRAININGS[config.selection.method]}'
   return ModelCard(
     name=name,
     network=description['name'],
     classes=classifier.classes,
-    training=_FROZEN if arm in FROZEN_ARMS else training,
+    training=_describe_training(arm, config),
     step=network.step,
     num_steps=prediction.num_steps,
     files=exported.weight_files(prediction.num_rounds if fused else 1),
@@ -218,6 +219,18 @@ def _describe_gain(results: dict[str, Any], arm: str) -> str:
     return ''
   low, high = (100 * (row['gain'] + sign * 1.96 * row['standard_error']) for sign in (-1, 1))
   return f'{summary.verdict(row)} 95 % interval of the gain: {low:+.1f} to {high:+.1f} points.'
+
+
+def _describe_training(arm: str, config: ConfigDict) -> str:
+  """Return what an arm was trained on, and together with what."""
+  is_pretrained = bool(config.pretrain.steps)
+  if arm in FROZEN_ARMS:
+    return _FROZEN + ('pretrained on the source' if is_pretrained else 'it started')
+  method = config.selection.method
+  training = f'fine-tuned on the target’s images {_TRAININGS[method]}'
+  if is_pretrained:
+    return f'pretrained on the source, then {training}'
+  return training + (', without a source' if method == 'none' else '')
 
 
 def _describe_rounds(

@@ -57,10 +57,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str], **options: Any) -> 
   run_inputs.check_outside_data(config, directory)
   results = run_on_datasets(domains, config, directory, **options)
   if results:
-    report = 'report.html, ' if config.logging.report else ''
-    console.say(
-      f'Look at {directory}: {report}results.json, neighbors.png, arms/*/rounds/*/selection.*'
-    )
+    names = ('report.html', 'results.json', 'neighbors.png', 'arms/*/rounds/*/selection.*')
+    files = [name for name in names if any(artifacts.glob(directory, name))]
+    console.say(f'Look at {directory}: {", ".join(files)}')
   return results
 
 

@@ -5,8 +5,9 @@
 
 The images are a folder, which is read at any depth, a list (.csv, .tsv or .parquet with a column
 path), or a single file; --images may be given several times. The output has a row for each: image
-(its path), class (the likeliest) and probability (of that class), and with --top=K the next ones;
-without --output they are printed. Images that cannot be read are named, and the others go on.
+(its path, below the folder or as in the list if one alone is given), class (the likeliest) and
+probability (of that class), and with --top=K the next ones; without --output they are printed.
+Images that cannot be read are named, and the others go on.
 
 With --eval the images are a folder DIR/<class>/<image>, or a list with a column label, and the
 scores are printed that training prints for its test images. Of a list with several splits,
@@ -18,7 +19,9 @@ Neither the run's images nor its configuration file are needed, only its work di
 `python -m sjft_jax.export` has made of it: --run=exported.
 """
 
+import os
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,13 @@ from sjft_jax.data.transforms import VIEWS
 from sjft_jax.output import tables
 from sjft_jax.report import summary
 from sjft_jax.runtime import cli, console
+
+# Tables and JSON files at the top of a work directory or of an export, which no output replaces.
+_RUN_FILES = (
+  *('accumulation.*.json', 'bad_images.csv', 'config*.json', 'contradictions.csv'),
+  *('duplicates.csv', 'lock.json', 'network.json', 'results.json', 'split.csv'),
+  *('train_test_copies.csv', 'tuned.json', 'versions*.json'),
+)
 
 
 def define_flags() -> None:
@@ -132,11 +142,8 @@ def predict() -> None:
   elif not options.eval:
     summary.print_predictions(list(columns), values)
   count = console.format_count(len(readable), 'image')
-  progress = f'{classifier.step:,} of {classifier.num_steps:,} steps'
-  console.say(
-    f'{output or "In all"}: {count}, {view}, by {classifier.directory} after '
-    f'{"each of its rounds" if options.fused else progress}'
-  )
+  progress = describe_progress(classifier.step, classifier.num_steps, options.fused)
+  console.say(f'{output or "In all"}: {count}, {view}, by {classifier.directory}{progress}')
   if true_labels is not None:
     from sjft_jax.results import score
 
@@ -151,6 +158,8 @@ def _check_flags(output: Path | None) -> None:
     ValueError: they do not, or it cannot.
   """
   options = flags.FLAGS
+  if '' in options.images:
+    raise ValueError('--images= is empty; give a folder, a list or an image')
   if options.eval and len(options.images) > 1:
     raise ValueError(f'--eval takes one folder or list; --images has {len(options.images)}')
   if options.split and not options.eval:
@@ -160,10 +169,32 @@ def _check_flags(output: Path | None) -> None:
   if output is None:
     return
   tables.check_output(output)
+  check_spares_run(output, options.run)
   for path in options.images:
     given = Path(path).expanduser()
     if output.exists() and given.exists() and output.samefile(given):
       raise ValueError(f'--output={output} is the list of images itself; give another name')
+
+
+def check_spares_run(output: Path, run: str) -> None:
+  """Check that an output replaces no file of the run, or of the export, that it is made with.
+
+  Raises:
+    ValueError: it would.
+  """
+  folder, place = (Path(os.path.realpath(os.path.expanduser(path))) for path in (run, output))
+  if folder.parent.name == 'arms':
+    folder = folder.parent.parent
+  is_own = place.parent == folder and any(fnmatch(place.name, name) for name in _RUN_FILES)
+  if is_own or any(folder / name in place.parents for name in ('arms', 'pretrain')):
+    raise ValueError(f'--output={output} lies among the files of the run itself; give another path')
+
+
+def describe_progress(step: int, num_steps: int, is_fused: bool) -> str:
+  """Return how far a network has been trained, in words; '' for a linear probe, without steps."""
+  if not num_steps:
+    return ''
+  return f' after {"each of its rounds" if is_fused else f"{step:,} of {num_steps:,} steps"}'
 
 
 def _match_classes(

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from sjft_jax.config import default
 from sjft_jax.data.dataset import Domains
+from sjft_jax.models.weights import exported
 from sjft_jax.runtime import artifacts, console
 
 # The version of the files in a work directory. It goes up when their names or contents change.
@@ -174,11 +175,17 @@ def load_config(directory: epath.Path) -> dict[str, Any] | None:
   """Load the options that a work directory was made with; return None if it is not in use.
 
   Raises:
-    ValueError: it was made by another version of this program, or the file is damaged.
+    ValueError: it is an export, it was made by another version of this program, or the file is
+      damaged.
   """
   path = directory / CONFIG
   if not path.exists():
     return None
+  if exported.is_export(directory):  # It has a file of this name, which must not be deleted.
+    raise ValueError(
+      f'{directory} is an exported network, no work directory; give another folder, such as '
+      'runs/mine'
+    )
   saved = artifacts.load_json(path, {'format': int, 'options': dict})
   if saved['format'] != FORMAT:
     raise ValueError(

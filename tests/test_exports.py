@@ -371,19 +371,42 @@ np.save({str(tmp_path / 'p.npy')!r}, p.numpy())
   [
     ('similar', 'fine-tuned .* nearest to each by the trunk’s features'),
     ('classes', 'fine-tuned .* together with the source classes that are nearest'),
-    ('probe', 'not fine-tuned: its last layer alone was fitted'),
+    ('probe', 'not fine-tuned: its last layer alone was fitted .* as it started$'),
+    ('none', 'fine-tuned on the target’s images alone, without a source$'),
   ],
 )
-def test_the_card_describes_the_arms_that_have_no_overrides(tmp_path, name, training):
+def test_the_card_describes_how_an_arm_was_trained(tmp_path, name, training):
   untrained_run.write(tmp_path / 'run', rounds=5, name='resnet18v2', width=1 / 64)
   arm = (tmp_path / 'run' / 'arms' / 'rounds').rename(tmp_path / 'run' / 'arms' / name)
   card = exports._make_card(sjft_jax.load(arm), 'card', None, fused=False)
   assert re.match(training, card.training)
-  is_trained = name != 'probe'
+  is_trained, has_source = name != 'probe', name in ('similar', 'classes')
   lines, settings = dict(card.data), {setting for setting, _, _ in card.settings}
-  assert ('rounds' in lines, 'source' in lines) == (is_trained, is_trained)
+  assert ('rounds' in lines, 'source' in lines) == (is_trained, has_source)
+  assert 'pretraining on the source' not in lines
   assert ('training.steps' in settings, 'model.name' in settings) == (is_trained, True)
   assert card.num_steps == (5 if is_trained else 0)
+
+
+@pytest.mark.parametrize(
+  ('name', 'training'),
+  [
+    ('none', '^pretrained on the source, then fine-tuned on the target’s images alone$'),
+    ('classes', '^pretrained on the source, then fine-tuned .* together with the source classes'),
+    ('probe', 'on the features of the trunk as pretrained on the source$'),
+  ],
+)
+def test_the_card_tells_of_the_pretraining_on_the_source(tmp_path, name, training):
+  untrained_run.write(tmp_path / 'run', rounds=5, name='resnet18v2', width=1 / 64)
+  saved = artifacts.unseal(json.loads((tmp_path / 'run' / 'config.json').read_text()))
+  saved['options']['pretrain']['steps'] = 1234
+  artifacts.write_json(tmp_path / 'run' / 'config.json', saved)
+  arm = (tmp_path / 'run' / 'arms' / 'rounds').rename(tmp_path / 'run' / 'arms' / name)
+  card = exports._make_card(sjft_jax.load(arm), 'card', None, fused=False)
+  assert re.search(training, card.training)
+  lines = dict(card.data)
+  assert lines['pretraining on the source'] == '1,234 steps'
+  assert 'source' in lines
 
 
 def test_the_card_counts_whole_classes_by_their_images(tmp_path):

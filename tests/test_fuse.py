@@ -9,6 +9,7 @@ import pyarrow.csv
 import pytest
 from etils import epath
 
+from sjft_jax import fuse as fuse_command
 from sjft_jax import results
 from sjft_jax.runtime import artifacts
 
@@ -59,10 +60,31 @@ def test_every_run_is_averaged_in_the_first_view_of_the_first_run(tmp_path):
     artifacts.save(workdir / results.TEST_IMAGES, 'f', **test)
     path = workdir / 'arms' / 'none' / 'rounds' / '1' / results.ROUND
     artifacts.save(path, 'f', **{'test/ten_crop': p, 'test/center': 1 - p})
-  process = fuse(*(f'--run={tmp_path}/run{number}/arms/none' for number in (1, 2)))
+  runs = [f'--run={tmp_path}/run{number}/arms/none' for number in (1, 2)]
+  process = fuse(*runs, f'--output={tmp_path}/right.csv')
+  wrong = fuse(runs[0], '--view=center', f'--output={tmp_path}/wrong.csv')
   printed, errors = process.communicate(timeout=300)
   assert process.returncode == 0, errors
   assert printed.count('100.0%') == 6  # Class accuracy and top-1 of both runs and their average.
+  printed, errors = wrong.communicate(timeout=300)
+  assert wrong.returncode == 0, errors
+  assert 'average of' not in printed  # Of one run there is none.
+  # The columns are those of `predict`: the label is true, and the class is the likeliest.
+  for name, likeliest in (('right', ['a', 'b'] * 5), ('wrong', ['b', 'a'] * 5)):
+    table = pyarrow.csv.read_csv(tmp_path / f'{name}.csv').to_pydict()
+    probability_columns = ['probability', 'probability of a', 'probability of b']
+    assert [*table] == ['image', 'label', 'class', *probability_columns]
+    assert (table['label'], table['class']) == (['a', 'b'] * 5, likeliest)
+    assert table['probability'] == [1] * 10
+
+
+def test_a_run_that_is_given_twice_is_refused(tmp_path):
+  (tmp_path / 'link').symlink_to(tmp_path)
+  run = f'{tmp_path}/arms/none'
+  fuse_command.check_distinct([run, f'{tmp_path}/arms/rounds'])
+  for same in (run, f'{run}/', f'{tmp_path}/link/arms/none'):
+    with pytest.raises(ValueError, match=f'--run={same} and --run={run} are one run; give it once'):
+      fuse_command.check_distinct([run, same])
 
 
 def test_other_test_images_and_unfinished_runs_are_refused(trained_run, tmp_path):

@@ -45,6 +45,23 @@ def test_crop_below_the_filters_is_an_error_before_the_screening(data, tmp_path,
     pipeline.run(config, tmp_path / 'run')
 
 
+@pytest.mark.parametrize('extra', [(), ('report.html', 'neighbors.png')])
+def test_the_last_line_names_the_files_that_are_there(data, tmp_path, monkeypatch, capsys, extra):
+  run = tmp_path / 'run'
+
+  def leave_files(*args):
+    for name in ('results.json', 'arms/none/rounds/1/selection.csv', *extra):
+      (run / name).parent.mkdir(parents=True, exist_ok=True)
+      (run / name).touch()
+    return {'table': []}
+
+  monkeypatch.setattr(pipeline, 'run_on_datasets', leave_files)
+  pipeline.run(make_config(data), run)
+  first, *rest = extra or ('',)
+  names = [*filter(None, (first, 'results.json', *rest)), 'arms/*/rounds/*/selection.*']
+  assert capsys.readouterr().out.splitlines()[-1] == f'Look at {run}: {", ".join(names)}'
+
+
 @pytest.mark.slow
 def test_results_hold_every_arm_round_and_view(finished_run):
   workdir, results = finished_run

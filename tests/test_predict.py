@@ -1,5 +1,6 @@
 """A trained run applied to images, from the command line."""
 
+import contextlib
 import json
 import shutil
 import sys
@@ -11,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from small_run import make_config, write_data
 
-from sjft_jax import pipeline
+from sjft_jax import pipeline, predict
 from sjft_jax.data.folder import UnlabelledFolder
 from sjft_jax.models.weights import run_checkpoint
 
@@ -43,6 +44,40 @@ def run(data, tmp_path_factory):
   pipeline.run(make_config(data, **CHANGES), workdir)
   shutil.copytree(workdir / 'arms' / 'rounds', workdir / 'pretrain')
   return workdir
+
+
+@pytest.mark.parametrize(
+  ('run', 'output', 'is_refused'),
+  [
+    ('run/arms/rounds', 'run/results.json', True),
+    ('run/arms/rounds', 'link/versions.3.json', True),
+    ('run/arms/rounds', 'run/arms/rounds/rounds/1/selection.csv', True),
+    ('run', 'run/split.csv', True),
+    ('exported', 'exported/config.json', True),
+    ('run/arms/rounds', 'run/predictions.csv', False),
+    ('run/arms/rounds', 'results.json', False),
+    ('exported', 'exported/predictions.csv', False),
+  ],
+)
+def test_no_file_of_the_run_is_replaced(tmp_path, run, output, is_refused):
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'link').symlink_to(tmp_path / 'run')
+  message = (
+    f'^--output={tmp_path / output} lies among the files of the run itself; give another path'
+  )
+  with pytest.raises(ValueError, match=message) if is_refused else contextlib.nullcontext():
+    predict.check_spares_run(tmp_path / output, str(tmp_path / run))
+
+
+def test_a_linear_probe_is_not_said_to_have_done_no_steps():
+  assert predict.describe_progress(0, 0, False) == predict.describe_progress(0, 0, True) == ''
+  assert predict.describe_progress(1000, 2000, False) == ' after 1,000 of 2,000 steps'
+  assert predict.describe_progress(2000, 2000, True) == ' after each of its rounds'
+
+
+def test_no_images_are_named_so():
+  process = start_predict('nowhere', '--images=')
+  assert '--images= is empty; give a folder, a list or an image' in commands.refusal(process)
 
 
 def start(arm, images, output, *more):
@@ -164,7 +199,7 @@ def test_one_file_and_a_list_are_predicted_as_in_their_folder(run, data, tmp_pat
     tables[name] = pyarrow.csv.read_csv(tmp_path / name, parse_options=options).to_pydict()
   whole = dict(zip(tables['folder.csv']['image'], tables['folder.csv']['probability'], strict=True))
   assert tables['file.CSV']['probability'] == pytest.approx([whole[names[0]]], rel=1e-5)
-  assert tables['list.tsv']['image'] == [str(folder / name) for name in names]
+  assert tables['list.tsv']['image'] == names
   expected = [whole[name] for name in names]
   assert tables['list.tsv']['probability'] == pytest.approx(expected, rel=1e-5)
 

@@ -137,3 +137,12 @@ def test_work_directory_of_another_version_is_refused(tmp_path):
   artifacts.write_json(directory / 'config.json', {'format': workdir.FORMAT + 1, 'options': {}})
   with pytest.raises(ValueError, match=message):
     workdir.check_unchanged(config.default(), directory)
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'network.stablehlo'])
+def test_an_export_is_no_work_directory_and_nothing_there_is_to_be_deleted(tmp_path, name):
+  (tmp_path / name).touch()
+  artifacts.write_json(tmp_path / 'config.json', {'label_names': ['a'], 'sjft_jax': {'format': 1}})
+  message = f'^{tmp_path} is an exported network, no work directory; give another folder'
+  with pytest.raises(ValueError, match=message):
+    workdir.check_unchanged(config.default(), epath.Path(tmp_path))

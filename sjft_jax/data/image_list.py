@@ -78,16 +78,15 @@ def is_list(path: str) -> bool:
   return path.lower().endswith(LIST_SUFFIXES) and not os.path.isdir(os.path.expanduser(path))
 
 
-def read_paths(path: str) -> list[Path]:
-  """Return the paths of the images of a list, which needs no labels.
+def read_paths(path: str) -> list[str]:
+  """Return the paths of the images of a list, absolute or from its folder; it needs no labels.
 
   Raises:
     ValueError: there is no such list, or it has no rows, no column 'path' or an empty path.
   """
   rows = _read_columns(path, required=('path',))
   _check_rows(rows, path, ('path',))
-  names = rows['path'].to_pylist()
-  return [Path(os.path.dirname(path), _clean_path(name)) for name in names]
+  return [_clean_path(name) for name in rows['path'].to_pylist()]
 
 
 def _number_groups(rows: pa.Table) -> pa.Array:

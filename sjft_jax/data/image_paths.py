@@ -16,27 +16,29 @@ class ImageFiles(FileDataset):
 
   Args:
     paths: the files.
+    root: the folder that relative paths start at; '': the current one.
 
   Raises:
     ValueError: no paths are given, or one is no file.
   """
 
-  def __init__(self, paths: Sequence[Path]):
+  def __init__(self, paths: Sequence[str | Path], root: str = ''):
     if not paths:
       raise ValueError('no images are given')
     files = [os.path.expanduser(path) for path in paths]
     for file in files:
-      if not os.path.isfile(file):  # Path.is_file raises an error where a name is too long.
-        raise ValueError(f'{file} is not a file')
+      place = os.path.join(root, file)
+      if not os.path.isfile(place):  # Path.is_file raises an error where a name is too long.
+        raise ValueError(f'{place} is not a file')
     labels = np.zeros(len(files), np.int32)
-    super().__init__('images', '', files, ['image'], labels, '')
+    super().__init__('images', root, files, ['image'], labels, '')
 
 
 def open_images(*paths: str) -> UnlabelledFolder | ImageFiles:
   """Open the images of folders, of lists (their column 'path'), or single files; without labels.
 
-  The keys of a folder that is given alone are paths below it; of several, they begin with the path
-  that is given.
+  The keys of a folder that is given alone are paths below it, those of a list are its own paths; of
+  several, they begin with the path that is given.
 
   Raises:
     ValueError: there is no such folder or file, or a list that cannot be read.
@@ -76,7 +78,7 @@ def _open_images(path: str) -> UnlabelledFolder | ImageFiles:
   if os.path.isdir(path):
     return UnlabelledFolder(path)
   if is_list(path):
-    return ImageFiles(read_paths(path))
+    return ImageFiles(read_paths(path), os.path.dirname(path))
   if not os.path.exists(path):
     raise ValueError(f'{path} is neither a folder nor a file')
   return ImageFiles([Path(path)])

@@ -124,7 +124,7 @@ def open_run(run: str | os.PathLike[str]) -> RunReport:
       f'{workdir / "repeat1"}'
     )
   config = ConfigDict(options)
-  opened, bank = inputs.open_domains(config), inputs.load_bank(config)
+  opened, bank = _open_domains(config), inputs.load_bank(config)
   content = {'weights_digest': str, 'normalization': str}
   network = artifacts.load_json(workdir / run_checkpoint.DESCRIPTION, content)
   fingerprint = workdirs.run_fingerprint(config, bank.fingerprint, network, opened)
@@ -140,6 +140,24 @@ def open_run(run: str | os.PathLike[str]) -> RunReport:
   if arrays is not None:
     ranking = Ranking(arrays['indices'][:, :depth], arrays['divergences'][:, :depth])
   return RunReport(workdir, fingerprint, config, domains, ranking)
+
+
+def _open_domains(config: ConfigDict) -> Domains:
+  """Open the images of a run.
+
+  Raises:
+    ValueError: as for `inputs.open_domains`; where a relative path leads nowhere, it says so.
+  """
+  try:
+    return inputs.open_domains(config)
+  except ValueError as error:
+    for path in map(os.path.expanduser, (config.target.path, config.source.path)):
+      if path and not os.path.isabs(path) and not os.path.exists(path):
+        raise ValueError(
+          f'{error}; the run has the relative path {path!r}: start the command in the folder that '
+          'the run was started from'
+        ) from error
+    raise
 
 
 def _load(path: epath.Path, fingerprint: str) -> dict[str, np.ndarray] | None:

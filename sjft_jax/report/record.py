@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from sjft_jax import results as result_files
 from sjft_jax.config import FROZEN_ARMS, arm_config
 from sjft_jax.data.dataset import Dataset, Domains
-from sjft_jax.report.summary import SELECTING_ARMS
+from sjft_jax.report.summary import verdict_arms
 from sjft_jax.report.thumbnails import SIDE, Name, Thumbnails
 from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
@@ -107,7 +107,7 @@ class RunRecord:
   def main_arm(self) -> str:
     """Return the arm whose predictions are shown: that of the answer, if it has any."""
     arms = sorted(self.rounds, key=FROZEN_ARMS.__contains__)
-    candidates = *reversed(SELECTING_ARMS), *arms
+    candidates = *reversed(verdict_arms(self.rounds)), *arms
     return next(arm for arm in candidates if self.rounds.get(arm))
 
   @functools.cached_property

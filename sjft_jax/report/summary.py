@@ -1,7 +1,7 @@
 """The closing table of a run, and verdicts that claim no more than the numbers do."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ from rich.table import Table
 from sjft_jax.runtime import console
 
 MAX_PRINTED = 100  # Predictions; a file holds more.
-# Those that verdicts are of; the last one that is there is the answer of a run.
-SELECTING_ARMS = ('classes', 'similar', 'constant', 'rounds')
+# Those that verdicts are of, and those that they are compared with.
+_SELECTING_ARMS = ('classes', 'similar', 'constant', 'rounds')
+_OTHER_ARMS = ('knn', 'probe', 'none', 'random', 'all')
 # Of the closing table.
 HEADINGS = ('training', 'source', 'class accuracy', 'top-1', 'gain', 'fused')
 
@@ -50,15 +51,21 @@ def table_row(row: dict[str, Any]) -> list[str]:
 
 
 def verdicts(results: dict[str, Any]) -> list[str]:
-  """Return a line on the gain of each arm that selects; the growing one is the last."""
+  """Return a line on the gain of each of the `verdict_arms`; the growing one is the last."""
   return [verdict(row) for row in verdict_rows(results)]
 
 
 def verdict_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
   """Return the rows of the table that `verdicts` are of, in their order."""
-  return [
-    row for arm in SELECTING_ARMS for row in results['table'] if row['arm'] == arm and 'gain' in row
-  ]
+  rows = {row['arm']: row for row in results['table'] if 'gain' in row}
+  return [rows[arm] for arm in verdict_arms(rows)]
+
+
+def verdict_arms(arms: Iterable[str]) -> list[str]:
+  """Return which arms of a run select, or were added by its configuration; the last one answers."""
+  arms = list(arms)
+  added = [arm for arm in arms if arm not in (*_SELECTING_ARMS, *_OTHER_ARMS)]
+  return added + [arm for arm in _SELECTING_ARMS if arm in arms]
 
 
 def verdict(row: dict[str, Any]) -> str:
@@ -91,7 +98,7 @@ def print_tuning(record: dict[str, Any]) -> None:
     table.add_row(
       name,
       f'{arm["accuracy"]:.1%}',
-      f'{arm["cross_entropy"]:.3f}',
+      f'{arm["cross_entropy"]:z.3f}',
       f'{100 * gain["gain"]:+.1f} ± {100 * gain["standard_error"]:.1f}' if gain else '',
       ', '.join(f'{key} {value:g}' for key, value in arm['setting'].items()),
     )
@@ -170,5 +177,5 @@ def print_scores(rows: Sequence[tuple[str, dict[str, float]]], title: str) -> No
     table.add_column(heading, justify='left' if heading == 'predictions' else 'right', no_wrap=True)
   for name, scores in rows:
     accuracy, top1 = scores['mean_class_accuracy'], scores['top1']
-    table.add_row(name, f'{accuracy:.1%}', f'{top1:.1%}', f'{scores["cross_entropy"]:.3f}')
+    table.add_row(name, f'{accuracy:.1%}', f'{top1:.1%}', f'{scores["cross_entropy"]:z.3f}')
   console.print_table(table)

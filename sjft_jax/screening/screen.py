@@ -167,6 +167,11 @@ def _exclude(dataset: Dataset, bad: dict[int, str], details: str, max_bad_share:
       f'{what}, a share of {len(bad) / len(dataset):.2g} above max_bad_share={max_bad_share}: '
       f'{names}{details}; replace them, or raise max_bad_share'
     )
+  if len(bad) == len(dataset):
+    raise ValueError(
+      f'none of the {len(dataset):,} images of {dataset.name} can be read: {names}{details}; '
+      'replace them'
+    )
   console.say(f'  {what} and are left out: {names}{details}')
   readable = _drop(dataset, list(bad))
   is_empty = _has_images(dataset) & ~_has_images(readable)

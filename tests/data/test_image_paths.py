@@ -6,7 +6,7 @@ from data.image_files import keys, write
 
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.decode import UnreadableError
-from sjft_jax.data.image_paths import ImageFiles, open_labelled
+from sjft_jax.data.image_paths import ImageFiles, open_images, open_labelled
 
 
 def test_image_files_come_in_the_given_order(tmp_path, image):
@@ -59,3 +59,18 @@ def test_a_split_of_a_list_or_a_folder_is_opened(tmp_path, image):
   assert keys(open_labelled(str(path))) == names[1:]
   path.write_text('\n'.join(['path,label', *(row.rpartition(',')[0] for row in rows)]))
   assert keys(open_labelled(str(path))) == names
+
+
+def test_a_list_has_its_own_paths_with_labels_and_without(tmp_path, image):
+  write(tmp_path / 'in/1.png', image)
+  write(tmp_path / 'out/2.png', image)
+  path = tmp_path / 'in' / 'list.csv'
+  path.write_text(f'path,label\n./1.png,a\n{tmp_path}/out/2.png,b\n')
+  data = open_images(str(path))
+  assert keys(data) == keys(open_labelled(str(path))) == ['1.png', f'{tmp_path}/out/2.png']
+  np.testing.assert_array_equal(data[0], image)
+  # Of several, the folder tells images of one name apart.
+  assert keys(open_images(str(path), str(path)))[0] == str(tmp_path / 'in/1.png')
+  path.write_text('path\nnone.png\n')
+  with pytest.raises(ValueError, match=f'{tmp_path}/in/none.png is not a file'):
+    open_images(str(path))

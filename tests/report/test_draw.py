@@ -11,10 +11,12 @@ import time
 import commands
 import numpy as np
 import pytest
+from etils import epath
 from report import synthetic
 from small_run import make_config, write_data
 
 from sjft_jax import pipeline
+from sjft_jax import workdir as workdirs
 from sjft_jax.report import borrowing, draw, page, scores, summary
 from sjft_jax.runtime import artifacts
 from sjft_jax.workdir import FORMAT
@@ -171,6 +173,17 @@ def test_the_answer_its_numbers_and_the_predictions_are_of_one_arm(tmp_path, arm
   assert run.main_arm == 'rounds'
 
 
+def test_the_answer_of_a_run_without_the_usual_selections_is_of_an_arm_of_its_own(tmp_path):
+  run = synthetic.make_run(tmp_path, classes=['a', 'b'], images=20, rounds=2, k0=5)
+  row = run.results['table'][-1] | {'arm': 'mine', 'name': 'mine'}
+  baseline = next(row for row in run.results['table'] if row['arm'] == 'none')
+  rounds = {'none': run.rounds['none'], 'mine': run.rounds['rounds']}
+  run = dataclasses.replace(run, rounds=rounds, results=run.results | {'table': [baseline, row]})
+  headline, _ = scores.make_answer(run)
+  assert headline == summary.verdict(row)
+  assert run.main_arm == 'mine'
+
+
 @pytest.mark.slow
 def test_100_classes_and_10_000_images_are_below_10_mb(tmp_path):
   classes = [f'a class with a long name {n}' for n in range(100)]
@@ -185,3 +198,18 @@ def test_100_classes_and_10_000_images_are_below_10_mb(tmp_path):
   assert len(text.encode()) < 10e6
   labels = {target['label'] for target in embedded(text, 'explorer')['targets']}
   assert len(labels) > 50  # The pictures are noise, and each class has its hardest first.
+
+
+def test_relative_paths_that_lead_nowhere_are_named_with_the_remedy(tmp_path, monkeypatch):
+  options = make_config(tmp_path)
+  options.target.path = 'images/target'
+  workdirs.save_config(options, epath.Path(tmp_path / 'run'))
+  monkeypatch.chdir(tmp_path)
+  remedy = "the run has the relative path 'images/target': start the command in the folder that the"
+  with pytest.raises(ValueError, match=remedy):
+    draw.open_run(tmp_path / 'run')
+  options.target.path = str(tmp_path / 'gone')
+  workdirs.save_config(options, epath.Path(tmp_path / 'run'))
+  with pytest.raises(ValueError, match='is not a folder') as error:
+    draw.open_run(tmp_path / 'run')
+  assert 'the relative path' not in str(error.value)

@@ -65,8 +65,21 @@ def test_names_of_images_are_printed_as_they_are(capsys):
   assert cells == [[name, '[a]', '50.0%'] for name in names]
 
 
+def test_a_cross_entropy_of_nothing_has_no_sign(capsys):
+  scores = {'mean_class_accuracy': 1.0, 'top1': 1.0}
+  rows = [(name, scores | {'cross_entropy': x}) for name, x in (('a', -0.0), ('b', -1e-8))]
+  summary.print_scores(rows, '9 images')
+  printed = capsys.readouterr().out
+  assert printed.count(' 0.000 ') == 2
+  assert '-0.000' not in printed
+
+
 def test_every_arm_that_selects_has_a_verdict_and_the_growing_one_is_the_last():
-  arms = ('rounds', 'none', 'similar', 'probe', 'classes', 'random', 'all')
+  arms = ('rounds', 'none', 'similar', 'mine', 'probe', 'knn', 'classes', 'random', 'all')
   rows = {arm: make_row(arm, None if arm == 'none' else 0.01, arm=arm) for arm in arms}
   verdicts = summary.verdicts({'table': [*rows.values()]})
-  assert verdicts == [summary.verdict(rows[arm]) for arm in ('classes', 'similar', 'rounds')]
+  assert verdicts == [
+    summary.verdict(rows[arm]) for arm in ('mine', 'classes', 'similar', 'rounds')
+  ]
+  # An arm that the configuration adds is the answer where no other one selects.
+  assert summary.verdict_arms(['none', 'mine', 'random']) == ['mine']

@@ -80,6 +80,15 @@ def test_class_that_loses_all_images_is_an_error(tmp_path, labels):
   assert exclude_unreadable((subset,), tmp_path / 'bad.csv', max_bad_share=0) == (subset,)
 
 
+def test_no_class_is_blamed_where_no_image_can_be_read(tmp_path):
+  data, listing = some_bad(2, (0, 1)), tmp_path / 'bad.csv'
+  message = (
+    f'^none of the 2 images of {data.name} can be read: 0.jpg, 1.jpg; see {listing}; replace'
+  )
+  with pytest.raises(ValueError, match=message):
+    exclude_unreadable((data,), listing, max_bad_share=1)
+
+
 def test_error_of_the_disk_is_no_bad_image(tmp_path):
   data = Pictures('gone', [blobs(0), OSError('the disk is away')])
   with pytest.raises(OSError, match='the disk is away'):
