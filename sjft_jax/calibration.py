@@ -207,13 +207,9 @@ class _Calibrator:
     config, arms = self._config, self._inputs.arms
     stages, disk_bytes = [], 0
     trainers: dict[str, Trainer] = {}
-    pretrain_options = configs.pretrain_config(config)
-    trained = [options for name, options in arms.items() if name not in configs.FROZEN_ARMS]
-    self._make_trainer.share_accumulation(
-      trained + [pretrain_options] * bool(config.pretrain.steps)
-    )
+    self._make_trainer.share_accumulation(configs.training_configs(config))
     if config.pretrain.steps:
-      trainer = self._trainer('pretrain', pretrain_options)
+      trainer = self._trainer('pretrain', configs.pretrain_config(config))
       cost, checkpoint, _ = self._measure_steps('pretraining', trainer, SourceBatches, None)
       seconds = _training_seconds(cost, trainer)
       stages.append(Stage('pretraining', f'{config.pretrain.steps:,} steps', seconds))

@@ -320,6 +320,12 @@ def pretrain_config(config: ConfigDict) -> ConfigDict:
   return result
 
 
+def training_configs(config: ConfigDict) -> list[ConfigDict]:
+  """Return the options of all trainings of a run: those of its arms, and pretraining if any."""
+  arms = [options for arm, options in arm_configs(config).items() if arm not in FROZEN_ARMS]
+  return [*arms, pretrain_config(config)] if config.pretrain.steps else arms
+
+
 def check_pretraining(config: ConfigDict) -> None:
   """Check that a pretraining, if there is one, has a loss; it has the options common to all arms.
 

@@ -1,5 +1,6 @@
 """Images by the features of the trunk that training starts from: computed once, and compared."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from sjft_jax.data.dataset import SubsetDataset
 from sjft_jax.retrieval.knn import Ranking, TopK, decode_keys
 from sjft_jax.runtime import artifacts, console, distributed
+from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training import sharding, step
 from sjft_jax.training.trainer import Trainer
 
@@ -39,6 +41,27 @@ def load_or_compute(trainer: Trainer, variables: dict[str, Any]) -> Features:
   artifacts.save(path, fingerprint, features=features)
   distributed.barrier()  # The next time, all processes find the file or none does.
   return features
+
+
+def rank_arms(
+  trainers: Mapping[str, Trainer],
+  variables: dict[str, Any],
+  selections: Mapping[str, SelectionOptions],
+) -> dict[str, Ranking]:
+  """Return the ranking of each arm that selects by features; there may be none.
+
+  Args:
+    trainers: that of each arm.
+    variables: as for `load_or_compute`.
+    selections: the options of each arm.
+  """
+  depths = {arm: options.feature_depth for arm, options in selections.items()}
+  arms = [arm for arm, depth in depths.items() if depth]
+  if not arms:
+    return {}
+  console.stage('Ranking the source by the features of the trunk')
+  ranking = load_or_rank_by_cosine(trainers[arms[0]], variables, max(depths.values()))
+  return dict.fromkeys(arms, ranking)
 
 
 def load_or_rank_by_cosine(trainer: Trainer, variables: dict[str, Any], depth: int) -> Ranking:

@@ -133,11 +133,10 @@ def run_stages(
   # All trainers before the ranking, which can take hours: a step may be too large for the memory.
   network, fingerprint, arms = inputs.network, inputs.fingerprint, inputs.arms
   make_trainer = TrainerFactory(workdir, fingerprint, domains, network.model, network.variables)
-  pretrain_options = configs.pretrain_config(config)
-  trained = [options for arm, options in arms.items() if arm not in configs.FROZEN_ARMS]
-  make_trainer.share_accumulation(trained + [pretrain_options] * bool(config.pretrain.steps))
-  pretrainer = make_trainer('pretrain', pretrain_options) if config.pretrain.steps else None
-  trainers = {}
+  make_trainer.share_accumulation(configs.training_configs(config))
+  pretrainer, trainers = None, {}
+  if config.pretrain.steps:
+    pretrainer = make_trainer('pretrain', configs.pretrain_config(config))
   for arm, options in arms.items():
     with configs.arm_options(config, arm):
       trainers[arm] = make_trainer(f'arms/{arm}', options, profile)
@@ -159,15 +158,7 @@ def run_stages(
   if stop_after == 'pretrain':
     return {}
 
-  similar = [name for name, options in selections.items() if options.feature_depth]
-  by_arm = dict.fromkeys(arms, ranking)
-  if similar:
-    console.stage('Ranking the source by the features of the trunk')
-    depth = max(selections[name].feature_depth for name in similar)
-    by_arm |= dict.fromkeys(
-      similar, features.load_or_rank_by_cosine(trainers[similar[0]], variables, depth)
-    )
-
+  by_arm = dict.fromkeys(arms, ranking) | features.rank_arms(trainers, variables, selections)
   report = RunReport(workdir, fingerprint, config, domains, ranking)
   rounds = run_arms(trainers, variables, by_arm, selections, report.update)
   seconds |= {f'train {name}': arm_rounds[-1].seconds for name, arm_rounds in rounds.items()}
