@@ -4,10 +4,10 @@ Each stage is run for a second or two on a part of the run's own images, by the 
 in a temporary folder.
 """
 
-import itertools
 import math
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,10 +133,10 @@ class _Calibrator:
     for data in unscanned:
 
       def look(n: int, data: Dataset = data) -> None:
-        scan.scan_images(_sample(data, 64 * n), nowhere, '')
+        scan.scan_images(_sample(data, 16 * n), nowhere, '')
 
-      cost = self._watch.measure(f'screening {data.name}', look, math.ceil(len(data) / 64))
-      seconds += cost.seconds(len(data) / 64)
+      cost = self._watch.measure(f'screening {data.name}', look, math.ceil(len(data) / 16))
+      seconds += cost.seconds(len(data) / 16)
     if unscanned:
       num_test, num_source = len(self._domains.test), len(self._domains.source)
       rng = np.random.default_rng(0)
@@ -281,14 +281,13 @@ class _Calibrator:
         lambda n: run.train(batches, run.progress.step + n),
         trainer.options.steps,
       )
-      directories = (trainer.directory / f'network{number}' for number in itertools.count())
-      self._saving_seconds = self._watch.measure(
-        'saving a network', lambda _: run.save_variables(next(directories)), 1
-      ).each
+      start_time = time.perf_counter()
+      run.save_variables(trainer.directory / 'network')
+      self._saving_seconds = time.perf_counter() - start_time
       run.checkpoints.wait()
       kept = len(run.checkpoints.steps())
     checkpoint = _folder_bytes(trainer.directory / 'checkpoints') // max(kept, 1)
-    network = _folder_bytes(trainer.directory / 'network0')
+    network = _folder_bytes(trainer.directory / 'network')
     self._trained[key] = cost, checkpoint, network
     return self._trained[key]
 

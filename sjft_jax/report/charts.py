@@ -81,7 +81,7 @@ def gains(rows: Sequence[Row]) -> Spec:
   Args:
     rows: 'arm', and in points 'gain', 'low' and 'high', one standard error below and above it.
   """
-  base = _chart(rows).encode(y=alt.Y('arm:N', sort=None, title=None))
+  base = _chart().encode(y=alt.Y('arm:N', sort=None, title=None))
   bars = base.mark_rule(strokeWidth=3).encode(
     x=alt.X('low:Q', title='gain in points of mean class accuracy', axis=alt.Axis(tickCount=6)),
     x2='high:Q',
@@ -89,8 +89,10 @@ def gains(rows: Sequence[Row]) -> Spec:
   points = base.mark_point(filled=True, size=110, opacity=1).encode(
     x='gain:Q', tooltip=[_tip('arm:N'), _tip('gain:Q', '+.1f'), *_tips('low high', '+.1f')]
   )
-  zero = _chart([{'zero': 0}]).mark_rule(strokeDash=[3, 3]).encode(x='zero:Q')
-  return _spec(zero + bars + points, height=34 * len(rows))
+  zero = (
+    alt.Chart(alt.InlineData(values=[{'zero': 0}])).mark_rule(strokeDash=[3, 3]).encode(x='zero:Q')
+  )
+  return _spec(zero + bars + points, rows, height=34 * len(rows))
 
 
 def curves(rows: Sequence[Row], arms: Sequence[str], *, x: str, y: str, number: str) -> Spec:
@@ -107,7 +109,7 @@ def curves(rows: Sequence[Row], arms: Sequence[str], *, x: str, y: str, number: 
   is_short = len(steps) <= 12
   ticks = alt.Axis(values=steps) if is_short else alt.Axis(tickCount=5)
   ticks.format = ',d'
-  chart = _chart(rows).mark_line(strokeWidth=2, point={'size': 50} if is_short else False)
+  chart = _chart().mark_line(strokeWidth=2, point={'size': 50} if is_short else False)
   chart = chart.encode(
     x=alt.X('x:Q', title=x, axis=ticks, scale=alt.Scale(zero=not is_short, nice=not is_short)),
     y=alt.Y('y:Q', title=y, scale=alt.Scale(zero=False), axis=alt.Axis(format=number)),
@@ -121,7 +123,7 @@ def curves(rows: Sequence[Row], arms: Sequence[str], *, x: str, y: str, number: 
       alt.Tooltip('y:Q', title=y, format=number),
     ],
   )
-  return _spec(chart, height=220)
+  return _spec(chart, rows, height=220)
 
 
 def class_accuracies(rows: Sequence[Row], arms: Sequence[str], classes: Sequence[str]) -> Spec:
@@ -140,7 +142,7 @@ def class_accuracies(rows: Sequence[Row], arms: Sequence[str], classes: Sequence
     axis=alt.Axis(format='%', orient='top', tickCount=5),
   )
   points = (
-    _chart(rows)
+    _chart()
     .mark_point(size=60, strokeWidth=2, filled=False)
     .encode(
       x=x,
@@ -150,7 +152,7 @@ def class_accuracies(rows: Sequence[Row], arms: Sequence[str], classes: Sequence
       tooltip=[*_tips('class arm', None), _tip('accuracy:Q', '.1%')],
     )
   )
-  return _spec(points, height=_ROW_HEIGHT * len(classes))
+  return _spec(points, rows, height=_ROW_HEIGHT * len(classes))
 
 
 def counts(
@@ -174,7 +176,7 @@ def counts(
   is_labelled = len(column_names) <= 40
   labels = alt.Axis(labelAngle=-90, orient='top', labelOverlap=True, labelLimit=90)
   chart = (
-    _chart(rows)
+    _chart()
     .mark_rect()
     .encode(
       x=alt.X(
@@ -200,7 +202,7 @@ def counts(
       ],
     )
   )
-  return _spec(chart, height=min(max(_ROW_HEIGHT * len(row_names), 120), 640))
+  return _spec(chart, rows, height=min(max(_ROW_HEIGHT * len(row_names), 120), 640))
 
 
 def quantiles(rows: Sequence[Row]) -> Spec:
@@ -209,7 +211,7 @@ def quantiles(rows: Sequence[Row]) -> Spec:
   Args:
     rows: 'round', and in nats 'median', the quartiles 'q25' and 'q75', and 'q10' and 'q90'.
   """
-  base = _chart(rows).encode(
+  base = _chart().encode(
     x=alt.X('round:O', title='round', axis=alt.Axis(labelAngle=0)),
     tooltip=[_tip('round:O'), *_tips('q10 q25 median q75 q90', '.3f')],
   )
@@ -217,19 +219,21 @@ def quantiles(rows: Sequence[Row]) -> Spec:
   whiskers = base.mark_rule().encode(y=y, y2='q90:Q')
   boxes = base.mark_bar(size=26).encode(y='q25:Q', y2='q75:Q')
   medians = base.mark_tick(color='var(--background)', size=26, thickness=3).encode(y='median:Q')
-  return _spec(whiskers + boxes + medians, height=220)
+  return _spec(whiskers + boxes + medians, rows, height=220)
 
 
-def _chart(rows: Sequence[Row]) -> 'alt.Chart':
-  return alt.Chart(alt.InlineData(values=list(rows)))
+def _chart() -> 'alt.Chart':
+  return alt.Chart(alt.NamedData('rows'))
 
 
-def _spec(chart: 'alt.Chart | alt.LayerChart', *, height: int) -> Spec:
+def _spec(chart: 'alt.Chart | alt.LayerChart', rows: Sequence[Row], *, height: int) -> Spec:
   sized = chart.properties(
     width='container', height=height, autosize=alt.AutoSizeParams(type='fit-x', contains='padding')
   )
   spec: Spec = sized.to_dict(context={'pre_transform': False})
   spec['config'] = _CONFIG
+  # Altair would compare every row with its schema, which takes a second for a thousand.
+  spec['datasets'] = {'rows': list(rows)}
   return spec
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sjft_jax.runtime import console
 
 # Seconds that the items after the first one take in a measurement that is long enough.
-_SECONDS = 0.3
+_SECONDS = 0.15
 
 
 class Cost(NamedTuple):
