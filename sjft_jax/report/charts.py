@@ -233,7 +233,7 @@ def _spec(chart: 'alt.Chart | alt.LayerChart', rows: Sequence[Row], *, height: i
   spec: Spec = sized.to_dict(context={'pre_transform': False})
   spec['config'] = _CONFIG
   # Altair would compare every row with its schema, which takes a second for a thousand.
-  spec['datasets'] = {'rows': list(rows)}
+  spec['datasets'] = {**spec.get('datasets', {}), 'rows': list(rows)}
   return spec
 
 
