@@ -173,7 +173,8 @@ class _Calibrator:
     batches, source_batches = math.ceil(len(target) / batch), math.ceil(len(source) / batch)
     measure = self._watch.measure
     seconds = measure('fitting the bins', fit, batches).seconds(batches)
-    described = measure('describing the source', lambda n: describe(source, n), source_batches)
+    # Longer than others: images are decoded ahead, which the first batches wait for.
+    described = measure('describing the source', lambda n: describe(source, n), source_batches, 1.0)
     seconds += described.seconds(batches)
 
     count = min(len(target), _TARGETS)

@@ -151,8 +151,16 @@ def trained_clone(clone):
   return clone
 
 
+def document_group(block: Block) -> pytest.MarkDecorator:
+  """Return the mark of a document's blocks, of which later ones use what earlier ones left."""
+  return pytest.mark.xdist_group(block.place.partition(':')[0])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('block', executed_blocks(), ids=lambda block: block.place)
+@pytest.mark.parametrize(
+  'block',
+  [pytest.param(block, id=block.place, marks=document_group(block)) for block in executed_blocks()],
+)
 def test_block_runs_as_shown(block, trained_clone):
   run(block, trained_clone)
 

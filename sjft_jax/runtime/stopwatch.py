@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sjft_jax.runtime import console
 
-# Seconds that the items after the first one take in a measurement that is long enough.
+# A dozen measurements and their compilation have to fit into a plan of 20 seconds.
 _SECONDS = 0.15
 
 
@@ -33,13 +33,16 @@ class Stopwatch:
 
   compile_seconds: float = 0.0
 
-  def measure(self, name: str, work: Callable[[int], object], most: int) -> Cost:
+  def measure(
+    self, name: str, work: Callable[[int], object], most: int, seconds: float = _SECONDS
+  ) -> Cost:
     """Measure work of which any number of items can be done.
 
     Args:
       name: of the work, for the console.
       work: does so many items.
       most: items that the run has; no more are done at once.
+      seconds: that the items after the first one take in a measurement that is long enough.
     """
     console.say(f'  {name}')
     with console.quiet():
@@ -47,8 +50,8 @@ class Stopwatch:
       self.compile_seconds += max(first - once, 0)
       items, last, each = 1, once, once
       # What the start takes shows with more items, and hardly matters where one takes long.
-      while items < most and once < 4 * _SECONDS and last - once < _SECONDS:
-        enough = math.ceil(_SECONDS / max(each, 1e-9)) + 1
+      while items < most and once < 4 * seconds and last - once < seconds:
+        enough = math.ceil(seconds / max(each, 1e-9)) + 1
         items = min(most, 4 * items, max(enough, items + 1))
         last = _seconds(work, items)
         each = max((last - once) / (items - 1), 0.1 * last / items)
