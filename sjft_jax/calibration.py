@@ -281,6 +281,7 @@ class _Calibrator:
         f'training, {name}',
         lambda n: run.train(batches, run.progress.step + n),
         trainer.options.steps,
+        0.5,
       )
       start_time = time.perf_counter()
       run.save_variables(trainer.directory / 'network')

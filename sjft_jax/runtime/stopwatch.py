@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sjft_jax.runtime import console
 
-# A dozen measurements and their compilation have to fit into a plan of 20 seconds.
+# A dozen measurements and what they compile have to fit into a plan of 20 seconds.
 _SECONDS = 0.15
 
 
