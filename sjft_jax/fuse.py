@@ -1,6 +1,6 @@
 """Average the predictions of several runs on the same test images (the paper's Table 5, last row).
 
-  python -m sjft_jax.fuse --run=runs/seeds/repeat1/arms/rounds --run=runs/seeds/repeat2/arms/rounds
+  python -m sjft_jax.fuse --run=runs/mine/arms/rounds --run=runs/tuned/arms/rounds
 
 Every run is an arm of a work directory, finished, with the same test images in the same classes.
 Nothing is computed again: the class probabilities that the runs have scored are averaged, those of

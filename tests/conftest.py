@@ -52,13 +52,5 @@ def trained_run(small_data, tmp_path_factory):
   return workdir, sjft_jax.train(options, workdir)
 
 
-@pytest.hookimpl(tryfirst=True)  # Before xdist reads the groups.
-def pytest_collection_modifyitems(items):
-  """Keep a module's tests, which share fixtures, in one process of --dist loadgroup."""
-  for item in items:
-    if not item.get_closest_marker('xdist_group'):
-      item.add_marker(pytest.mark.xdist_group(item.nodeid.partition('::')[0]))
-
-
 def pytest_unconfigure():
   _COMPILATION_CACHE.cleanup()

@@ -1,6 +1,6 @@
 """Stand-ins for the commands that documents show: each does the real work, only on little.
 
-`test_documents` puts them on the path, so that the shell runs a block of a document as it is. The
+`document_blocks` puts them on the path, so that the shell runs a block of a document as it is. The
 placeholders of the documents are real there: `DIR` is a folder with images and archives.
 
 - `python -m sjft_jax.…` is the real command. Options that make a training small are appended

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from sjft_jax import config
+from sjft_jax.runtime import console
 
 # So little of everything that a run consists mostly of compiling.
 SMALL = {
@@ -77,3 +78,15 @@ def command(data, workdir, *more):
     *(sys.executable, '-m', 'sjft_jax.main', '--config=configs/folder.py'),
     *(f'--workdir={workdir}', '--config.evaluation.views=("center",)', *options, *more),
   ]
+
+
+def interrupt_at(patch, function, title):
+  """Interrupt the run as soon as it prints `title` through this function of the console."""
+  show = getattr(console, function)
+
+  def show_and_interrupt(text):
+    show(text)
+    if title in text:
+      raise KeyboardInterrupt
+
+  patch.setattr(console, function, show_and_interrupt)

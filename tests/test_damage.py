@@ -258,3 +258,22 @@ def test_description_of_another_network_is_refused(trained_run, tmp_path):
     artifacts.write_json(workdir / 'network.json', saved | changes)
     message = refusal(run_checkpoint.load_newest, str(workdir / 'arms' / 'rounds'))
     assert message.endswith(f'it has no {next(iter(changes))} of the right type; {ADVICE}')
+
+
+@pytest.mark.slow
+def test_other_weights_under_the_same_name_are_refused(small_data, trained_run, tmp_path):
+  weights = tmp_path / 'weights'
+  for name in ('arms/none/checkpoints', 'arms/rounds/checkpoints'):
+    shutil.copytree(trained_run[0] / name, weights / name)
+  shutil.copy(trained_run[0] / 'network.json', weights)
+  options = [
+    *(f'--config.model.pretrained={weights}/arms/none', '--config.arms=none'),
+    *('--config.pretrain.steps=0', '--config.training.steps=2', '--config.selection.rounds=1'),
+  ]
+  command_line = command(small_data, tmp_path / 'run', *options)
+  for message in ('results.json', 'is finished, nothing is repeated'):
+    output, errors = commands.start(command_line).communicate(timeout=300)
+    assert message in output, errors
+  shutil.rmtree(weights / 'arms/none/checkpoints')
+  (weights / 'arms/rounds/checkpoints').rename(weights / 'arms/none/checkpoints')
+  assert 'was made from other data or weights' in commands.refusal(commands.start(command_line))

@@ -1,22 +1,16 @@
 """The whole method on small folders of images, undisturbed and misused."""
 
-import contextlib
 import csv
 import json
 import re
-import shlex
 import shutil
-import socket
 import subprocess
-import sys
-import time
 
 import commands
 import numpy as np
 import pytest
-from etils import epath
 from PIL import Image
-from small_run import command, make_config
+from small_run import command, interrupt_at, make_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sjft_jax import pipeline
@@ -155,25 +149,6 @@ def test_other_images_in_the_same_work_directory_are_refused(data, finished_run,
 
 
 @pytest.mark.slow
-def test_other_weights_under_the_same_name_are_refused(small_data, trained_run, tmp_path):
-  weights = tmp_path / 'weights'
-  for name in ('arms/none/checkpoints', 'arms/rounds/checkpoints'):
-    shutil.copytree(trained_run[0] / name, weights / name)
-  shutil.copy(trained_run[0] / 'network.json', weights)
-  options = [
-    *(f'--config.model.pretrained={weights}/arms/none', '--config.arms=none'),
-    *('--config.pretrain.steps=0', '--config.training.steps=2', '--config.selection.rounds=1'),
-  ]
-  command_line = command(small_data, tmp_path / 'run', *options)
-  for message in ('results.json', 'is finished, nothing is repeated'):
-    output, errors = commands.start(command_line).communicate(timeout=300)
-    assert message in output, errors
-  shutil.rmtree(weights / 'arms/none/checkpoints')
-  (weights / 'arms/rounds/checkpoints').rename(weights / 'arms/none/checkpoints')
-  assert 'was made from other data or weights' in commands.refusal(commands.start(command_line))
-
-
-@pytest.mark.slow
 def test_other_options_in_the_same_work_directory_are_refused(data, finished_run):
   workdir, _ = finished_run
   with pytest.raises(ValueError, match=r'solver\.learning_rate was 0\.01, now 0\.5'):
@@ -181,18 +156,6 @@ def test_other_options_in_the_same_work_directory_are_refused(data, finished_run
       make_config(data, arms=ARMS, **{'solver.learning_rate': 0.5}),
       workdir,
     )
-
-
-def interrupt_at(patch, function, title):
-  """Interrupt the run as soon as it prints `title` through this function of the console."""
-  show = getattr(console, function)
-
-  def show_and_interrupt(text):
-    show(text)
-    if title in text:
-      raise KeyboardInterrupt
-
-  patch.setattr(console, function, show_and_interrupt)
 
 
 @pytest.mark.slow
@@ -358,113 +321,6 @@ def test_a_class_without_test_images_is_named(data, tmp_path):
     pipeline.run(make_config(data, **{'target.path': str(tmp_path / 'target')}), tmp_path / 'run')
 
 
-def start(*arguments):
-  return commands.start(command(*arguments), subprocess.STDOUT)
-
-
-@pytest.fixture(scope='module')
-def undisturbed(data, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
-  process = start(data, workdir)
-  output, _ = process.communicate(timeout=300)
-  assert process.returncode == 0, output
-  return workdir
-
-
-def scores(workdir):
-  results = json.loads((workdir / 'results.json').read_text())
-  for arm in results['arms'].values():
-    for round_ in arm['rounds']:
-      del round_['seconds']
-  return results['table'], results['arms']
-
-
-@pytest.mark.slow
-def test_once_a_full_disk_has_room_again_the_run_goes_on(data, undisturbed, tmp_path):
-  disk = tmp_path / 'disk'
-  disk.mkdir()
-  # In a namespace of its own anybody may mount a file system, which ends with the namespace.
-  inside = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c']
-  mount = f'mount -t tmpfs -o size=12k tmpfs {disk}'
-  if (
-    not shutil.which('unshare')
-    or subprocess.run([*inside, mount], stderr=subprocess.PIPE).returncode
-  ):
-    pytest.skip('no file system can be mounted here')
-  run = shlex.join(command(data, disk / 'run'))
-  grow = f'mount -o remount,size={{}} {disk}'
-  # The disk has room for the lock, then for all but checkpoints, then for everything.
-  script = [mount, run, grow.format('12m'), run, grow.format('1g'), run]
-  keep = f'cp {disk}/run/results.json {tmp_path}'
-  process = commands.start([*inside, '; '.join([*script, keep])])
-  output, errors = process.communicate(timeout=300)
-  small, checkpoint = errors.splitlines()
-  message = (
-    rf'error: the disk is full at {disk}/run/.*; make room and run the same command: it goes on'
-  )
-  assert re.fullmatch(message, small)
-  assert re.fullmatch(message, checkpoint)
-  assert '/pretrain/checkpoints/2' in checkpoint
-  assert 'done before' in output
-  assert scores(tmp_path) == scores(undisturbed)
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-  """Return an empty bucket in an emulator of Google Cloud Storage on this machine."""
-  pytest.importorskip('gcsfs')
-  emulator = pytest.importorskip('storage_emulator').__file__
-  port = commands.free_port()
-  for name in ('STORAGE_EMULATOR_HOST', 'TENSORSTORE_GCS_HTTP_URL'):
-    monkeypatch.setenv(name, f'http://localhost:{port}')
-  monkeypatch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'any')
-  monkeypatch.setenv('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')  # It would ask Google.
-  serve = ['start', f'--port={port}', '--in-memory', '--default-bucket=bucket']
-  process = subprocess.Popen(
-    [sys.executable, emulator, *serve],
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  )
-  deadline = time.monotonic() + 60
-  while True:
-    with contextlib.suppress(OSError):
-      socket.create_connection(('localhost', port)).close()
-      break
-    assert process.poll() is None
-    assert time.monotonic() < deadline
-    time.sleep(0.1)
-  yield 'gs://bucket'
-  process.kill()
-  process.wait()
-
-
-@pytest.mark.reference
-def test_a_run_in_an_object_store_resumes_and_gives_what_it_gives_on_a_disk(
-  data, tmp_path, bucket, monkeypatch
-):
-  options = {'pretrain.steps': 2, 'training.steps': 4, 'selection.rounds': 2, 'arms': ('rounds',)}
-
-  def run(workdir):
-    return pipeline.run(make_config(data, **options), workdir)
-
-  with monkeypatch.context() as patch:
-    interrupt_at(patch, 'say', 'round 2 of 2')
-    with pytest.raises(KeyboardInterrupt):
-      run(f'{bucket}/run')
-  remote = epath.Path(f'{bucket}/run')
-  assert not (remote / 'lock.json').exists()
-  assert (remote / 'arms' / 'rounds' / 'rounds' / '1' / 'round.npz').exists()
-  remote_results, local_results = run(remote), run(tmp_path / 'run')
-  assert run(remote) == remote_results  # Nothing is repeated.
-  for results in (remote_results, local_results):
-    del results['seconds'], results['arms']['rounds']['rounds'][0]['seconds']
-    del results['arms']['rounds']['rounds'][1]['seconds']
-  assert remote_results == local_results
-  # Another run can start from it.
-  changes = {'model.pretrained': f'{remote}/pretrain', 'pretrain.steps': 0, 'arms': ('none',)}
-  pipeline.run(make_config(data, **options | changes), tmp_path / 'again')
-
-
 @pytest.mark.slow
 def test_a_work_directory_of_an_older_version_is_refused(data, tmp_path):
   """Before format 2, config.json held the options alone."""
@@ -490,7 +346,7 @@ def test_a_work_directory_of_an_older_version_is_refused(data, tmp_path):
   ],
 )
 def test_a_wrong_command_line_ends_with_a_line_that_names_it(data, tmp_path, argument, message):
-  process = start(data, tmp_path / 'run', argument)
+  process = commands.start(command(data, tmp_path / 'run', argument), subprocess.STDOUT)
   output, _ = process.communicate(timeout=120)
   assert process.returncode != 0
   assert message in output

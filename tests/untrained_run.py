@@ -34,7 +34,7 @@ def write(path, *, rounds=1, batch_norm='mixed', resize=36, crop=32, dtype='floa
   description = {'normalization': 'imagenet', 'classes': [*CLASSES], **spec._asdict()}
   run_checkpoint.save_description(epath.Path(path), description)
   model = joint.Joint(trunk.build_trunk(**spec._asdict(), batch_norm=batch_norm), len(CLASSES), 2)
-  shapes = jax.eval_shape(lambda: joint.init(model, jax.random.key(0), crop))
+  shapes = joint.variable_shapes(model, crop)
   for number in range(1, rounds + 1):
     variables = draw(shapes, number)
     run_directory.save(path / ARM / 'rounds' / str(number) / 'network', number, variables)

@@ -92,7 +92,8 @@ def build_network(
     remat=options.remat,
   )
   model = joint.Joint(shared, num_target_classes, num_source_classes, normalization)
-  variables = joint.init(model, jax.random.key(seed), image_size)
+  key = jax.random.key(seed)
+  variables = joint.init(model, key, image_size, heads_only=weights is not None)
   if weights is not None:
     variables = joint.replace_trunk(variables, weights.params, weights.batch_stats)
   digest = '' if weights is None else digest_weights(weights)

@@ -67,19 +67,48 @@ class Joint(nn.Module):
     return features
 
 
-def init(model: Joint, key: PRNGKeyArray, image_size: int) -> dict[str, Any]:
+def init(
+  model: Joint, key: PRNGKeyArray, image_size: int, *, heads_only: bool = False
+) -> dict[str, Any]:
   """Draw random variables.
 
-  Only the initialisers run, not the network, which saves seconds in a deep one.
+  Only the initialisers run, not the network, which saves seconds in a deep one; and they are one
+  program, since to compile each alone takes several times as long. It is hardly optimised: it runs
+  once.
 
   Args:
     model: the network.
     key: of the random numbers.
     image_size: side of the square images in pixels.
+    heads_only: whether the trunk gets no parameters, for one that is pretrained.
 
   Returns:
     'params' and 'batch_stats' (empty without batch norm).
   """
+
+  def draw(key: PRNGKeyArray) -> dict[str, Any]:
+    variables = _init(model, key, image_size)
+    if heads_only:
+      del variables['params']['trunk']
+    return variables
+
+  options = {'xla_backend_optimization_level': 1}
+  variables: dict[str, Any] = jax.jit(draw, compiler_options=options)(key)
+  return variables
+
+
+def variable_shapes(model: Joint, image_size: int) -> dict[str, Any]:
+  """Return the shapes and types of the variables that `init` draws.
+
+  Args:
+    model: the network.
+    image_size: side of the square images in pixels.
+  """
+  shapes: dict[str, Any] = jax.eval_shape(lambda: _init(model, jax.random.key(0), image_size))
+  return shapes
+
+
+def _init(model: Joint, key: PRNGKeyArray, image_size: int) -> dict[str, Any]:
   images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
   return {'batch_stats': {}, **model.lazy_init(key, images)}
 

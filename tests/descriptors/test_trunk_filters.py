@@ -18,7 +18,7 @@ def write_weights(path, name, seed=0):
   model = joint.Joint(
     trunk.build_trunk(name=name, style='torch' if 'resnet' in name else 'auto'), 5, 0
   )
-  shapes = jax.eval_shape(lambda: joint.init(model, jax.random.key(0), 64))
+  shapes = joint.variable_shapes(model, 64)
   architecture = libraries.find_architecture(TrunkSpec(name, style='auto'), 64)
   tensors = libraries.to_tensors(untrained_run.draw(shapes, seed), architecture)
   safetensors.numpy.save_file(tensors, path)
@@ -109,7 +109,7 @@ def test_impossible_options_are_an_error(files, options, message):
 def test_the_trunk_that_is_trained_has_its_width(tmp_path):
   spec = TrunkSpec('resnet18v1', 0.25, style='torch')
   model = joint.Joint(trunk.build_trunk(**spec._asdict()), 5, 0)
-  shapes = jax.eval_shape(lambda: joint.init(model, jax.random.key(0), 64))
+  shapes = joint.variable_shapes(model, 64)
   architecture = libraries.find_architecture(spec._replace(width=1.0), 64)
   tensors = libraries.to_tensors(untrained_run.draw(shapes, 0), architecture)
   safetensors.numpy.save_file(tensors, tmp_path / 'quarter.safetensors')

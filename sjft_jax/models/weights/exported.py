@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import safetensors.numpy
 from etils import epath
@@ -114,10 +113,7 @@ def find_architecture(description: dict[str, Any], crop: int) -> Architecture | 
 def target_shapes(description: dict[str, Any], options: PredictionOptions) -> dict[str, Any]:
   """Return the shapes of the variables of a network's trunk and target head."""
   model = build.rebuild(description, dtype=options.dtype, num_source_classes=0)
-  shapes: dict[str, Any] = jax.eval_shape(
-    lambda: joint.init(model, jax.random.key(0), options.crop)
-  )
-  return shapes
+  return joint.variable_shapes(model, options.crop)
 
 
 def serialize(network: TrainedNetwork, architecture: Architecture | None) -> bytes:

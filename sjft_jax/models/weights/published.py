@@ -10,8 +10,6 @@ import math
 from pathlib import Path
 from typing import IO
 
-import requests
-
 from sjft_jax.runtime import artifacts, console
 
 _MEBIBYTE = 2**20
@@ -245,6 +243,8 @@ def _digest(path: Path, algorithm: str) -> str:
 
 
 def _download(name: str, url: str, file: IO[bytes]) -> None:
+  import requests  # Not above: every command would wait for it, and few download.
+
   with requests.get(url, stream=True, timeout=30) as response:
     response.raise_for_status()
     total = math.ceil(int(response.headers.get('content-length', 0)) / _MEBIBYTE)

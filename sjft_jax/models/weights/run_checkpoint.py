@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import optax
 from etils import epath
@@ -236,7 +235,7 @@ def _expected_shapes(
     spec = {name: description[name] for name in trunk.TrunkSpec._fields}
     model = joint.Joint(trunk.build_trunk(**spec), len(description['classes']), num_source_classes)
     # No trunk's variables depend on the size of images.
-    shapes: dict[str, Any] = jax.eval_shape(lambda: joint.init(model, jax.random.key(0), 256))
+    shapes = joint.variable_shapes(model, 256)
   except (ValueError, TypeError, OverflowError) as error:
     reason = (str(error).splitlines() or [''])[0][:200]
     raise ValueError(f'{place} describes no network: {reason}; {artifacts.REMEDY}') from error

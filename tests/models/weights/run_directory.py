@@ -40,7 +40,7 @@ def draw_variables(seed=0, batch_norm='mixed'):
     name=DESCRIPTION['name'], width=DESCRIPTION['width'], batch_norm=batch_norm
   )
   model = joint.Joint(shared, 3, 2)
-  shapes = jax.eval_shape(lambda: joint.init(model, jax.random.key(0), 32))
+  shapes = joint.variable_shapes(model, 32)
   random = np.random.default_rng(seed)
   return jax.tree.map(lambda leaf: random.uniform(0.5, 1.5, leaf.shape).astype('f4'), shapes)
 
