@@ -4,6 +4,7 @@ Fixtures that several test modules share are here too.
 """
 
 import os
+import re
 import tempfile
 
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
@@ -50,6 +51,30 @@ def trained_run(small_data, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('trained') / 'run'
   options = small_run.make_config(small_data, **{'pretrain.steps': 0, 'arms': ('none', 'rounds')})
   return workdir, sjft_jax.train(options, workdir)
+
+
+@pytest.fixture(scope='session')
+def clone(tmp_path_factory):
+  """Return a folder like a clone of the project, in which blocks of documents run."""
+  import document_blocks
+
+  return document_blocks.make_clone(tmp_path_factory.mktemp('clone'))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """Keep the tests of a file in one process, but divide the documents of `test_documents`.
+
+  (Groups of --dist loadgroup are ignored with pytest 9.2, pytest-xdist's issue 1386.)
+  """
+  from xdist.scheduler import LoadFileScheduling
+
+  class DocumentScheduling(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+      document = re.search(r'\[([\w/]+\.md):\d+\]', nodeid)
+      return document[1] if document else super()._split_scope(nodeid)
+
+  return DocumentScheduling(config, log) if config.getoption('dist') == 'loadfile' else None
 
 
 def pytest_unconfigure():

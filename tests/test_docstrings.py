@@ -1,7 +1,7 @@
 """The commands in the docstrings of configurations and of command modules run as they are shown."""
 
 import pytest
-from document_blocks import ROOT, Block, docstring_commands, make_clone, run
+from document_blocks import ROOT, Block, docstring_commands, run
 
 
 def docstring_blocks() -> list[Block]:
@@ -14,11 +14,6 @@ def docstring_blocks() -> list[Block]:
   modules.sort(key=lambda file: file.stem not in ('main', 'tune'))
   files = [*sorted((ROOT / 'configs').glob('*.py')), *modules]
   return [block for file in files for block in docstring_commands(file)]
-
-
-@pytest.fixture(scope='module')
-def clone(tmp_path_factory):
-  return make_clone(tmp_path_factory.mktemp('clone'))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import document_commands
 import pytest
-from document_blocks import ROOT, Block, docstring_commands, fenced_blocks, make_clone, run
+from document_blocks import ROOT, Block, docstring_commands, fenced_blocks, run
 
 from sjft_jax import config
 
@@ -32,11 +32,6 @@ def experiment_blocks() -> list[Block]:
   for file in sorted((ROOT / 'experiments').glob('*.py')):
     blocks += docstring_commands(file)
   return blocks
-
-
-@pytest.fixture(scope='module')
-def clone(tmp_path_factory):
-  return make_clone(tmp_path_factory.mktemp('clone'))
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ def test_average_of_two_runs_is_that_of_their_probabilities(trained_run, tmp_pat
   assert f'{top1:.1%}' in printed
 
 
+@pytest.mark.slow
 def test_rounds_are_averaged_first_on_request(trained_run):
   workdir, saved = trained_run
   fused = results.load_predictions(str(workdir / 'arms' / 'rounds'), 'center', fused=True)
@@ -87,6 +88,7 @@ def test_a_run_that_is_given_twice_is_refused(tmp_path):
       fuse_command.check_distinct([run, same])
 
 
+@pytest.mark.slow
 def test_other_test_images_and_unfinished_runs_are_refused(trained_run, tmp_path):
   workdir, _ = trained_run
   arm = f'--run={workdir}/arms/rounds'

@@ -1,6 +1,6 @@
 """Trunks, the networks that both domains share, by name."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def build_trunk(
       f'batch_norm_momentum={batch_norm_momentum} should be at least 0 and below 1; '
       "batch_norm='frozen' keeps the running statistics"
     )
-  layer_options = {
+  layer_options: dict[str, Any] = {
     'batch_norm': batch_norm,
     'batch_norm_momentum': batch_norm_momentum,
     'dtype': DTYPES[dtype],

@@ -26,6 +26,7 @@ def test_parameter_counts_are_the_published_ones(name, count):
   assert trunk_checks.count_parameters(ViT(vit.VARIANTS[name])) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('model', SMALL, ids=['plain', 'dinov2'])
 def test_remat_changes_nothing(model):
   trunk_checks.assert_remat_changes_nothing(model, 24)

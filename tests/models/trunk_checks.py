@@ -37,7 +37,8 @@ def training_pass(model, variables, images):
   def run(images, is_source):
     return model.apply(variables, images, True, is_source, mutable=['batch_stats'])
 
-  features, updates = jax.vmap(run, axis_name='batch')(images[None], is_source[None])
+  run_batch = jax.jit(jax.vmap(run, axis_name='batch'))  # Compiled once instead of op by op.
+  features, updates = run_batch(images[None], is_source[None])
   return features[0], updates
 
 
