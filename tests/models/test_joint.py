@@ -1,10 +1,12 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sjft_jax.models.joint import Joint, init, replace_trunk
+from sjft_jax.models.joint import Joint, init, replace_trunk, variable_shapes
 from sjft_jax.models.preprocess import normalize
 from sjft_jax.models.resnet import ResNet
 
@@ -82,6 +84,25 @@ def test_init_equals_flax_init():
     init(model, jax.random.key(3), 32),
     expected,
   )
+
+
+def test_init_draws_what_each_initialiser_draws_alone():
+  """The compiler may multiply two constants of one program first."""
+  model = Joint(ResNet((1,), False, width=0.125), 2, 3)
+  images, key = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8), jax.random.key(3)
+  alone = model.lazy_init(key, images)
+  assert_close = functools.partial(np.testing.assert_allclose, rtol=5e-7)
+  jax.tree.map(assert_close, init(model, key, 32), alone)
+  heads = init(model, key, 32, heads_only=True)
+  del alone['params']['trunk']
+  jax.tree.map(assert_close, heads, alone)
+
+
+def test_shapes_are_those_of_init():
+  model = Joint(ResNet((1,), False, width=0.125), 2, 3)
+  drawn = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), init(model, jax.random.key(0), 32))
+  shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), variable_shapes(model, 32))
+  assert shapes == drawn
 
 
 @pytest.mark.parametrize('batch_norm', ['mixed', 'per_domain'])
