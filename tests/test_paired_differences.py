@@ -41,6 +41,7 @@ def compare(*options):
   return output
 
 
+@pytest.mark.slow
 def test_rows_of_one_title_and_runs_of_one_name_are_all_compared(runs):
   output = compare(f'--run={runs[0]}')
   assert 'selected, row 3 − selected ' in output
@@ -49,6 +50,7 @@ def test_rows_of_one_title_and_runs_of_one_name_are_all_compared(runs):
   assert output.count(' − ') == 15  # Pairs of six rows.
 
 
+@pytest.mark.slow
 def test_rows_without_the_score_are_left_out(runs):
   output = compare(f'--run={runs[0]}', '--score=fused')
   assert 'nearest neighbours' not in output

@@ -145,6 +145,7 @@ def test_filters_can_be_those_of_a_trained_network(data, tmp_path):
   assert [row[3] for row in rows] == pytest.approx(ranking.divergences.ravel().tolist(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('argument', 'message'),
   [

@@ -109,7 +109,8 @@ def test_shapes_are_those_of_init():
 def test_replaced_trunk_has_the_statistics_for_both_domains(batch_norm):
   model = Joint(ResNet((1,), False, width=0.125, batch_norm=batch_norm), 3, 5)
   variables = jax.tree.map(np.asarray, init(model, jax.random.key(0), 32))
-  trunk = ResNet((1,), False, width=0.125).init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
+  trunk = ResNet((1,), False, width=0.125)
+  trunk = jax.jit(trunk.init)(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
   stats = jax.tree.map(lambda leaf: leaf + 7, trunk['batch_stats'])
   joint = replace_trunk(variables, trunk['params'], stats)
   assert jax.tree.map(jnp.shape, joint) == jax.tree.map(jnp.shape, variables)
