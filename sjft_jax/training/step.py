@@ -48,7 +48,7 @@ def create_state(
     step=jnp.zeros((), jnp.int32),
     params=params,
     batch_stats=batch_stats,
-    opt_state=optimizer.init(params),
+    opt_state=jax.jit(optimizer.init)(params),  # One program, not one for each shape.
   )
 
 
