@@ -98,9 +98,8 @@ def run(block: Block, clone: Path) -> str:
     'PATH': str(clone / 'bin'),
     'TFDS_DATA_DIR': str(clone / 'tfds'),
     'GLIBC_TUNABLES': '',  # No second start for huge pages.
-    # Optimised: images have their real size here.
     **commands.ENVIRONMENT,
-    'XLA_FLAGS': '',
+    'XLA_FLAGS': '',  # Optimised: some images have their real size here.
   }
   process = subprocess.run(
     ['/bin/bash', '-euo', 'pipefail', '-c', text],

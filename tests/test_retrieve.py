@@ -1,7 +1,9 @@
 """The ranking of two folders from the command line."""
 
 import errno
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -145,35 +147,73 @@ def test_filters_can_be_those_of_a_trained_network(data, tmp_path):
   assert [row[3] for row in rows] == pytest.approx(ranking.divergences.ravel().tolist(), rel=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  ('argument', 'message'),
-  [
-    ('--output=neighbors.txt', r'the name must end in one of .csv, .tsv, .parquet'),
-    ('--output=nowhere/neighbors.csv', 'there is no folder nowhere; create it'),
-    ('--k=0', 'k=0'),
-    ('--k=151', 'k=151 exceeds the 150 images'),
-    ('--k=many', 'k=many'),
-    ('--kk=5', "'kk'"),
-    ('--target=/nowhere', "'/nowhere' is not a folder"),
-    ('--source=tests', 'there is no image'),
-    ('--bank=sift', "bank: name='sift' is unknown"),
-    ('--bank=vgg16', "pretrained='auto' is for AlexNet; for name='vgg16' give a file"),
-    ('--smoothing=0', 'smoothing=0.0 must lie between 1e-30 and 1,000,000'),
-    ('--max_bad_share=nan', '--max_bad_share=nan is not a number; give one'),
-    ('--checkpoint_minutes=nan', '--checkpoint_minutes=nan is not a number; give one'),
-    ('--crop=300', 'crop=300 exceeds resize=16'),
-    ('--layer_weights=1,x', '--layer_weights=1,x'),
-    ('--num_processes=2', 'go together'),
-    ('--coordinator=here --num_processes=2 --process_id=0', '--coordinator=here must be HOST:PORT'),
-    ('--coordinator=a:1 --num_processes=2 --process_id=2', '--process_id=2 must be below'),
-    ('extra', "unexpected 'extra'"),
-  ],
-)
-def test_errors_are_one_line_before_any_work(data, tmp_path, argument, message):
-  process = start(data, tmp_path / 'neighbors.csv', *argument.split())
-  assert message in commands.refusal(process)
-  assert not any(tmp_path.iterdir())
+WRONG = [
+  ('--output=neighbors.txt', r'the name must end in one of .csv, .tsv, .parquet'),
+  ('--output=nowhere/neighbors.csv', 'there is no folder nowhere; create it'),
+  ('--k=0', 'k=0'),
+  ('--k=151', 'k=151 exceeds the 150 images'),
+  ('--k=many', 'k=many'),
+  ('--kk=5', "'kk'"),
+  ('--target=/nowhere', "'/nowhere' is not a folder"),
+  ('--source=tests', 'there is no image'),
+  ('--bank=sift', "bank: name='sift' is unknown"),
+  ('--bank=vgg16', "pretrained='auto' is for AlexNet; for name='vgg16' give a file"),
+  ('--smoothing=0', 'smoothing=0.0 must lie between 1e-30 and 1,000,000'),
+  ('--max_bad_share=nan', '--max_bad_share=nan is not a number; give one'),
+  ('--checkpoint_minutes=nan', '--checkpoint_minutes=nan is not a number; give one'),
+  ('--crop=300', 'crop=300 exceeds resize=16'),
+  ('--layer_weights=1,x', '--layer_weights=1,x'),
+  ('--num_processes=2', 'go together'),
+  ('--coordinator=here --num_processes=2 --process_id=0', '--coordinator=here must be HOST:PORT'),
+  ('--coordinator=a:1 --num_processes=2 --process_id=2', '--process_id=2 must be below'),
+  ('extra', "unexpected 'extra'"),
+]
+# Python starts once for all of them, and imports what takes seconds before it forks.
+REFUSE = """
+import json, os, runpy, sys
+import sjft_jax.folder_ranking
+for number, arguments in enumerate(json.loads(sys.argv[1])):
+  child = os.fork()
+  if not child:
+    for descriptor, name in ((1, 'out'), (2, 'err')):
+      os.dup2(os.open(f'{number}.{name}', os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.argv = arguments
+    runpy.run_module('sjft_jax.retrieve', run_name='__main__')
+    sys.exit()
+  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.fixture(scope='module')
+def refused(data, tmp_path_factory):
+  """Return the status, the output and the errors of the command with each of `WRONG`."""
+  path = tmp_path_factory.mktemp('refused')
+  results, output = path / 'results', path / 'output'
+  for folder in (results, output, results / 'tests'):
+    folder.mkdir()
+  lines = [command(data, output / 'neighbors.csv', *wrong.split())[2:] for wrong, _ in WRONG]
+  process = subprocess.run(
+    [sys.executable, '-c', REFUSE, json.dumps(lines)],
+    stdout=subprocess.PIPE,
+    text=True,
+    cwd=results,
+    env=os.environ | {'PYTHONPATH': str(commands.ROOT), 'GLIBC_TUNABLES': ''},  # One start.
+    timeout=300,
+  )
+  assert not any(output.iterdir())
+  statuses = map(int, process.stdout.split())
+  return {
+    wrong: (status, *((results / f'{i}.{name}').read_text() for name in ('out', 'err')))
+    for i, ((wrong, _), status) in enumerate(zip(WRONG, statuses, strict=True))
+  }
+
+
+@pytest.mark.parametrize(('argument', 'message'), WRONG)
+def test_errors_are_one_line_before_any_work(refused, argument, message):
+  status, output, errors = refused[argument]
+  assert (status, output) == (1, '')
+  assert re.fullmatch(r'error: [^\n]*\n', errors)
+  assert message in errors
 
 
 def test_missing_option_is_named(tmp_path):

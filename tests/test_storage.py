@@ -19,14 +19,9 @@ from sjft_jax import pipeline
 
 
 @pytest.fixture(scope='module')
-def data(small_data):
-  return small_data
-
-
-@pytest.fixture(scope='module')
-def undisturbed(data, tmp_path_factory):
+def undisturbed(small_data, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
-  process = commands.start(command(data, workdir), subprocess.STDOUT)
+  process = commands.start(command(small_data, workdir), subprocess.STDOUT)
   output, _ = process.communicate(timeout=300)
   assert process.returncode == 0, output
   return workdir
@@ -41,7 +36,7 @@ def scores(workdir):
 
 
 @pytest.mark.slow
-def test_once_a_full_disk_has_room_again_the_run_goes_on(data, undisturbed, tmp_path):
+def test_once_a_full_disk_has_room_again_the_run_goes_on(small_data, undisturbed, tmp_path):
   disk = tmp_path / 'disk'
   disk.mkdir()
   # In a namespace of its own anybody may mount a file system, which ends with the namespace.
@@ -52,7 +47,7 @@ def test_once_a_full_disk_has_room_again_the_run_goes_on(data, undisturbed, tmp_
     or subprocess.run([*inside, mount], stderr=subprocess.PIPE).returncode
   ):
     pytest.skip('no file system can be mounted here')
-  run = shlex.join(command(data, disk / 'run'))
+  run = shlex.join(command(small_data, disk / 'run'))
   grow = f'mount -o remount,size={{}} {disk}'
   # The disk has room for the lock, then for all but checkpoints, then for everything.
   script = [mount, run, grow.format('12m'), run, grow.format('1g'), run]
@@ -101,12 +96,12 @@ def bucket(monkeypatch):
 
 @pytest.mark.reference
 def test_a_run_in_an_object_store_resumes_and_gives_what_it_gives_on_a_disk(
-  data, tmp_path, bucket, monkeypatch
+  small_data, tmp_path, bucket, monkeypatch
 ):
   options = {'pretrain.steps': 2, 'training.steps': 4, 'selection.rounds': 2, 'arms': ('rounds',)}
 
   def run(workdir):
-    return pipeline.run(make_config(data, **options), workdir)
+    return pipeline.run(make_config(small_data, **options), workdir)
 
   with monkeypatch.context() as patch:
     interrupt_at(patch, 'say', 'round 2 of 2')
@@ -123,4 +118,4 @@ def test_a_run_in_an_object_store_resumes_and_gives_what_it_gives_on_a_disk(
   assert remote_results == local_results
   # Another run can start from it.
   changes = {'model.pretrained': f'{remote}/pretrain', 'pretrain.steps': 0, 'arms': ('none',)}
-  pipeline.run(make_config(data, **options | changes), tmp_path / 'again')
+  pipeline.run(make_config(small_data, **options | changes), tmp_path / 'again')

@@ -87,7 +87,7 @@ def init(
   """
 
   def draw(key: PRNGKeyArray) -> dict[str, Any]:
-    variables = _init(model, key, image_size)
+    variables = _draw(model, key, image_size)
     if heads_only:
       del variables['params']['trunk']
     return variables
@@ -104,11 +104,11 @@ def variable_shapes(model: Joint, image_size: int) -> dict[str, Any]:
     model: the network.
     image_size: side of the square images in pixels.
   """
-  shapes: dict[str, Any] = jax.eval_shape(lambda: _init(model, jax.random.key(0), image_size))
+  shapes: dict[str, Any] = jax.eval_shape(lambda: _draw(model, jax.random.key(0), image_size))
   return shapes
 
 
-def _init(model: Joint, key: PRNGKeyArray, image_size: int) -> dict[str, Any]:
+def _draw(model: Joint, key: PRNGKeyArray, image_size: int) -> dict[str, Any]:
   images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.uint8)
   return {'batch_stats': {}, **model.lazy_init(key, images)}
 
