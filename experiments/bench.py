@@ -206,7 +206,7 @@ MEASUREMENTS = (
   Measurement(
     'ranking against rivals',
     'bench_retrieval',
-    {'quick': '--targets=300 --sources=5000 --repeats=2 --json', 'all': '--json'},
+    {'quick': '--targets=300 --sources=5000 --repeats=2 --nopynndescent --json', 'all': '--json'},
   ),
   Measurement(
     'description against rivals',

@@ -22,7 +22,7 @@ except for faiss, which gets its vectors ready made.
   per target.
 - speedup_vs_pynndescent, pynndescent_recall: building its index and querying it, k = 10, on a
   smaller problem (its time grows steeply with the dimension), and how many of the true neighbours
-  it finds.
+  it finds; not with --nopynndescent.
 - peak_memory_ratio: peak resident memory of a process that ranks 400,000 sources over that of one
   that ranks 20,000.
 """
@@ -54,6 +54,9 @@ BINS = flags.DEFINE_integer('bins', 16, 'Bins per filter.')
 K = flags.DEFINE_integer('k', 1000, 'Neighbours, where the figure does not say how many.')
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Turns of each contender.')
 ALONE = flags.DEFINE_bool('alone', False, 'Only the ranking and the square product, no rivals.')
+PYNNDESCENT = flags.DEFINE_bool(
+  'pynndescent', True, 'Race pynndescent, too, which compiles for minutes.'
+)
 MEMORY_OF = flags.DEFINE_integer(
   'memory_of', 0, 'Only: rank so many sources, print the peak in MiB.'
 )
@@ -130,7 +133,7 @@ def make_rivals(
   return by_faiss, by_torch, by_scipy
 
 
-def race_pynndescent() -> tuple[float, float]:
+def race_pynndescent() -> dict[str, float]:
   """Return pynndescent's time over ours, and its recall.
 
   4,000 sources and 200 targets of 256 dimensions, 10 neighbours.
@@ -160,7 +163,7 @@ def race_pynndescent() -> tuple[float, float]:
     with exclusive():
       speedup = seconds_per_call(by_index) / seconds_per_call(by_search)
   recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(approximate, exact, strict=True)])
-  return speedup, float(recall)
+  return {'speedup_vs_pynndescent': speedup, 'pynndescent_recall': float(recall)}
 
 
 class SyntheticRanking:
@@ -245,7 +248,6 @@ def measure() -> tuple[dict[str, float], dict[str, Any]]:
   best = np.minimum.reduce([np.add(turns[name], turns[f'{name} again']) / 2 for name in products])
   fractions = flops / np.array(turns['ours']) * best / product_flops
   seconds = {name: statistics.median(values) for name, values in turns.items()}
-  pynndescent_speedup, recall = race_pynndescent()
   few_sources, many_sources = len(sources), 20 * len(sources)
   sizes = {flag.name: flag.value for flag in (TARGETS, FILTERS, BINS, K)}
   memory = {
@@ -257,12 +259,12 @@ def measure() -> tuple[dict[str, float], dict[str, Any]]:
     'slowdown_large_k': seconds['ours large'] / seconds['ours 100'],
     'speedup_vs_faiss_k100': seconds['faiss 100'] / seconds['ours 100'],
     f'speedup_vs_faiss_k{K.value}': seconds['faiss'] / seconds['ours'],
-    'speedup_vs_pynndescent': pynndescent_speedup,
-    'pynndescent_recall': recall,
     'speedup_vs_torch': seconds['torch'] / seconds['ours'],
     'speedup_vs_numpy': seconds['scipy'] * len(targets) / few_targets / seconds['ours'],
     'peak_memory_ratio': memory[many_sources] / memory[few_sources],
   }
+  if PYNNDESCENT.value:
+    results |= race_pynndescent()
   details = {
     'gemm_peak_gflops': product_flops / float(np.median(best)) / 1e9,
     'seconds': seconds,
