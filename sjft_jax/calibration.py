@@ -174,7 +174,7 @@ class _Calibrator:
     measure = self._watch.measure
     seconds = measure('fitting the bins', fit, batches).seconds(batches)
     # Longer than others: images are decoded ahead, which the first batches wait for.
-    described = measure('describing the source', lambda n: describe(source, n), source_batches, 1.0)
+    described = measure('describing the source', lambda n: describe(source, n), source_batches, 0.8)
     seconds += described.seconds(batches)
 
     count = min(len(target), _TARGETS)
@@ -281,7 +281,7 @@ class _Calibrator:
         f'training, {name}',
         lambda n: run.train(batches, run.progress.step + n),
         trainer.options.steps,
-        0.5,
+        0.4,
       )
       start_time = time.perf_counter()
       run.save_variables(trainer.directory / 'network')

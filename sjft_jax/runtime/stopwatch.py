@@ -51,9 +51,9 @@ class Stopwatch:
       items, last, each = 1, once, once
       # What the start takes shows with more items, and hardly matters where one takes long.
       while items < most and once < 4 * seconds and last - once < seconds:
-        # A bit more than seems enough: short of it, everything would be done again.
-        enough = math.ceil(1.3 * seconds / max(each, 1e-9)) + 1
-        items = min(most, 6 * items, max(enough, items + 1))
+        # More than seems enough: short of it, everything would be done again.
+        enough = math.ceil(1.6 * seconds / max(each, 1e-9)) + 1
+        items = min(most, 20 * items, max(enough, items + 1))
         last = _seconds(work, items)
         each = max((last - once) / (items - 1), 0.1 * last / items)
     if items == 1:

@@ -99,7 +99,8 @@ def learning_rates(steps: int, options: SolverOptions) -> Float32[np.ndarray, ' 
   Args:
     steps, options: as for `sgd`.
   """
-  return np.asarray(jax.vmap(_schedule(steps, options))(jnp.arange(steps)))
+  # As one program: its parts would be compiled one by one.
+  return np.asarray(jax.jit(jax.vmap(_schedule(steps, options)))(jnp.arange(steps)))
 
 
 def _schedule(steps: int, options: SolverOptions) -> optax.Schedule:

@@ -333,13 +333,15 @@ class TrainerFactory:
     self._model, self._variables = model, variables
     self._predict_step = step.make_predict(model.apply)
     self._feature_step = step.make_features(model.apply)
+    # With their optimizers, whose states one program makes for all trainers that share the step.
     self._train_steps: dict[
-      tuple[SolverOptions, LossOptions, int, frozenset[str]], CompiledFunction
+      tuple[SolverOptions, LossOptions, int, frozenset[str]],
+      tuple[CompiledFunction, optax.GradientTransformation],
     ] = {}
 
   def programs(self) -> list[Any]:
     """Return the compiled programs of all steps and predictions so far."""
-    functions = *self._train_steps.values(), self._predict_step
+    functions = *(train_step for train_step, _ in self._train_steps.values()), self._predict_step
     return [program for function in functions for program in function.programs]
 
   def share_accumulation(self, configs: Iterable[ConfigDict]) -> None:
@@ -388,15 +390,16 @@ class TrainerFactory:
     solver_options, loss_options = SolverOptions(**config.solver), LossOptions(**config.loss)
     schedule_steps = options.schedule_steps(config.selection.rounds)
     frozen = frozen_layers(options.freeze, self._variables['params']['trunk'])
-    solver = optimizer.sgd(schedule_steps, solver_options, frozen)
     # Only a cosine depends on the number of steps.
     cosine_steps = schedule_steps if solver_options.schedule == 'cosine' else 0
     key = solver_options, loss_options, cosine_steps, frozen
     if key not in self._train_steps:
-      self._train_steps[key] = step.make_train_step(
+      solver = optimizer.sgd(schedule_steps, solver_options, frozen)
+      train_step = step.make_train_step(
         self._model.apply, solver, config.seed, loss_options, frozen
       )
-    return self._train_steps[key], solver, frozen
+      self._train_steps[key] = train_step, solver
+    return *self._train_steps[key], frozen
 
   def __call__(
     self, directory: str, config: ConfigDict, profile: StepProfile | None = None

@@ -151,7 +151,9 @@ def test_learning_rates_are_those_that_the_updates_have(schedule, warmup_steps):
     updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
     used.append(-updates['target']['kernel'][0, 0])
   assert len(set(map(float, used))) > 2
-  np.testing.assert_allclose(learning_rates(STEPS, SolverOptions(**options)), used, rtol=1e-6)
+  # The last rate of a cosine is near zero, and the programs of both round in other places.
+  rates = learning_rates(STEPS, SolverOptions(**options))
+  np.testing.assert_allclose(rates, used, rtol=1e-6, atol=1e-6 * max(used))
 
 
 def test_l2_sp_alone_moves_the_trunk_to_its_start_and_the_heads_to_zero():
