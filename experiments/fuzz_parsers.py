@@ -366,10 +366,27 @@ def _read_npz(path: Path) -> None:
 def _write_results(folder: Path) -> None:
   from sjft_jax.runtime import artifacts
 
-  arms = {'rounds': {'rounds': [{'seconds': 1.5}]}}
-  results = {'fingerprint': 'x', 'view': 'center', 'test_images': 9, 'table': [{'arm': 'rounds'}]}
+  scores = {'mean_class_accuracy': 0.5, 'top1': 0.25, 'cross_entropy': 1.5}
+  round_ = {
+    'source_images': 8,
+    'num_neighbors': {'mean': 2.5, 'max': 4},
+    'hardness': 0.75,
+    'training_accuracy': 0.5,
+    'seconds': 1.5,
+    'test': {'center': scores},
+  }
+  results = {
+    'fingerprint': 'x',
+    'seed': 0,
+    'device': '1 × cpu',
+    'seconds': {'rank': 1.5},
+    'test_images': 9,
+    'view': 'center',
+    'table': [{'arm': 'rounds', 'name': 'selected', 'source_images': 8, **scores}],
+    'arms': {'rounds': {'rounds': [round_]}},
+  }
   (folder / 'run').mkdir()
-  artifacts.write_json(folder / 'run' / 'results.json', {**results, 'arms': arms})
+  artifacts.write_json(folder / 'run' / 'results.json', results)
 
 
 def _read_results(path: Path) -> None:

@@ -1,14 +1,16 @@
 """The files that a run leaves: rounds and their selections, the split, Figure 2, the results."""
 
 import dataclasses
+import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pyarrow as pa
-from etils import epath
+from etils import epath, epy
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 
@@ -22,6 +24,9 @@ from sjft_jax.selection.subset import Subset
 from sjft_jax.training import metrics, significance
 from sjft_jax.training.trainer import Trainer
 from sjft_jax.workdir import CONFIG
+
+with epy.lazy_imports():
+  import jsonschema
 
 ARM_TITLES = {
   'knn': 'nearest neighbours',
@@ -38,7 +43,8 @@ ARM_TITLES = {
 TEST_IMAGES = 'test_images.npz'
 # In a work directory: every score; with it, a run is finished.
 RESULTS = 'results.json'
-_RESULT_TYPES = {'fingerprint': str, 'view': str, 'test_images': int, 'table': list, 'arms': dict}
+# What readers rely on there, beside what `_find_contradiction` looks for.
+_SCHEMA = Path(__file__).parent / 'results.schema.json'
 # In a round's directory: what it selected, and its predictions; with it, a round is finished.
 ROUND = 'round.npz'
 # In a round's directory: the checkpoint of the network that the round ends with.
@@ -383,10 +389,37 @@ def read_results(workdir: epath.Path) -> dict[str, Any] | None:
   """Read what results.json of a work directory holds; return None if the run is not finished.
 
   Raises:
-    ValueError: the file is damaged.
+    ValueError: the file is damaged, or holds the means of several repeats.
   """
   path = workdir / RESULTS
-  return artifacts.load_json(path, _RESULT_TYPES) if path.exists() else None
+  if not path.exists():
+    return None
+  saved = artifacts.load_json(path, {})
+  if 'seeds' in saved:
+    raise ValueError(f'{workdir} holds several repeats; give one of them: {workdir / "repeat1"}')
+  schema = json.loads(_SCHEMA.read_bytes())
+  misfit = jsonschema.exceptions.best_match(
+    jsonschema.Draft202012Validator(schema).iter_errors(saved)
+  )
+  # The message quotes the value, which may be long.
+  damage = f'{misfit.json_path}: {misfit.message:.99}' if misfit else _find_contradiction(saved)
+  if damage:
+    raise ValueError(f'{path} is damaged: {damage}; {artifacts.REMEDY}')
+  return saved
+
+
+def _find_contradiction(saved: dict[str, Any]) -> str:
+  """Return what in a results.json that fits the schema cannot be; '' if all can."""
+  arms, rows = saved['arms'], saved['table']
+  if [row['arm'] for row in rows] != list(arms):
+    return 'its table has other arms than it scores'
+  if 'none' not in arms and any('gain' in row for row in rows):
+    return 'it has a gain over an arm that it lacks'
+  for arm in arms.values():
+    last = arm['rounds'][-1]['test']
+    if saved['view'] not in last or not last.keys() >= arm.get('fused', {}).keys():
+      return 'a round lacks the scores of a view'
+  return ''
 
 
 def load_results(workdir: epath.Path, fingerprint: str) -> dict[str, Any] | None:

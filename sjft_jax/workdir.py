@@ -193,7 +193,18 @@ def load_config(directory: epath.Path) -> dict[str, Any] | None:
       'read; use a new --workdir, or the version that made it'
     )
   options: dict[str, Any] = saved['options']
+  values = _flatten(options)
+  for name, standard in _defaults().items():
+    if _kind(values.get(name, standard)) != _kind(standard):
+      raise ValueError(
+        f'{path} is damaged: {name}={values[name]!r} is no {_kind(standard)}; {artifacts.REMEDY}'
+      )
   return options
+
+
+def _kind(value: Any) -> str:
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  return 'number' if is_number else type(value).__name__
 
 
 def save_config(config: ConfigDict, directory: epath.Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from types import SimpleNamespace
 
 import commands
 import numpy as np
@@ -11,6 +12,7 @@ from etils import epath
 
 from sjft_jax import fuse as fuse_command
 from sjft_jax import results
+from sjft_jax.data.dataset import ImageArrays
 from sjft_jax.runtime import artifacts
 
 
@@ -54,13 +56,22 @@ def test_every_run_is_averaged_in_the_first_view_of_the_first_run(tmp_path):
   p = np.eye(2, dtype=np.float32)[[0, 1] * 5]
   for number, view in enumerate(('ten_crop', 'center'), 1):
     workdir = epath.Path(tmp_path / f'run{number}')
-    saved = {'fingerprint': 'f', 'view': view, 'test_images': 10, 'table': []}
-    artifacts.write_json(workdir / 'results.json', saved | {'arms': {'none': {'rounds': [{}]}}})
-    images = np.array([str(i) for i in range(10)])
-    test = {'images': images, 'labels': p.argmax(axis=1), 'classes': np.array(['a', 'b'])}
-    artifacts.save(workdir / results.TEST_IMAGES, 'f', **test)
-    path = workdir / 'arms' / 'none' / 'rounds' / '1' / results.ROUND
-    artifacts.save(path, 'f', **{'test/ten_crop': p, 'test/center': 1 - p})
+    test = ImageArrays(np.zeros((10, 8, 8, 3), np.uint8))
+    test.classes, test.labels = ('a', 'b'), p.argmax(axis=1)
+    results.save_test_images(workdir, 'f', test)
+    trainer = SimpleNamespace(directory=workdir / 'arms' / 'none', fingerprint='f')
+    round_ = results.Round(
+      num_neighbors=np.zeros(1, int),
+      source_images=0,
+      hardness=np.zeros(1),
+      is_correct=np.ones(1, bool),
+      test={'ten_crop': p, 'center': 1 - p},
+      seconds=1.0,
+    )
+    results.save_round(trainer, 0, round_)
+    summary = results.summarize({'none': [round_]}, test, (view,))
+    start = {'fingerprint': 'f', 'seed': 0, 'device': '', 'seconds': {}}
+    artifacts.write_json(workdir / 'results.json', start | summary)
   runs = [f'--run={tmp_path}/run{number}/arms/none' for number in (1, 2)]
   process = fuse(*runs, f'--output={tmp_path}/right.csv')
   wrong = fuse(runs[0], '--view=center', f'--output={tmp_path}/wrong.csv')

@@ -1,5 +1,9 @@
 """The files that a run leaves, and the scores in them."""
 
+import copy
+import functools
+import json
+import operator
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,10 +13,12 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from sjft_jax import results
+from sjft_jax import exports, results
 from sjft_jax.data.dataset import Domains, ImageArrays, SubsetDataset
 from sjft_jax.output import tables
 from sjft_jax.output.image_grid import GAP, LINE, LINES, SIDE
+from sjft_jax.report import scores
+from sjft_jax.report.summary import print_table
 from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.runtime import artifacts
@@ -52,6 +58,13 @@ def make_round(*test, source_images=5, seconds=1.5):
     test={'center': np.stack([p, 1 - p], axis=1)},
     seconds=seconds,
   )
+
+
+def make_results(**rounds):
+  """Return what results.json holds after these rounds of each arm."""
+  summary = results.summarize(rounds, make_images([0, 0, 1, 1]), ('center',))
+  start = {'fingerprint': 'this', 'seed': 0, 'device': '1 × cpu', 'seconds': {'rank': 1.5}}
+  return json.loads(json.dumps(start | summary))
 
 
 RANKING = Ranking(
@@ -221,8 +234,7 @@ def test_without_plain_fine_tuning_there_is_no_gain(trainer):
 def test_results_of_other_data_or_without_their_files_are_none(tmp_path, capsys):
   workdir = epath.Path(tmp_path)
   assert results.load_results(workdir, 'this') is None
-  arms = {'none': {'rounds': [{}]}}
-  saved = {'fingerprint': 'this', 'view': 'center', 'test_images': 2, 'table': [], 'arms': arms}
+  saved = make_results(none=[make_round(0.75, 0.25, 0.25, 0.75)])
   artifacts.write_json(workdir / 'results.json', saved)
   needed = ['config.json', 'network.json', 'test_images.npz', 'arms/none/rounds/1/round.npz']
   for name in needed:
@@ -233,6 +245,58 @@ def test_results_of_other_data_or_without_their_files_are_none(tmp_path, capsys)
   assert results.load_results(workdir, 'this') == saved
   with pytest.raises(ValueError, match=r'results\.json was made from other data or weights; use a'):
     results.load_results(workdir, 'other')
+
+
+def places(value, place=()):
+  """Yield the way to every value within a value of JSON."""
+  for key in value if isinstance(value, dict) else range(len(value)):
+    yield (*place, key)
+    if isinstance(value[key], dict | list):
+      yield from places(value[key], (*place, key))
+
+
+def show(saved):
+  """Show results in every way that commands do."""
+  print_table(saved)
+  run = SimpleNamespace(results=saved, title=str, rounds={})
+  for section in (scores.make_answer, scores.score_section, scores.fusion_section):
+    section(run)
+  for arm in saved['arms']:
+    exports._describe_gain(saved, arm)
+    for round_ in saved['arms'][arm]['rounds']:
+      assert f'{round_["source_images"]:,} {round_["num_neighbors"]["mean"]:,.1f}'
+
+
+def test_forged_results_are_refused_or_can_be_shown(tmp_path):
+  """Whatever is deleted or put in its place, with the right checksum."""
+  workdir, messages, shown = epath.Path(tmp_path), [], 0
+  test = make_round(0.75, 0.75, 0.5, 0.25), make_round(0.75, 0.5, 0.75, 0.25)
+  saved = make_results(none=[make_round(0.75, 0.25, 0.25, 0.75)], rounds=test)
+  values = None, 'x', -1, 10**400, True, [], {}, [{}], {'x': {}}, float('nan'), float('-inf')
+  for *way, last in places(saved):
+    for value in (..., *values):
+      forged = copy.deepcopy(saved)
+      part = functools.reduce(operator.getitem, way, forged)
+      if value is ...:
+        del part[last]
+      else:
+        part[last] = value
+      artifacts.write_json(workdir / 'results.json', forged)
+      try:
+        show(results.read_results(workdir))
+        shown += 1
+      except ValueError as error:
+        messages.append(str(error))
+  assert len(messages) > shown > 0
+  start = f'{workdir}/results.json is damaged: '
+  assert all(m.startswith(start) and m.endswith(artifacts.REMEDY) for m in messages)
+
+
+def test_results_of_repeats_are_none_of_a_run(tmp_path):
+  results_of_repeats = {'seeds': [0, 1], 'view': 'center', 'test_images': 2, 'table': []}
+  artifacts.write_json(epath.Path(tmp_path / 'results.json'), results_of_repeats)
+  with pytest.raises(ValueError, match='holds several repeats; give one of them: .*/repeat1$'):
+    results.read_results(epath.Path(tmp_path))
 
 
 def test_in_one_round_nothing_is_called_growing(trainer):
