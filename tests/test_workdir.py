@@ -127,6 +127,20 @@ def test_option_that_a_work_directory_lacks_had_its_default(tmp_path):
     workdir.check_unchanged(config.default(), directory)
 
 
+@pytest.mark.parametrize(
+  ('section', 'option', 'value'),
+  [('training', 'steps', 'many'), ('solver', 'l2_sp', True), ('target', 'path', [1])],
+)
+def test_option_of_another_type_is_damage(tmp_path, section, option, value):
+  directory = epath.Path(tmp_path)
+  workdir.save_config(config.default(), directory)
+  forged = artifacts.load_json(directory / 'config.json', {})
+  forged['options'][section][option] = value
+  artifacts.write_json(directory / 'config.json', forged)
+  with pytest.raises(ValueError, match=rf'config\.json is damaged: {section}\.{option}=.* is no '):
+    workdir.load_config(directory)
+
+
 def test_work_directory_of_another_version_is_refused(tmp_path):
   directory = epath.Path(tmp_path)
   message = 'another version of sjft_jax.*new --workdir'
