@@ -19,7 +19,8 @@ are written, and only their repositories and those of the source are needed. mix
 source: photographs of objects and animals (mini-ImageNet), drawings and sketches (PACS) and
 satellite images, without the classes that a target has as well. mixed_without_satellite.csv is for
 the target satellite, and mixed_with_related.csv, whose satellite images are of the six other
-classes, for satellite_related.
+classes, for satellite_related. pictures.csv has the demo's source without its letters, and
+letters_with_related.csv these letters and the satellite images of mixed_with_related.csv.
 """
 
 import csv
@@ -34,6 +35,7 @@ import scipy.io
 from absl import app, flags
 from rich.progress import track
 
+from sjft_jax.data.demo import DemoDiverse
 from sjft_jax.runtime.choice import choose
 
 CLONES = flags.DEFINE_string('clones', None, 'The folder with the clones.', required=True)
@@ -171,6 +173,20 @@ def write(name: str, images: Iterable[Image], output: Path) -> list[Image]:
   return written
 
 
+def write_demo(output: Path) -> tuple[list[Image], list[Image]]:
+  """Write the demo's source without loss; return the places of its pictures and its letters."""
+  source = DemoDiverse()
+  (output / 'demo').mkdir(parents=True, exist_ok=True)
+  pictures, letters = [], []
+  for number in track(range(len(source)), 'demo'):
+    path = output / f'demo/{number:05}.png'
+    cv2.imwrite(str(path), source[number][..., ::-1])
+    is_letter = source.families[number] in source.irrelevant
+    image = Image(path.relative_to(output), source.classes[source.labels[number]], '')
+    (letters if is_letter else pictures).append(image)
+  return pictures, letters
+
+
 def write_list(path: Path, images: Iterable[Image], *, columns: int) -> None:
   """Write the first columns of images as .csv."""
   with open(path, 'w', newline='') as file:
@@ -187,7 +203,10 @@ def main(_: object) -> None:
   photographed, drawn, satellites, related = (
     write(source.__name__, source(clones), output) for source in sources
   )
+  pictures, letters = write_demo(output)
   for name, images in (
+    ('pictures', pictures),
+    ('letters_with_related', letters + related),
     ('mixed', photographed + drawn + satellites),
     ('mixed_without_satellite', photographed + drawn),
     ('mixed_with_related', photographed + drawn + related),

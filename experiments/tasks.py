@@ -13,6 +13,10 @@ the target satellite: nothing in its source is like it). satellite_related has h
 classes, with twenty images of each, and the other half in its source. small_images.py writes all to
 runs/small_images.
 
+textures_without_letters and satellite_with_letters change the foreign part of the source alone: the
+first has the pictures of the demo's source, the second its letters in the place of photographs and
+drawings.
+
 With _imagenet behind its name a task starts from AlexNet's weights from ImageNet. All arms of the
 paper train AlexNet's convolutions on 64 × 64 pixels. README.md has the protocol and the results.
 """
@@ -21,10 +25,15 @@ from ml_collections import ConfigDict
 
 from configs import demo
 
-# Lists of sources that differ from mixed.csv.
-SOURCES = {'satellite': 'mixed_without_satellite', 'satellite_related': 'mixed_with_related'}
-SMALL = 'flowers', 'caltech', 'grocery', 'dogs', 'satellite', 'satellite_related'
-TASKS = ('textures', *SMALL)
+# The lists of target and source, where these are not the task's name and mixed.
+TARGETS = {'satellite_with_letters': 'satellite_related'}
+SOURCES = {
+  'satellite': 'mixed_without_satellite',
+  'satellite_related': 'mixed_with_related',
+  'satellite_with_letters': 'letters_with_related',
+}
+SMALL = ('flowers', 'caltech', 'grocery', 'dogs', 'satellite', 'satellite_related', *TARGETS)
+TASKS = ('textures', 'textures_without_letters', *SMALL)
 
 
 def get_config(task: str = 'textures') -> ConfigDict:
@@ -45,10 +54,12 @@ def get_config(task: str = 'textures') -> ConfigDict:
     c.selection.num_neighbors = 200
     c.selection.min_source_images = 3400
     c.target.dataset = c.source.dataset = 'folder'
-    c.target.path = f'runs/small_images/{target}.csv'
+    c.target.path = f'runs/small_images/{TARGETS.get(target, target)}.csv'
     c.source.path = f'runs/small_images/{SOURCES.get(target, "mixed")}.csv'
     c.evaluation.views = ('center',)
     c.tuning.learning_rates = (0.3, 1.0, 3.0, 10.0)
+  if target == 'textures_without_letters':
+    c.source.dataset, c.source.path = 'folder', 'runs/small_images/pictures.csv'
   if target in ('flowers', 'caltech', 'grocery'):
     c.training.batch_size = 32
   if task == 'textures_imagenet':
