@@ -1,3 +1,4 @@
+import jax
 import pytest
 
 from sjft_jax.runtime import stopwatch
@@ -19,11 +20,16 @@ def test_work_is_measured_apart_from_its_start_and_its_compilation(
 
   def seconds(work, items):
     work(items)
-    return start + each * items + (9 if len(calls) == 1 else 0)
+    if len(calls) > 1:
+      return start + each * items
+    jax.monitoring.record_event_duration_secs('/jax/core/compile/backend_compile_duration', 9)
+    return start + each * items + 9
 
   monkeypatch.setattr(stopwatch, '_seconds', seconds)
   watch = stopwatch.Stopwatch()
   assert watch.measure('work', calls.append, most) == pytest.approx(expected)
   assert watch.compile_seconds == pytest.approx(9)
   assert max(calls) <= most
-  assert len(calls) == 2 or sum(start + each * items for items in calls[2:]) < 5
+  # Long work is done once.
+  assert len(calls) == 1 or each < 5
+  assert len(calls) <= 2 or sum(start + each * items for items in calls[2:]) < 5
