@@ -3,8 +3,10 @@
   python -m experiments.paired_differences --run=runs/textures
 
 A run is the work directory of a training with repeats; --run can be given several times, for runs
-with the same seeds. Differences are paired by seed, in per cent of test images, and their interval
-is Student's t. It holds for new seeds and these test images.
+with the same seeds. Then come the differences of one run less those of another as well: what a
+source of the one kind gives more than a source of the other, for example. Differences are paired by
+seed, in per cent of test images, and their interval is Student's t. It holds for new seeds and
+these test images.
 """
 
 import itertools
@@ -22,32 +24,54 @@ SCORE = flags.DEFINE_enum(
 )
 
 
-def main(_: object) -> None:
+def load_scores(run: str) -> tuple[list[int], dict[str, list[float]]]:
+  """Return the seeds of a run with repeats, and the scores of each of its arms, per cent."""
+  results = artifacts.load_json(epath.Path(run) / 'results.json', {'seeds': list, 'table': list})
   scores: dict[str, list[float]] = {}
-  seeds = set()
-  for run in RUNS.value:
-    content = {'seeds': list, 'table': list}
-    results = artifacts.load_json(epath.Path(run) / 'results.json', content)
-    seeds.add(tuple(results['seeds']))
-    for number, row in enumerate(results['table'], 1):
-      if SCORE.value not in row:
-        continue  # An arm of one round has nothing to fuse.
-      name = row['name'] if len(RUNS.value) == 1 else f'{run}: {row["name"]}'
-      if name in scores:  # With one round, both selected arms have the same title.
-        name += f', row {number}'
-      scores[name] = [100 * value for value in row[SCORE.value]['values']]
+  for number, row in enumerate(results['table'], 1):
+    if SCORE.value not in row:
+      continue  # An arm of one round has nothing to fuse.
+    name = row['name']
+    if name in scores:  # With one round, both selected arms have the same title.
+      name += f', row {number}'
+    scores[name] = [100 * value for value in row[SCORE.value]['values']]
+  return results['seeds'], scores
+
+
+def subtract(first: list[float], second: list[float]) -> list[float]:
+  """Return the differences of two lists, place by place."""
+  return [a - b for a, b in zip(first, second, strict=True)]
+
+
+def main(_: object) -> None:
+  loaded = {run: load_scores(run) for run in RUNS.value}
+  seeds = {tuple(each) for each, _ in loaded.values()}
   if len(seeds) > 1:
     raise app.UsageError(f'the runs have different seeds: {", ".join(map(str, sorted(seeds)))}')
   table = Table(title=f'{SCORE.value}, {len(*seeds)} seeds, per cent')
   for heading in ('arms', 'difference', '95 % interval'):
     table.add_column(heading, justify='left' if heading == 'arms' else 'right')
+
+  def add_difference(name: str, values: list[float]) -> None:
+    difference = spread(values)
+    low, high = difference['interval']
+    table.add_row(name, f'{difference["mean"]:+.1f}', f'{low:+.1f} to {high:+.1f}')
+
+  scores = {
+    name if len(loaded) == 1 else f'{run}: {name}': values
+    for run, (_, arms) in loaded.items()
+    for name, values in arms.items()
+  }
   for name, values in scores.items():
     summary = spread(values)
     table.add_row(name, f'{summary["mean"]:.1f} ± {summary["standard_deviation"]:.1f}')
   for (name, values), (other, other_values) in itertools.combinations(scores.items(), 2):
-    difference = spread([b - a for a, b in zip(values, other_values, strict=True)])
-    low, high = difference['interval']
-    table.add_row(f'{other} − {name}', f'{difference["mean"]:+.1f}', f'{low:+.1f} to {high:+.1f}')
+    add_difference(f'{other} − {name}', subtract(other_values, values))
+  for (run, (_, arms)), (other_run, (_, other_arms)) in itertools.combinations(loaded.items(), 2):
+    for name, other in itertools.combinations([name for name in arms if name in other_arms], 2):
+      first = subtract(arms[other], arms[name])
+      second = subtract(other_arms[other], other_arms[name])
+      add_difference(f'{run}: {other} − {name}, less {other_run}', subtract(first, second))
   console.print_table(table)
 
 

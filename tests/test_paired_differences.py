@@ -19,16 +19,17 @@ ROWS = (
 @pytest.fixture
 def runs(tmp_path):
   """Return two work directories with repeats, whose folders have the same name."""
-  results = []
-  for seed in (0, 1, 2):
-    table = [
-      {'name': name, 'source_images': 0, 'mean_class_accuracy': value + 0.01 * seed, 'top1': value}
-      | scores
-      for name, value, scores in ROWS
-    ]
-    results.append({'seed': seed, 'view': 'center', 'test_images': 10, 'table': table})
   folders = [tmp_path / name / 'seeds' for name in 'ab']
-  for folder in folders:
+  for number, folder in enumerate(folders):
+    results = []
+    for seed in (0, 1, 2):
+      table = [
+        # In the second run, an arm has one or two points more for each arm above it.
+        {'name': name, 'mean_class_accuracy': value + 0.01 * (seed + number * row), 'top1': value}
+        | {'source_images': 0, **scores}
+        for row, (name, value, scores) in enumerate(ROWS)
+      ]
+      results.append({'seed': seed, 'view': 'center', 'test_images': 10, 'table': table})
     folder.mkdir(parents=True)
     artifacts.write_json(epath.Path(folder) / 'results.json', repeats.summarize(results))
   return folders
@@ -47,7 +48,12 @@ def test_rows_of_one_title_and_runs_of_one_name_are_all_compared(runs):
   assert 'selected, row 3 − selected ' in output
   output = compare(*(f'--run={run}' for run in runs))
   assert output.count(' ± ') == 6
-  assert output.count(' − ') == 15  # Pairs of six rows.
+  assert output.count(' − ') == 15 + 3  # Pairs of six rows, and of the three arms of both runs.
+  (line,) = (
+    line for line in output.splitlines() if 'selected − nearest' in line and 'less' in line
+  )
+  assert line.startswith(f'│ {runs[0]}: selected − nearest neighbours, less {runs[1]} ')
+  assert ''.join(line.split()).endswith('│-1.0│-1.0to-1.0│')
 
 
 @pytest.mark.slow
