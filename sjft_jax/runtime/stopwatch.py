@@ -41,9 +41,9 @@ class Stopwatch:
   def __post_init__(self) -> None:
     jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-  def _listen(self, event: str, seconds: float, **_: object) -> None:
+  def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
     if event == '/jax/core/compile/backend_compile_duration':
-      self._xla_seconds += seconds
+      self._xla_seconds += duration_secs
 
   def measure(
     self, name: str, work: Callable[[int], object], most: int, seconds: float = _SECONDS
