@@ -35,6 +35,8 @@ from sjft_jax.training.trainer import Trainer, TrainerFactory
 
 # The most targets in a measured product; its time grows as their number.
 _TARGETS = 256
+# Neighbours that are measured together.
+_RUN = 16
 # Bytes of a row in a table of selected images: about that of its texts, and compressed.
 _CSV_ROW, _PARQUET_ROW = 70, 8
 
@@ -358,8 +360,14 @@ class _Calibrator:
 
 
 def _sample(data: Dataset, count: int) -> SubsetDataset:
-  """Return so many images from all over a data set, some more than once if it has fewer."""
-  distinct = np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)
+  """Return so many images from all over a data set, some more than once if it has fewer.
+
+  They are runs of neighbours, as a whole pass over the data has them: what an image shares with the
+  next ones, such as a file that holds them all, is read once for a run.
+  """
+  distinct = np.arange(min(count, len(data)))
+  run = distinct // _RUN
+  distinct += run * (len(data) - len(distinct)) // max(run[-1], 1)
   return SubsetDataset(data, np.resize(distinct, count))
 
 

@@ -6,12 +6,14 @@ import subprocess
 
 import commands
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from data.numbered import NumberedDataset
 from etils import epath
 from small_run import command, make_config
 
 import sjft_jax
-from sjft_jax import planning
+from sjft_jax import calibration, planning
 from sjft_jax.training.profile import WARMUP, StepProfile
 
 ARMS = {'pretrain.steps': 0, 'arms': ('none', 'rounds')}
@@ -41,6 +43,20 @@ def test_a_plan_counts_what_the_run_has(small_data, trained_run, capsys):
   output = capsys.readouterr().out
   assert '12 × 48 images, 27 neighbours' in output
   assert '12 training and 9 test images, 3 classes' in output
+
+
+@pytest.mark.parametrize(('size', 'count'), [(99, 16), (99, 48), (99, 55), (50, 48), (10, 25)])
+def test_measured_images_are_runs_of_neighbours_from_all_over(size, count):
+  sample = calibration._sample(NumberedDataset('numbered', np.zeros(size)), count).indices
+  assert len(sample) == count
+  distinct = sample[:size]
+  assert len(set(distinct)) == min(count, size)
+  np.testing.assert_array_equal(sample, np.resize(distinct, count))
+  for start in range(0, len(distinct), 16):
+    run = distinct[start : start + 16]
+    np.testing.assert_array_equal(run, run[0] + np.arange(len(run)))
+  if count > 16:
+    assert distinct[-1] == size - 1
 
 
 @pytest.mark.slow
