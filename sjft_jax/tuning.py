@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import operator
 import os
 import shutil
 import time
@@ -36,6 +37,8 @@ _SECTIONS = ('target', 'source', 'screening', 'bank', 'descriptors', 'model', 'p
 # From cheap to expensive, and last those of one's own; of arms that are as good as each other, the
 # first is chosen.
 _COSTS = (*configs.FROZEN_ARMS, 'none', 'random', 'all', 'similar', 'classes', 'constant', 'rounds')
+# What to do about a damaged tuned.json.
+_REMEDY = 'run sjft_jax.tune again'
 
 
 class Trial(NamedTuple):
@@ -166,7 +169,7 @@ def tune(
 def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
   """Return the options with those that `tune` has chosen for every arm.
 
-  A line is printed for each override that another value replaces.
+  A line is printed for each arm, with the values that others replace.
 
   Args:
     config: is left as it is.
@@ -177,9 +180,7 @@ def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
   """
   if not epath.Path(path).exists():
     raise ValueError(f'tuned={path}: there is no such file; make it with sjft_jax.tune')
-  record = artifacts.load_json(
-    epath.Path(path), {'arms': dict, 'options': dict}, 'run sjft_jax.tune again'
-  )
+  record = artifacts.load_json(epath.Path(path), {'arms': dict, 'options': dict}, _REMEDY)
   chosen, options = record['arms'], record['options']
   now = workdirs.result_options(config, *_SECTIONS)
   for name in sorted({*now, *options}):
@@ -200,17 +201,32 @@ def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
       continue
     if arm not in chosen:
       raise ValueError(f'tuned={path} has no arm {arm}, but {", ".join(chosen)}; tune it too')
-    overrides, setting = config.overrides.get(arm, {}), chosen[arm]['setting']
+    setting = _read_setting(chosen[arm], path)
+    result.overrides[arm] = _merge(config.overrides.get(arm, {}), setting)
+    before = configs.arm_config(config, arm)
+    replaced = []
     for name, value in setting.items():
-      section, _, option = name.partition('.')
-      given = overrides.get(section, {}).get(option, value)
+      given = operator.attrgetter(name)(before)
       if given != value:
-        console.say(
-          f'  overrides.{arm}.{name}={given} gives way to {value} of tuned={path}; change it '
-          'there, or train without tuned'
-        )
-    result.overrides[arm] = _merge(overrides, setting)
+        replaced.append(f'{name}={value} instead of {given}')
+    if replaced:
+      console.say(f'  arm {arm}, by tuned={path}: {", ".join(replaced)}')
   return result
+
+
+def _read_setting(chosen: Any, path: str | os.PathLike[str]) -> Setting:
+  """Return the setting of what a tuned.json says of an arm.
+
+  Raises:
+    ValueError: it has none, or other options or values than a setting can have.
+  """
+  setting = chosen.get('setting') if isinstance(chosen, dict) else None
+  if not isinstance(setting, dict):
+    raise ValueError(f'{path} is damaged: an arm has no setting; {_REMEDY}')
+  for name, value in setting.items():
+    if name not in search.OPTIONS or type(value) not in (int, float):
+      raise ValueError(f'{path} is damaged: no setting has {name:.99}={value!r:.99}; {_REMEDY}')
+  return setting
 
 
 def _assign_folds(

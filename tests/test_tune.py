@@ -115,6 +115,9 @@ def test_main_trains_with_what_was_chosen(tuned, small_data, data, tmp_path):
   assert 'tuned.json was made with bank.tap=its default, not relu; tune again' in error
 
 
+RATE = 'solver.learning_rate'
+
+
 def test_file_that_is_no_record_is_named(small_data, tmp_path):
   config = small_run.make_config(small_data)
   with pytest.raises(ValueError, match=r'no\.json: there is no such file; make it with'):
@@ -125,28 +128,38 @@ def test_file_that_is_no_record_is_named(small_data, tmp_path):
       tuning.apply_tuned(config, tmp_path / 'bad.json')
 
 
-def write_tuned(config, path):
-  """Write what `tune` would have chosen for plain fine-tuning."""
+@pytest.mark.parametrize(
+  'chosen',
+  [3, {}, *({'setting': each} for each in ([], {'solver.no': 1}, {'no': 1}, {RATE: 'x'}))],
+)
+def test_setting_that_tuning_cannot_choose_is_damage(small_data, tmp_path, chosen):
+  config = small_run.make_config(small_data, arms=('none',))
+  path = write_tuned(config, tmp_path / 'tuned.json', chosen)
+  with pytest.raises(ValueError, match=r'tuned\.json is damaged: .*; run sjft_jax\.tune again'):
+    tuning.apply_tuned(config, path)
+
+
+def write_tuned(config, path, chosen=None):
+  """Write what `tune` would have chosen for plain fine-tuning, or `chosen`."""
   record = {
-    'arms': {'none': {'setting': {'solver.learning_rate': 0.02}}},
+    'arms': {'none': {'setting': {RATE: 0.02}} if chosen is None else chosen},
     'options': workdir.result_options(config, *tuning._SECTIONS),
   }
   artifacts.write_json(epath.Path(path), record)
   return path
 
 
-def test_override_that_tuning_replaces_is_said(small_data, tmp_path, capsys):
+@pytest.mark.parametrize('is_override', [False, True])
+def test_value_that_tuning_replaces_is_said(small_data, tmp_path, capsys, is_override):
   config = small_run.make_config(small_data, arms=('none',))
+  config.overrides.none.solver = {}
   path = write_tuned(config, tmp_path / 'tuned.json')
   for given, said in (
     (0.02, ''),
-    (
-      0.001,
-      f'  overrides.none.solver.learning_rate=0.001 gives way to 0.02 of tuned={path}; change it '
-      'there, or train without tuned\n',
-    ),
+    (0.001, f'  arm none, by tuned={path}: solver.learning_rate=0.02 instead of 0.001\n'),
   ):
-    config.overrides.none.solver = {'learning_rate': given}
+    solver = config.overrides.none.solver if is_override else config.solver
+    solver['learning_rate'] = given
     tuned = tuning.apply_tuned(config, path)
     assert configs.arm_config(tuned, 'none').solver.learning_rate == 0.02
     assert capsys.readouterr().out == said

@@ -11,6 +11,11 @@ from ml_collections import ConfigDict
 
 # Values of options, named 'section.option'.
 Setting = dict[str, float]
+# Those that a setting may have.
+OPTIONS = (
+  *('solver.learning_rate', 'solver.layer_decay', 'solver.head_rate', 'solver.l2_sp'),
+  *('training.steps', 'solver.drop_every', 'solver.warmup_steps', 'loss.source_weight'),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

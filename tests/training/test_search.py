@@ -66,6 +66,11 @@ def test_l2_sp_is_tried_on_request():
   assert {setting['solver.l2_sp'] for setting in settings} == {0.0, 0.1}
 
 
+def test_setting_has_no_other_options_than_are_listed():
+  own = draw(steps=(0.5,), l2_sps=(0.0, 0.1))[0]
+  assert sorted(own) == sorted(search.OPTIONS)
+
+
 def test_setting_changes_the_options_of_its_sections():
   assert search.nested(
     {'solver.head_rate': 10.0, 'training.steps': 5, 'solver.layer_decay': 1}
