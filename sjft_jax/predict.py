@@ -19,9 +19,7 @@ Neither the run's images nor its configuration file are needed, only its work di
 `python -m sjft_jax.export` has made of it: --run=exported.
 """
 
-import os
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +33,6 @@ from sjft_jax.data.transforms import VIEWS
 from sjft_jax.output import tables
 from sjft_jax.report import summary
 from sjft_jax.runtime import cli, console
-
-# Tables and JSON files at the top of a work directory or of an export, which no output replaces.
-_RUN_FILES = (
-  *('accumulation.*.json', 'bad_images.csv', 'config*.json', 'contradictions.csv'),
-  *('duplicates.csv', 'lock.json', 'network.json', 'results.json', 'split.csv'),
-  *('train_test_copies.csv', 'tuned.json', 'versions*.json'),
-)
 
 
 def define_flags() -> None:
@@ -169,25 +160,10 @@ def _check_flags(output: Path | None) -> None:
   if output is None:
     return
   tables.check_output(output)
-  check_spares_run(output, options.run)
   for path in options.images:
     given = Path(path).expanduser()
     if output.exists() and given.exists() and output.samefile(given):
       raise ValueError(f'--output={output} is the list of images itself; give another name')
-
-
-def check_spares_run(output: Path, run: str) -> None:
-  """Check that an output replaces no file of the run, or of the export, that it is made with.
-
-  Raises:
-    ValueError: it would.
-  """
-  folder, place = (Path(os.path.realpath(os.path.expanduser(path))) for path in (run, output))
-  if folder.parent.name == 'arms':
-    folder = folder.parent.parent
-  is_own = place.parent == folder and any(fnmatch(place.name, name) for name in _RUN_FILES)
-  if is_own or any(folder / name in place.parents for name in ('arms', 'pretrain')):
-    raise ValueError(f'--output={output} lies among the files of the run itself; give another path')
 
 
 def describe_progress(step: int, num_steps: int, is_fused: bool) -> str:

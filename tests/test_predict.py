@@ -1,6 +1,5 @@
 """A trained run applied to images, from the command line."""
 
-import contextlib
 import json
 import shutil
 import sys
@@ -44,29 +43,6 @@ def run(data, tmp_path_factory):
   pipeline.run(make_config(data, **CHANGES), workdir)
   shutil.copytree(workdir / 'arms' / 'rounds', workdir / 'pretrain')
   return workdir
-
-
-@pytest.mark.parametrize(
-  ('run', 'output', 'is_refused'),
-  [
-    ('run/arms/rounds', 'run/results.json', True),
-    ('run/arms/rounds', 'link/versions.3.json', True),
-    ('run/arms/rounds', 'run/arms/rounds/rounds/1/selection.csv', True),
-    ('run', 'run/split.csv', True),
-    ('exported', 'exported/config.json', True),
-    ('run/arms/rounds', 'run/predictions.csv', False),
-    ('run/arms/rounds', 'results.json', False),
-    ('exported', 'exported/predictions.csv', False),
-  ],
-)
-def test_no_file_of_the_run_is_replaced(tmp_path, run, output, is_refused):
-  (tmp_path / 'run').mkdir()
-  (tmp_path / 'link').symlink_to(tmp_path / 'run')
-  message = (
-    f'^--output={tmp_path / output} lies among the files of the run itself; give another path'
-  )
-  with pytest.raises(ValueError, match=message) if is_refused else contextlib.nullcontext():
-    predict.check_spares_run(tmp_path / output, str(tmp_path / run))
 
 
 def test_a_linear_probe_is_not_said_to_have_done_no_steps():

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -49,6 +50,13 @@ _WRITERS: dict[str, Callable[..., Any]] = {
 FORMATS = ('auto', 'csv', 'parquet')
 MAX_CSV_ROWS = 1_000_000
 
+# Tables, JSON files and the picture at the top of a work directory or of an export.
+_RUN_FILES = (
+  *('accumulation.*.json', 'bad_images.csv', 'config*.json', 'contradictions.csv'),
+  *('duplicates.csv', 'lock.json', 'neighbors.png', 'network.json', 'results.json', 'split.csv'),
+  *('train_test_copies.csv', 'tuned.json', 'versions*.json'),
+)
+
 # Pairs of a target image and one of its neighbours: rank 1 is the nearest. Divergences are in nats,
 # or 1 − cosine where features rank.
 NEIGHBOR_COLUMNS = {
@@ -63,7 +71,8 @@ def check_output(path: Path, suffixes: Iterable[str] = tuple(_WRITERS)) -> None:
   """Check that a file, a table by default, can be written to `path`, a command's --output.
 
   Raises:
-    ValueError: another suffix, no such folder, or a place that cannot be written to.
+    ValueError: another suffix, no such folder, a place that cannot be written to, or a file of a
+      work directory or an export.
   """
   if path.suffix.lower() not in suffixes:
     raise ValueError(f'--output={path}: the name must end in one of {", ".join(suffixes)}')
@@ -71,6 +80,16 @@ def check_output(path: Path, suffixes: Iterable[str] = tuple(_WRITERS)) -> None:
     raise ValueError(f'--output={path}: there is no folder {path.parent}; create it')
   if path.is_dir() or not os.access(path.parent, os.W_OK):
     raise ValueError(f'--output={path}: a file cannot be written there')
+  place = Path(os.path.realpath(path.expanduser()))
+  for folder in place.parents:
+    if not (folder / 'config.json').is_file():  # As work directories and exports have it.
+      continue
+    first, *others = place.relative_to(folder).parts
+    is_file = not others and any(fnmatch(first, name) for name in _RUN_FILES)
+    if is_file or (others and first in ('arms', 'pretrain')):
+      raise ValueError(
+        f'--output={path} lies among the files of the run in {folder}; give another path'
+      )
 
 
 def table_suffix(table_format: str, num_rows: int) -> str:

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import json
 import os
@@ -121,3 +122,23 @@ def test_another_suffix_is_refused_and_nothing_is_lost(tmp_path, name):
     tables.write_rows(path, COLUMNS, [('a', 1, 0.5)])
   assert path.read_text() == 'mine'
   assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+  ('name', 'is_refused'),
+  [
+    ('run/bad_images.csv', True),
+    ('link/results.json', True),
+    ('run/arms/rounds/rounds/1/selection.csv', True),
+    ('run/predictions.csv', False),
+    ('run/arms.csv', False),
+    ('results.json', False),
+  ],
+)
+def test_output_replaces_no_file_of_a_run(tmp_path, name, is_refused):
+  (tmp_path / 'run/arms/rounds/rounds/1').mkdir(parents=True)
+  (tmp_path / 'run/config.json').touch()
+  (tmp_path / 'link').symlink_to(tmp_path / 'run')
+  message = 'lies among the files of the run in .*run; give another path'
+  with pytest.raises(ValueError, match=message) if is_refused else contextlib.nullcontext():
+    tables.check_output(tmp_path / name)
