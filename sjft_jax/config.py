@@ -458,11 +458,15 @@ def _check_choices(config: ConfigDict) -> None:
 
 
 def check_ranges(config: ConfigDict) -> None:
-  """Check that every number lies within its limits.
+  """Check that every option has a value, and that every number lies within its limits.
 
   Raises:
-    ValueError: the first number that does not.
+    ValueError: the first option for which this is not so.
   """
+  for section, options in config.items():
+    for name, value in options.items() if isinstance(options, ConfigDict) else ():
+      if value is None:  # ConfigDict takes it for a value of any type.
+        raise ValueError(f'{section}.{name}=None is no value; leave it out for the default')
   if config.seed < 0:
     raise ValueError(f'seed={config.seed} is impossible; it must be 0 or more')
   if config.repeats < 1:

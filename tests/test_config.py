@@ -93,6 +93,7 @@ def test_a_missing_option_is_an_error():
     ),
     ({'solver__schedule': 'linear'}, r"solver\.schedule='linear' is unknown"),
     ({'solver__momentum_style': 'nesterov'}, r"solver\.momentum_style='nesterov' is unknown"),
+    ({'solver__ema': None}, r'solver\.ema=None is no value; leave it out for the default'),
     ({'solver__ema': 1.0}, r'solver\.ema=1\.0 is impossible; it must be below 1'),
     ({'solver__layer_decay': 1.5}, r'solver\.layer_decay=1\.5 is impossible; it must be 1 or less'),
     ({'solver__head_rate': 0.0}, r'solver\.head_rate=0\.0 .* above 0'),

@@ -24,7 +24,8 @@ def cross_entropy(
   A p that float32 has rounded to 0 counts as the smallest normal float32.
   """
   p = np.take_along_axis(probabilities, labels[:, None], axis=1)
-  return float(-np.log(np.maximum(p, np.finfo(np.float32).tiny)).mean())
+  # A difference, since −0 of a perfect network would be shown with its sign.
+  return float(0 - np.log(np.maximum(p, np.finfo(np.float32).tiny)).mean())
 
 
 def calibrated_cross_entropy(

@@ -40,6 +40,7 @@ def test_cross_entropy_matches_hand_computed_one_and_is_finite_at_zero():
   expected = -(np.log(0.25) + np.log(0.8)) / 2
   assert cross_entropy(p, np.array([1, 2])) == pytest.approx(expected)
   assert 80 < cross_entropy(one_hot([0]), np.array([1])) < 100
+  assert str(cross_entropy(one_hot([0]), np.array([0]))) == '0.0'  # Without a sign.
 
 
 def test_calibrated_cross_entropy_does_not_depend_on_how_sure_the_network_is():

@@ -108,9 +108,13 @@ def download(url: str, path: Path) -> None:
           old_size, size = size, size + len(block)
           advance(size // 2**20 - old_size // 2**20)
   except urllib.error.HTTPError as error:
-    if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+    if not size or error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+      raise
+    total = size
+    if error.headers.get('Content-Range') != f'bytes */{size}':
       part.unlink()  # It is longer than the file, so it is not the beginning of it.
-    raise
+      download(url, path)
+      return
   if size < total:
     raise OSError(f'{size:,} of {total:,} bytes came; the next attempt goes on from there')
   part.replace(path)

@@ -105,7 +105,9 @@ def site():
     def do_GET(self):
       start = int(self.headers.get('Range', 'bytes=0-')[len('bytes=') : -1])
       if self.path != '/a.tar' or start >= len(self.content):
-        self.send_error(404 if self.path != '/a.tar' else 416)
+        self.send_response(404 if self.path != '/a.tar' else 416)
+        self.send_header('Content-Range', f'bytes */{len(self.content)}')
+        self.end_headers()
         return
       self.send_response(206 if start else 200)
       self.send_header('Content-Length', str(len(self.content) - start))
@@ -139,10 +141,18 @@ def test_a_download_goes_on_where_it_broke_off(tmp_path, site):
   assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_download_that_was_complete_is_not_made_again(tmp_path, site):
+  handler, url = site
+  (tmp_path / 'a.tar.part').write_bytes(handler.content)
+  archive.download(url, tmp_path / 'a.tar')
+  assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [
+    ('a.tar', handler.content)
+  ]
+  assert handler.sent == 0
+
+
 def test_a_download_that_began_as_something_else_starts_again(tmp_path, site):
   handler, url = site
-  (tmp_path / 'a.tar.part').write_bytes(bytes(len(handler.content)))
-  with pytest.raises(OSError, match='416'):
-    archive.download(url, tmp_path / 'a.tar')
+  (tmp_path / 'a.tar.part').write_bytes(bytes(len(handler.content) + 1))
   archive.download(url, tmp_path / 'a.tar')
   assert (tmp_path / 'a.tar').read_bytes() == handler.content
