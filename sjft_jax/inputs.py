@@ -129,6 +129,9 @@ def load_inputs(config: ConfigDict, domains: Domains) -> Inputs:
   if distributed.is_primary_process():
     metric_writer.check_wandb(config.logging.wandb)
   bank = load_bank(config)
+  if any(SelectionOptions(**options.selection).ranking_depth for options in arms.values()):
+    with configs.option_section('descriptors'):
+      ranking.check_crop(bank, config.descriptors.crop)
   with configs.option_section('model'):
     network = build_network(
       ModelOptions(**config.model),

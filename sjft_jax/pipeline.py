@@ -122,9 +122,6 @@ def run_stages(
   }
   depth = max(selection.ranking_depth for selection in selections.values())
   descriptors = rankings.DescriptorOptions(**config.descriptors)
-  if depth:  # Before the screening, which looks at every image.
-    with configs.option_section('descriptors'):
-      rankings.check_crop(inputs.bank, descriptors.crop)
   domains, left_out = screen_images(inputs, config, workdir)
   run_inputs.save_inputs(inputs, config, workdir, domains)
   if stop_after == 'screen':

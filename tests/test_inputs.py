@@ -13,3 +13,12 @@ def test_a_work_directory_among_class_folders_is_refused(tmp_path, split):
   inputs.check_outside_data(config, tmp_path / 'target')
   with pytest.raises(ValueError, match=f'{split}/run lies in .*/{split}, where it would be taken'):
     inputs.check_outside_data(config, tmp_path / split / 'run')
+
+
+def test_filters_that_do_not_fit_are_named_before_any_stage(small_data):
+  config = make_config(small_data, **{'descriptors.crop': 6, 'arms': ('none', 'rounds')})
+  domains = inputs.open_domains(config)
+  with pytest.raises(ValueError, match='descriptors: crop=6'):
+    inputs.load_inputs(config, domains)
+  config.arms = ('none',)
+  inputs.load_inputs(config, domains)
