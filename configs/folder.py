@@ -1,9 +1,9 @@
 """Your own images, in folders or lists.
 
   python -m sjft_jax.main --config=configs/folder.py --workdir=runs/mine \\
-    --config.target.path=DIR --config.source.path=DIR
+    --config.target.path=TARGET --config.source.path=SOURCE
 
-Folders are <path>/train/<class>/<image> and, for the target, <path>/test/<class>/<image>. They may
+TARGET and SOURCE are your folders. They are <path>/train/<class>/<image> and, for the target, <path>/test/<class>/<image>. They may
 also be <path>/<class>/<image>: then the target is split, and the source is taken whole. A path may
 also be a list, a .csv or .parquet file with the columns path, label and, for splits, split.
 

@@ -1,6 +1,6 @@
 """Rank the images of one folder by their low-level similarity to each image of another.
 
-  python -m sjft_jax.retrieve --target=DIR --source=DIR --k=100 --output=neighbors.csv
+  python -m sjft_jax.retrieve --target=TARGET --source=SOURCE --k=100 --output=neighbors.csv
 
 Nothing is trained: this is the search of selective joint fine-tuning (Ge & Yu, CVPR 2017) for those
 who train elsewhere. All images below the folders are read, at any depth; labels are not needed. The

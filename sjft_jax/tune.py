@@ -1,9 +1,9 @@
 """Choose settings for every arm of a configuration on held-out training images.
 
   python -m sjft_jax.tune --config=configs/folder.py --workdir=runs/tuning \\
-    --config.target.path=DIR --config.source.path=DIR --minutes=60
+    --config.target.path=TARGET --config.source.path=SOURCE --minutes=60
   python -m sjft_jax.main --config=configs/folder.py --workdir=runs/tuned \\
-    --config.target.path=DIR --config.source.path=DIR --tuned=runs/tuning/tuned.json
+    --config.target.path=TARGET --config.source.path=SOURCE --tuned=runs/tuning/tuned.json
 
 The learning rate, its factors by layer and for the heads, and the weight of the source's loss are
 chosen for every arm by one procedure, with as many settings tried for each; --config.tuning.steps

@@ -73,7 +73,7 @@ def make_clone(path: Path) -> Path:
     stand_in.chmod(0o755)
   write_folder(path / 'DIR' / 'train', classes=6, per_class=20, seed=0)
   write_folder(path / 'DIR' / 'test', classes=6, per_class=3, seed=1)
-  for name in ('my_images', 'source_images', 'new_images'):
+  for name in ('my_images', 'source_images', 'new_images', 'TARGET', 'SOURCE'):
     (path / name).symlink_to('DIR')
   # Where archives are looked for that the command does not name.
   (path / 'tfds' / 'downloads').mkdir(parents=True)

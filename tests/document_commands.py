@@ -1,7 +1,8 @@
 """Stand-ins for the commands that documents show: each does the real work, only on little.
 
 `document_blocks` puts them on the path, so that the shell runs a block of a document as it is. The
-placeholders of the documents are real there: `DIR` is a folder with images and archives.
+placeholders of the documents are real there: `DIR`, `TARGET` and `SOURCE` are a folder with images
+and archives.
 
 - `python -m sjft_jax.…` is the real command. Options that make a training small are appended
   (`SMALL` and others), and archives of data sets are miniatures. Of a command that needs other
@@ -56,7 +57,7 @@ OF_CONFIG = {
   'configs/flowers.py:table1': {'pretrain.steps': 2, 'pretrain.warmup_steps': 0},
 }
 # What '...' in a docstring stands for: the flags of the command above.
-ELLIPSIS = ('--target=DIR', '--source=DIR', '--output=neighbors.csv')
+ELLIPSIS = ('--target=TARGET', '--source=SOURCE', '--output=neighbors.csv')
 NOT_RUN = {
   'git': 'needs the network',
   'jupyter': 'serves until it is stopped; test_notebook runs the notebook',
