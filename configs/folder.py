@@ -3,9 +3,9 @@
   python -m sjft_jax.main --config=configs/folder.py --workdir=runs/mine \\
     --config.target.path=TARGET --config.source.path=SOURCE
 
-TARGET and SOURCE are your folders. They are <path>/train/<class>/<image> and, for the target, <path>/test/<class>/<image>. They may
-also be <path>/<class>/<image>: then the target is split, and the source is taken whole. A path may
-also be a list, a .csv or .parquet file with the columns path, label and, for splits, split.
+TARGET and SOURCE are folders <path>/train/<class>/<image>, the target with <path>/test beside it,
+or folders <path>/<class>/<image>: then the target is split, and the source is taken whole. A path
+may also be a list, a .csv or .parquet file with the columns path, label and, for splits, split.
 
 ImageNet weights are downloaded once. --config.model.pretrained takes another file, a published name
 or an earlier run instead. With --config.model.pretrained= --config.pretrain.steps=20000 the trunk

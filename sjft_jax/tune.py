@@ -9,7 +9,7 @@ The learning rate, its factors by layer and for the heads, and the weight of the
 chosen for every arm by one procedure, with as many settings tried for each; --config.tuning.steps
 adds the number of steps. The target's training images are dealt to folds; every arm is trained
 without the first one and predicts it, the better half of its settings goes on to the next fold, and
-so on. Test images are never read. The table names the arm to use, too. Stopped at any moment, the
+so on. No test image is decoded. The table names the arm to use, too. Stopped at any moment, the
 same command goes on.
 """
 

@@ -26,6 +26,7 @@ from sjft_jax.data.folds import assign_folds
 from sjft_jax.report import summary
 from sjft_jax.runtime import artifacts, console
 from sjft_jax.runtime.lock import lock
+from sjft_jax.screening.exact_duplicates import exclude_test_files
 from sjft_jax.screening.near_duplicates import group_images
 from sjft_jax.screening.screen import exclude_unreadable
 from sjft_jax.selection.growth import SelectionOptions
@@ -112,7 +113,8 @@ def tune(
   `search.draw_settings`) and predicts it; the better half goes on to the next fold, and so on. The
   score is the cross-entropy at the best temperature, of all held-out images so far. Of the arms
   with their best settings, the one with the highest accuracy is chosen, or the cheapest of those
-  within one standard error of it. The test images are never read.
+  within one standard error of it. Of the test images only the stored bytes are read, to leave out
+  training images that are copies of them, as a run does.
 
   Args:
     config: starts from `config.default`; its arms are tuned.
@@ -136,7 +138,9 @@ def tune(
     options = TuningOptions(**config.tuning)
   configs.check_consumers(config, inputs.CONSUMERS)
   workdirs.check_unchanged(config, directory, resume_with_changes=True)
-  target, _, source = inputs.open_domains(config)
+  domains = inputs.open_domains(config)
+  start = inputs.load_inputs(config, domains).fingerprint
+  target, test, source = domains
   arms = {
     name: ArmSearch(
       arm_config,
@@ -152,9 +156,11 @@ def tune(
     (target,) = exclude_unreadable(
       (target,), directory / 'bad_images.csv', max_bad_share=config.screening.max_bad_share
     )
+    keep = config.screening.exclude_duplicates_of == 'none'
+    target = exclude_test_files(target, test, directory / 'train_test_copies.csv', keep=keep)
     folds = _assign_folds(target.labels, group_images(target), options.folds, config.seed)
     workdirs.save_config(config, directory)
-    is_complete = _try_settings(directory, config, arms, target, source, folds, minutes)
+    is_complete = _try_settings(directory, config, arms, target, source, folds, start, minutes)
     record = _choose(arms) | {
       'complete': is_complete,
       'num_folds': options.folds,
@@ -255,9 +261,13 @@ def _try_settings(
   target: Dataset,
   source: Dataset,
   folds: Int[np.ndarray, ' image'],
+  start: str,
   minutes: float,
 ) -> bool:
-  """Train what has to be tried and is not yet; return whether time was enough for all."""
+  """Train what has to be tried and is not yet; return whether time was enough for all.
+
+  `start` is the fingerprint of what a run of `config` starts from.
+  """
   start_time = time.monotonic()
   # The arm with the deepest ranking first: those of the others are its beginning.
   names = sorted(arms, key=lambda name: -_ranking_depth(arms[name].config))
@@ -286,7 +296,7 @@ def _try_settings(
           to_go = min(to_go, 60 * minutes - seconds)
         remaining = f', about {console.format_duration(to_go)} to go' if to_go else ''
         console.say(f'{finished:,} of {total:,}, fold {fold + 1}: {", ".join(values)}{remaining}')
-      trial = _load_or_train(path, domains, _trial_config(config, name, setting))
+      trial = _load_or_train(path, domains, _trial_config(config, name, setting), start)
       arm.trials.setdefault(number, []).append(trial)
   return True
 
@@ -340,21 +350,26 @@ def _merge(overrides: Mapping[str, Any], setting: Setting) -> ConfigDict:
   return ConfigDict(merged)
 
 
-def _load_or_train(path: epath.Path, domains: Domains, config: ConfigDict) -> Trial:
+def _load_or_train(path: epath.Path, domains: Domains, config: ConfigDict, start: str) -> Trial:
   """Load a trial, or train and save it; the rest of the training's files are deleted."""
+  (options,) = configs.arm_configs(config).values()
   fingerprint = artifacts.fingerprint(
-    workdirs.result_options(config), *(data.fingerprint for data in domains)
+    workdirs.result_options(config),
+    start,
+    options.training.max_loss,  # It changes no result of a run, but ends a training.
+    *(data.fingerprint for data in domains),
   )
   arrays = artifacts.load(path, fingerprint)
   if arrays is None:
     ranking = path.parent / 'ranking.npz'
     # What the first training of a fold ranks takes long enough to be shown.
-    (options,) = configs.arm_configs(config).values()
     console.set_quiet(ranking.exists() or not _ranking_depth(options))
     try:
       trial = _train(path.with_suffix(''), domains, config)
     finally:
       console.set_quiet(False)
+    if not trial.seconds:
+      console.say('  it diverged: this setting counts as knowing nothing')
     arrays = {name: np.asarray(value) for name, value in trial._asdict().items()}
     artifacts.save(path, fingerprint, **arrays)
   shutil.rmtree(path.with_suffix(''), ignore_errors=True)
@@ -362,18 +377,32 @@ def _load_or_train(path: epath.Path, domains: Domains, config: ConfigDict) -> Tr
 
 
 def _train(workdir: epath.Path, domains: Domains, config: ConfigDict) -> Trial:
-  """Train one arm; one whose loss is not finite or too large gets uniform probabilities."""
+  """Train one arm; one whose loss is not finite or too large gets uniform probabilities.
+
+  Raises:
+    FloatingPointError: no setting is to blame, since the arm has none or its pretraining diverged.
+  """
   (arm,) = config.arms
+  # All trainings have the micro-batches that were chosen for the first: others would be compared
+  # with other batch statistics.
+  shared = workdir.parent.parent
+  for chosen in shared.glob('accumulation.*.json'):
+    workdir.mkdir(parents=True, exist_ok=True)
+    chosen.copy(workdir / chosen.name, overwrite=True)
   try:
     results = pipeline.run_on_datasets(
       domains, config, workdir, resume_with_changes=True, earlier_runs=[workdir.parent]
     )
   except FloatingPointError:
+    if arm in configs.FROZEN_ARMS or not (workdir / 'arms' / arm).exists():
+      raise
     classes = len(domains.test.classes)
     uniform = np.full((len(domains.test), classes), 1 / classes, np.float32)
     return Trial(uniform, np.asarray(domains.test.labels), 0.0)
   finally:
-    # The trainings that follow take it from here.
+    # The trainings that follow take these from there.
+    for chosen in workdir.glob('accumulation.*.json'):
+      chosen.copy(shared / chosen.name, overwrite=True)
     if (workdir / 'ranking.npz').exists() and not (workdir.parent / 'ranking.npz').exists():
       os.replace(workdir / 'ranking.npz', workdir.parent / 'ranking.npz')
   predictions = result_files.load_predictions(os.fspath(workdir / 'arms' / arm))
@@ -397,6 +426,17 @@ def _choose(arms: Mapping[str, ArmSearch]) -> dict[str, Any]:
   tried = min(unfinished, default=1)
   if not tried:
     raise ValueError('the time was too short for one training of every arm; give more')
+  trials = [
+    trial
+    for name, arm in arms.items()
+    if name not in configs.FROZEN_ARMS
+    for number in arm.trials
+    for trial in arm.trials[number]
+  ]
+  if trials and not any(trial.seconds for trial in trials):
+    raise ValueError(
+      'every training diverged; lower solver.learning_rate, or raise training.max_loss'
+    )
   chosen: dict[str, dict[str, Any]] = {}
   correct: dict[str, np.ndarray] = {}
   labels = np.zeros(0, np.int32)

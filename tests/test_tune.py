@@ -45,7 +45,7 @@ def run(data, workdir, *more, status=0):
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
   path = small_run.write_data(tmp_path_factory.mktemp('data'))
-  # The test images are never read.
+  # The test images are never decoded.
   for image in (path / 'target' / 'test').rglob('*.png'):
     image.write_bytes(b'no image')
   return path
@@ -186,27 +186,76 @@ def test_repeats_with_a_split_of_their_own_take_what_was_tuned(small_data, tmp_p
   assert tuning.apply_tuned(config, path).overrides.none.solver.learning_rate == 0.02
 
 
-def test_training_that_diverges_is_the_worst_setting_and_not_the_end(tmp_path, monkeypatch):
-  def diverge(*_, **__):
+class Images:
+  name, fingerprint, classes = 'images', 'x', ('a', 'b', 'c', 'd')
+  labels = np.array([0, 3], np.int32)
+
+  def __len__(self):
+    return 2
+
+
+DOMAINS = Domains(Images(), Images(), Images())
+
+
+def diverging(stage):
+  """Return what replaces a run that diverges in a stage, whose folder it has begun."""
+
+  def diverge(domains, config, workdir, **_):
+    (workdir / stage).mkdir(parents=True)
     raise FloatingPointError('the loss is nan')
 
-  class Images:
-    name, fingerprint, classes = 'images', 'x', ('a', 'b', 'c', 'd')
-    labels = np.array([0, 3], np.int32)
+  return diverge
 
-    def __len__(self):
-      return 2
 
-  config = configs.default()
-  config.arms = ('none',)
-  monkeypatch.setattr(pipeline, 'run_on_datasets', diverge)
-  path, domains = epath.Path(tmp_path / 'none.npz'), Domains(Images(), Images(), Images())
-  trial = tuning._load_or_train(path, domains, config)
+def one_arm(arm='none', **options):
+  return small_run.change(configs.default(), {'arms': (arm,), **options})
+
+
+def test_training_that_diverges_is_the_worst_setting_and_not_the_end(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(pipeline, 'run_on_datasets', diverging('arms/none'))
+  path = epath.Path(tmp_path / 'fold1' / 'none.npz')
+  path.parent.mkdir()
+  trial = tuning._load_or_train(path, DOMAINS, one_arm(), 'start')
+  assert 'it diverged: this setting counts as knowing nothing' in capsys.readouterr().out
   np.testing.assert_array_equal(trial.probabilities, 0.25)
   np.testing.assert_array_equal(trial.labels, [0, 3])
   monkeypatch.setattr(pipeline, 'run_on_datasets', None)
-  again = tuning._load_or_train(path, domains, config)
+  again = tuning._load_or_train(path, DOMAINS, one_arm(), 'start')
   np.testing.assert_array_equal(again.probabilities, trial.probabilities)
+  for config, start in (
+    (one_arm(), 'other weights'),
+    (one_arm(**{'training.max_loss': 1.0}), 'start'),
+  ):
+    with pytest.raises(ValueError, match=r'none\.npz was made from other data'):
+      tuning._load_or_train(path, DOMAINS, config, start)
+  search = ArmSearch(one_arm(), [{}], {0: [trial]})
+  with pytest.raises(ValueError, match=r'every training diverged; lower solver\.learning_rate'):
+    tuning._choose({'none': search})
+
+
+@pytest.mark.parametrize(('arm', 'stage'), [('none', 'pretrain'), ('probe', 'arms/probe')])
+def test_what_no_setting_is_to_blame_for_ends_the_tuning(tmp_path, monkeypatch, arm, stage):
+  monkeypatch.setattr(pipeline, 'run_on_datasets', diverging(stage))
+  with pytest.raises(FloatingPointError, match='the loss is nan'):
+    tuning._train(epath.Path(tmp_path / 'fold1' / arm), DOMAINS, one_arm(arm))
+
+
+def test_all_trainings_have_the_micro_batches_of_the_first(tmp_path, monkeypatch):
+  counts = iter((4, 2))
+  found = []
+
+  def choose(domains, config, workdir, **_):
+    file = workdir / 'accumulation.100.json'
+    if not file.exists():
+      artifacts.write_json(file, {'accumulation': next(counts)})
+    found.append(json.loads(file.read_text())['accumulation'])
+    (workdir / 'arms' / 'none').mkdir(parents=True)
+    raise FloatingPointError
+
+  monkeypatch.setattr(pipeline, 'run_on_datasets', choose)
+  for fold in ('fold1', 'fold2'):
+    tuning._train(epath.Path(tmp_path / fold / 'none'), DOMAINS, one_arm())
+  assert found == [4, 4]
 
 
 @pytest.mark.slow
@@ -214,7 +263,7 @@ def test_setting_whose_last_update_overflows_is_the_worst(small_data, tmp_path):
   options = {'arms': ('none',), 'pretrain.steps': 0, 'selection.rounds': 1, 'training.steps': 1}
   config = small_run.make_config(small_data, **options, **{'solver.learning_rate': 1e38})
   domains = inputs.open_domains(config)
-  trial = tuning._load_or_train(epath.Path(tmp_path / 'none.npz'), domains, config)
+  trial = tuning._load_or_train(epath.Path(tmp_path / 'none.npz'), domains, config, 'start')
   np.testing.assert_allclose(trial.probabilities, 1 / 3)
   with pytest.raises(FloatingPointError, match=r'not finite after step 1; lower solver'):
     pipeline.run(config, tmp_path / 'run')

@@ -79,11 +79,15 @@ class LossGuard:
     with artifacts.atomic_write(path) as file:
       file.write(''.join(f'{name}\n' for name in names).encode())
     limit, remedy = '', f'lower {self.learning_rate}'
+    if step == 0:  # Nothing has been learnt yet, at whichever rate.
+      remedy = (
+        'the network starts like this: look at model.pretrained, model.batch_norm and model.dtype'
+      )
     if math.isfinite(bad.value):
       limit = f', above {self.max_loss_option}={self.max_loss:g}'
       if bad.name == 'source_loss' and self.source_terms > 1:
         limit += f' for each of {self.source_terms:,} classes'
-      if step == 0:  # Nothing has been learnt yet, at whichever rate.
+      if step == 0:
         remedy = f'raise {self.max_loss_option}'
     more = f' and {len(names) - 3} more' if len(names) > 3 else ''
     good = max((number for number in self.checkpoints() if number < step), default=None)

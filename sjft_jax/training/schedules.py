@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from sjft_jax.runtime.choice import choose
 
@@ -51,7 +52,12 @@ def learning_rate_schedule(
     )
     # It multiplies the step by π, which strict dtype promotion refuses for integers.
     return lambda step: cosine(jnp.asarray(step, jnp.float32))
-  drops = optax.exponential_decay(learning_rate, drop_every, drop_factor, staircase=True)
+
+  def drops(step: Array | int) -> Array:
+    # A whole division: XLA multiplies by the reciprocal of a number, and is just below some wholes.
+    number = jnp.asarray(step, jnp.int32) // drop_every
+    return learning_rate * jnp.power(jnp.float32(drop_factor), number.astype(jnp.float32))
+
   if not warmup_steps:
     return drops
   warmup = optax.linear_schedule(first_factor, 1.0, warmup_steps)

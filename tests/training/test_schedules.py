@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -21,6 +22,16 @@ def rates(steps, **changes):
 def test_step_schedule_drops_every_so_many_steps():
   expected = [0.01] * 3 + [0.005] * 3 + [0.0025] * 3 + [0.00125]
   np.testing.assert_allclose(rates(9), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('drop_every', [47, 55, 850, 3850])
+def test_compiled_schedule_drops_at_the_very_step(drop_every):
+  """XLA divides by a constant by multiplying with its reciprocal, which can be just too small."""
+  schedule = learning_rate_schedule(10**4, **OPTIONS | {'drop_every': drop_every})
+  steps = np.array([1, drop_every, 2 * drop_every], np.int32)
+  compiled = jax.jit(lambda steps: jax.vmap(schedule)(steps))
+  np.testing.assert_allclose(compiled(steps), [0.01, 0.005, 0.0025], rtol=1e-6)
+  np.testing.assert_allclose(compiled(steps - 1), [0.01, 0.01, 0.005], rtol=1e-6)
 
 
 def test_warmup_rises_linearly_and_does_not_move_the_drops():
