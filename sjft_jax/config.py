@@ -159,7 +159,7 @@ def default() -> ConfigDict:
   # Target images come shuffled, each once an epoch, unless one of these three options changes that.
   t.class_balanced = False  # True draws every class equally often and repeats images of small ones.
   t.class_cap = 0  # Most images of a class in a micro-batch (2 in the released code); 0: no limit.
-  # True repeats an image K_i / K0 times an epoch, 10 times at most. K_i grows by the arm's sigma0 and
+  # True repeats an image K_i / K0 times an epoch, 10 at most. K_i grows by the arm's own sigma0 and
   # sigma1, which are 0 for constant, similar and classes: these repeat none.
   t.oversample_hard = False
   # 'pursuit' is transformation pursuit; 'resnet' changes scale, crop, side and colour; 'none'.

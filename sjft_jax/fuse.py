@@ -13,7 +13,6 @@ command: every closing table has it.
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow as pa
 from absl import flags
@@ -49,7 +48,7 @@ def fuse() -> None:
   options = flags.FLAGS
   check_distinct(options.run)
   if options.output:
-    tables.check_output(Path(options.output))
+    tables.check_output(options.output)
   # After the flags: --help and a misspelt option should not wait for JAX.
   from sjft_jax import results
   from sjft_jax.report import summary

@@ -19,6 +19,7 @@ Neither the run's images nor its configuration file are needed, only its work di
 `python -m sjft_jax.export` has made of it: --run=exported.
 """
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,7 @@ def predict() -> None:
     ValueError: impossible flags, before any work, or too many images that cannot be read.
   """
   options = flags.FLAGS
-  output = None if options.output is None else Path(options.output)
-  _check_flags(output)
+  output = _check_flags()
   # After the flags: --help and a misspelt option should not wait for JAX.
   import sjft_jax
   from sjft_jax.data.image_paths import open_images, open_labelled
@@ -136,14 +136,36 @@ def predict() -> None:
   progress = describe_progress(classifier.step, classifier.num_steps, options.fused)
   console.say(f'{output or "In all"}: {count}, {view}, by {classifier.directory}{progress}')
   if true_labels is not None:
+    warn_of_training_images(classifier.directory.parent.parent / 'split.csv', names)
     from sjft_jax.results import score
 
     scores = score(p, true_labels, len(classifier.classes))
     summary.print_scores([(options.run, scores)], count)
 
 
-def _check_flags(output: Path | None) -> None:
-  """Check that the flags fit together and that the output can be written.
+def warn_of_training_images(split: Path, names: Sequence[str]) -> None:
+  """Print a line if images to score have trained the network, as far as a run's split.csv tells.
+
+  Args:
+    split: which images the run has drawn for training and which for testing, if it has.
+    names: of the images, below their folder.
+  """
+  if not split.is_file():
+    return
+  with split.open(encoding='utf-8', newline='') as file:
+    rows = [(row['image'], row['set']) for row in csv.DictReader(file)]
+  # Where test images lie in a folder of their own, they can have the names of training images.
+  trained = {image for image, part in rows if part == 'train'}
+  trained -= {image for image, part in rows if part == 'test'}
+  if count := len(trained.intersection(names)):
+    console.say(
+      f'  warning: {count:,} of {len(names):,} images are called like training images of the run '
+      f'({split}); scores are better on these'
+    )
+
+
+def _check_flags() -> Path | None:
+  """Check that the flags fit together and that the output can be written; return its place.
 
   Raises:
     ValueError: they do not, or it cannot.
@@ -155,15 +177,16 @@ def _check_flags(output: Path | None) -> None:
     raise ValueError(f'--eval takes one folder or list; --images has {len(options.images)}')
   if options.split and not options.eval:
     raise ValueError(f'--split={options.split} is for scores; give --eval')
-  if options.every_class and output is None:
-    raise ValueError('--every_class is for a file; give --output')
-  if output is None:
-    return
-  tables.check_output(output)
+  if options.output is None:
+    if options.every_class:
+      raise ValueError('--every_class is for a file; give --output')
+    return None
+  output = tables.check_output(options.output)
   for path in options.images:
     given = Path(path).expanduser()
     if output.exists() and given.exists() and output.samefile(given):
       raise ValueError(f'--output={output} is the list of images itself; give another name')
+  return output
 
 
 def describe_progress(step: int, num_steps: int, is_fused: bool) -> str:

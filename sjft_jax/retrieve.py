@@ -17,7 +17,6 @@ the first one writes the output:
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 from etils import epath
@@ -135,8 +134,7 @@ def retrieve() -> None:
     ValueError: impossible flags, before any work, or too many images that cannot be read.
   """
   options = flags.FLAGS
-  output = Path(options.output)
-  tables.check_output(output)
+  output = tables.check_output(options.output)
   launch.initialize_distributed()
   # After the flags: --help and a misspelt option should not wait for JAX.
   from sjft_jax.folder_ranking import rank_folders

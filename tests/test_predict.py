@@ -45,6 +45,16 @@ def run(data, tmp_path_factory):
   return workdir
 
 
+def test_images_that_trained_the_network_are_counted(tmp_path, capsys):
+  split = tmp_path / 'split.csv'
+  predict.warn_of_training_images(split, ['a/1.png'])
+  split.write_text('image,class,set\na/1.png,a,train\na/2.png,a,train\na/2.png,a,test\n')
+  predict.warn_of_training_images(split, ['a/2.png'])
+  assert not capsys.readouterr().out
+  predict.warn_of_training_images(split, ['a/1.png', 'a/2.png', 'a/3.png'])
+  assert 'warning: 1 of 3 images are called like training images' in capsys.readouterr().out
+
+
 def test_a_linear_probe_is_not_said_to_have_done_no_steps():
   assert predict.describe_progress(0, 0, False) == predict.describe_progress(0, 0, True) == ''
   assert predict.describe_progress(1000, 2000, False) == ' after 1,000 of 2,000 steps'

@@ -397,6 +397,12 @@ def _stated_depth(image: Image.Image, data: bytes) -> int:
 
 def _real_depth(values: Shaped[np.ndarray, '...'], depth: int) -> int:
   """Return the depth of values, which a file states, or the least one that they fit into."""
+  rest = 16 - depth
+  top = values >> rest
+  # Scaled to 16 bits, as PNG wants it, by zeros or by repetition: of a dark image only this shows.
+  for low in (0 * top, top >> max(depth - rest, 0)):
+    if rest and np.array_equal(values, (top << rest) | low):
+      return 16
   largest = int(values.max())
   # A depth that is stated and exceeded: the values were scaled to 16 bits, as PNG wants it.
   depths = _DEPTHS if depth == 16 else (depth, 16)

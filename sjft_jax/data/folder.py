@@ -9,7 +9,7 @@ import numpy as np
 from sjft_jax.data.decode import FORMATS
 from sjft_jax.data.file_dataset import FileDataset, normalize_class_name, sort_classes
 from sjft_jax.data.image_list import LIST_SUFFIXES
-from sjft_jax.data.walk import FolderWalk, has_folders, is_folder, scan_visible
+from sjft_jax.data.walk import FolderWalk, has_folders, is_folder, is_image_file, scan_visible
 
 # Folders with these names, in any case, are splits unless they hold images themselves.
 SPLITS = ('train', 'val', 'valid', 'validation', 'test')
@@ -107,9 +107,9 @@ def _check_no_wrapper(root: str, split: str, folders: Sequence[str]) -> None:
     parents.add(os.path.realpath(path))
     path = os.path.join(path, inner[0])
     entries = scan_visible(path)
-    if not all(is_folder(entry) for entry in entries):
+    if any(is_image_file(entry) for entry in entries):
       return
-    inner = [entry.name for entry in entries]
+    inner = [entry.name for entry in entries if is_folder(entry)]
   if path == root or len(inner) < 2:
     return
   remedy = f'path={path}'
@@ -141,8 +141,8 @@ def _check_no_splits(root: str, folders: Sequence[str]) -> None:
   inner = {}
   for folder in folders:
     entries = scan_visible(os.path.join(root, folder))
-    if all(is_folder(entry) for entry in entries):
-      inner[folder] = {entry.name for entry in entries}
+    if not any(is_image_file(entry) for entry in entries):
+      inner[folder] = {entry.name for entry in entries if is_folder(entry)}
   for folder in inner:
     for other in inner:
       shared = sorted(inner[folder] & inner[other])

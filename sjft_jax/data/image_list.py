@@ -1,6 +1,8 @@
 """Image files in a list: a table of paths, labels and splits."""
 
 import codecs
+import csv
+import functools
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -91,7 +93,7 @@ def read_paths(path: str) -> list[str]:
 
 def _number_groups(rows: pa.Table) -> pa.Array:
   """Return the number of each image's group; an image without a group is one by itself."""
-  names = pc.utf8_trim_whitespace(rows['group']).combine_chunks()
+  names = pc.utf8_normalize(pc.utf8_trim_whitespace(rows['group']), 'NFC').combine_chunks()
   encoded = names.dictionary_encode()
   numbers = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
   is_alone = pc.equal(pc.fill_null(names, ''), '').to_numpy(zero_copy_only=False)
@@ -112,13 +114,12 @@ def _check_distinct(names: Sequence[str], path: str) -> None:
   Raises:
     ValueError: two rows do.
   """
-  root = os.path.abspath(os.path.dirname(path))
+  root = os.path.dirname(path)
+  real_folder = functools.cache(os.path.realpath)
   first_names: dict[str, str] = {}
   for name in names:
-    place = os.path.join(root, os.path.expanduser(name))
-    folder, base = os.path.split(place)
-    is_plain = '..' not in name.split('/')
-    place = os.path.normpath(place) if is_plain else os.path.join(os.path.realpath(folder), base)
+    folder, base = os.path.split(os.path.join(root, os.path.expanduser(name)))
+    place = os.path.join(real_folder(folder), base)
     if place in first_names:
       first = first_names[place]
       if first == name:
@@ -175,7 +176,7 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
         parse_options=parse_options,
         convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
       )
-      _check_quotes(table, path)
+      _check_quotes(table, path, delimiter)
     names = [_plain_name(name) for name in names]
     table = table.rename_columns([_plain_name(name) for name in table.column_names])
     for column in required:
@@ -189,8 +190,14 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
       if names.count(column) > 1:
         raise ValueError(f'it has {names.count(column)} columns {column}; keep one')
     rows = {column: table[column].cast(pa.string()) for column in present}
-    for column in rows.values():
+    for name, column in rows.items():
       column.validate(full=True)
+      is_odd = pc.match_substring_regex(pc.fill_null(column, ''), r'^\s+"')
+      if not path.lower().endswith('.parquet') and pc.any(is_odd).as_py():
+        row = is_odd.index(True).as_py() + 1
+        raise ValueError(
+          f'row {row}: {name} has a blank before its quotation mark; remove the blank'
+        )
     if 'split' in rows:
       rows['split'] = pc.utf8_trim_whitespace(rows['split'])
     return pa.table(rows)
@@ -203,20 +210,25 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
     ) from error
 
 
-def _check_quotes(table: pa.Table, path: str) -> None:
-  """Check that the last value does not hold all rows behind a quotation mark.
+def _check_quotes(table: pa.Table, path: str, delimiter: str) -> None:
+  """Check that no value holds rows behind a quotation mark that is not closed.
 
   Raises:
-    ValueError: the mark is not closed.
+    ValueError: a mark is not closed, or not doubled within a value.
   """
-  last = table.column(table.num_columns - 1)[-1].as_py() if table.num_rows else ''
-  if '\n' not in (last or ''):
+  for column in table.columns:
+    if pc.any(pc.match_substring_regex(column, r'[\r\n]')).as_py():
+      break
+  else:
     return
-  content = Path(path).read_bytes().rstrip()
-  if not content.endswith(b'"') or content.count(b'"') % 2:
-    beginning = '"' + last[: last.index('\n') + 1]
-    line = content[: content.rfind(beginning.encode())].count(b'\n') + 1
-    raise ValueError(f'a quotation mark in line {line} is not closed')
+  with open(path, encoding='utf-8-sig', newline='') as file:
+    # Arrow takes what follows a closed mark for a part of the value.
+    reader, line = csv.reader(file, delimiter=delimiter, strict=True), 1
+    try:
+      for _ in reader:
+        line = reader.line_num + 1
+    except csv.Error as error:
+      raise ValueError(f'a quotation mark in line {line} is not closed') from error
 
 
 def _plain_name(name: str) -> str:

@@ -8,7 +8,6 @@ with its class and key; classes are spread over the rows. The same command draws
 
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -149,10 +148,9 @@ def main() -> None:
   options = flags.FLAGS
 
   def draw() -> None:
-    tables.check_output(Path(options.output), _SUFFIXES)
     save_preview(
       options.config,
-      options.output,
+      tables.check_output(options.output, _SUFFIXES),
       domain=options.data,
       images=options.images,
       draws=options.draws,

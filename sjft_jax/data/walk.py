@@ -52,6 +52,11 @@ def has_folders(folder: str) -> bool:
     return any(is_folder(entry) for entry in filter(_is_visible, entries))
 
 
+def is_image_file(entry: os.DirEntry) -> bool:
+  """Return whether an entry is a file that a walk reads as an image."""
+  return not is_folder(entry) and not _non_image_kind(entry)
+
+
 class FolderWalk:
   """The image files that a walk below a root finds, and the files that it passes over.
 

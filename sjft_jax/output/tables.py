@@ -67,29 +67,31 @@ NEIGHBOR_COLUMNS = {
 }
 
 
-def check_output(path: Path, suffixes: Iterable[str] = tuple(_WRITERS)) -> None:
-  """Check that a file, a table by default, can be written to `path`, a command's --output.
+def check_output(path: str | os.PathLike[str], suffixes: Iterable[str] = tuple(_WRITERS)) -> Path:
+  """Return the place of a command's --output, a table by default, where `~` is the home.
 
   Raises:
     ValueError: another suffix, no such folder, a place that cannot be written to, or a file of a
       work directory or an export.
   """
-  if path.suffix.lower() not in suffixes:
+  place = Path(os.path.expanduser(path))
+  if place.suffix.lower() not in suffixes:
     raise ValueError(f'--output={path}: the name must end in one of {", ".join(suffixes)}')
-  if not path.parent.is_dir():
-    raise ValueError(f'--output={path}: there is no folder {path.parent}; create it')
-  if path.is_dir() or not os.access(path.parent, os.W_OK):
+  if not place.parent.is_dir():
+    raise ValueError(f'--output={path}: there is no folder {place.parent}; create it')
+  if place.is_dir() or not os.access(place.parent, os.W_OK):
     raise ValueError(f'--output={path}: a file cannot be written there')
-  place = Path(os.path.realpath(path.expanduser()))
-  for folder in place.parents:
+  real = Path(os.path.realpath(place))
+  for folder in real.parents:
     if not (folder / 'config.json').is_file():  # As work directories and exports have it.
       continue
-    first, *others = place.relative_to(folder).parts
+    first, *others = real.relative_to(folder).parts
     is_file = not others and any(fnmatch(first, name) for name in _RUN_FILES)
     if is_file or (others and first in ('arms', 'pretrain')):
       raise ValueError(
         f'--output={path} lies among the files of the run in {folder}; give another path'
       )
+  return place
 
 
 def table_suffix(table_format: str, num_rows: int) -> str:

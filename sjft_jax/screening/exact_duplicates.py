@@ -74,12 +74,15 @@ def list_contradictions(train: Dataset, listing: os.PathLike[str]) -> None:
   digests = image_digests(train)
   if digests is None:
     return
-  first: dict[bytes, int] = {}
-  pairs = []
+  others: dict[bytes, dict[int, int]] = {}  # Of each file, its first image in each class.
   for i, row in enumerate(digests):
-    other = first.setdefault(row.tobytes(), i)
-    if row.any() and train.labels[i] != train.labels[other]:
-      pairs.append((i, other))
+    if row.any():
+      others.setdefault(row.tobytes(), {}).setdefault(int(train.labels[i]), i)
+  pairs = [
+    (i, next(j for label, j in others[row.tobytes()].items() if label != train.labels[i]))
+    for i, row in enumerate(digests)
+    if row.any() and len(others[row.tobytes()]) > 1
+  ]
   columns = ('image', 'class', 'other_image', 'other_class')
   tables.write_rows(
     listing,

@@ -246,6 +246,14 @@ def test_depth_in_a_file_of_16_bits_is_that_of_the_largest_value(depth, kind, co
   assert np.abs(decoded.astype(int) - expected).max() <= tolerance
 
 
+@pytest.mark.parametrize('repeats', [False, True])
+def test_dark_values_that_were_scaled_to_16_bits_stay_dark(repeats):
+  values = np.random.default_rng(0).integers(0, 200, (20, 30)).astype(np.uint16)
+  scaled = values << 4 | (values >> 8 if repeats else 0 * values)
+  decoded = decode_image(add_sbit(encode_with_opencv(scaled, '.png'), 12))
+  np.testing.assert_array_equal(decoded[..., 0], values >> 4)
+
+
 def test_alpha_of_16_bits_does_not_decide_the_depth():
   values = np.full((4, 5, 4), 65535, np.uint16)
   values[..., :3] = [1000, 2000, 4000]

@@ -69,6 +69,14 @@ REFUSED = {
     'are splits and not classes; name them: for a target train_split=Training and '
     'test_split=Testing, for a source split=Training',
   ),
+  'other names of splits, and a stray file': (
+    ['Training/a/1.png', 'Training/b/1.png', 'Training/Thumbs.db', 'Testing/a/1.png'],
+    'are splits and not classes; name them: for a target train_split=',
+  ),
+  'wrapper with a stray file': (
+    ['flowers/rose/1.png', 'flowers/lily/1.png', 'flowers/README.txt'],
+    'give path={0}/flowers',
+  ),
   'splits without classes': (
     ['train/1.png', 'test/1.png'],
     'but not all of them hold class folders; images are expected as <path>/<split>/<class>/<file>, '

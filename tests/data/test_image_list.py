@@ -94,6 +94,7 @@ def test_values_of_a_list_stay_text(tmp_path, image):
     (b'path,label\na.png,x\na.png,y\n', "has 'a.png' more than once"),
     (b'path,label\na.png,x\nno/b.png,y\n', r'/no/b\.png is not there; paths are absolute'),
     (b'path,label\na.png,x\nb.png,y\n', r'/b\.png is not there; paths are'),
+    (b'path,label\na.png,x\nb.png, "y"\n', r'row 2: label has a blank before its quotation mark;'),
     (b'path,label,split\na.png,x,q\n', r"split='train' is unknown; use one of q$"),
   ],
 )
@@ -112,6 +113,8 @@ def test_a_mistake_in_a_list_is_named_in_one_line(tmp_path, image, content, mess
   [
     ('path,label,split\n1.png,a,train\n2.png,b,"train\n3.png,a,train\n', 3),
     ('path,label,note\n1.png,a,"nice\n2.png,b,"good"\n', 2),
+    ('path,note,label\n1.png,"sea,a\n2.png,sky,a\n3.png,"dogs,b\n4.png,x,b\n', 2),
+    ('path,note,label\n1.png,"two\nlines",a\n2.png,"sea,a\n3.png,"dogs,b\n', 4),
   ],
 )
 def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(tmp_path, content, line):
@@ -212,3 +215,23 @@ def test_names_survive_being_written_and_read_again(tmp_path, suffix):
   many = [f'{number}{name}' for number in range(3000) for name in ODD_NAMES]
   tables.write_rows(path, columns, [(name, 'a') for name in many])
   assert image_list._read_columns(str(path))['path'].to_pylist() == many
+
+
+def test_one_group_has_one_number_in_every_unicode_form(tmp_path, image):
+  write(tmp_path / '1.png', image)
+  write(tmp_path / '2.png', image)
+  names = [unicodedata.normalize(form, 'José') for form in ('NFC', 'NFD')]
+  rows = ''.join(f'{i}.png,a,{name}\n' for i, name in enumerate(names, 1))
+  (tmp_path / 'list.csv').write_text(f'path,label,group\n{rows}', encoding='utf-8')
+  first, second = ListedImages(str(tmp_path / 'list.csv'), '').groups
+  assert first == second
+
+
+@pytest.mark.parametrize('other', ['../link/1.png', '{0}/images/1.png', '/{0}/images/1.png'])
+def test_one_file_by_two_ways_is_an_error(tmp_path, image, other):
+  write(tmp_path / 'images' / '1.png', image)
+  (tmp_path / 'link').symlink_to(tmp_path / 'images')
+  path = tmp_path / 'link' / 'list.csv'
+  path.write_text(f'path,label\n1.png,a\n{other.format(tmp_path)},a\n')
+  with pytest.raises(ValueError, match='the same file; keep one row'):
+    ListedImages(str(path), '')

@@ -93,8 +93,13 @@ def test_error_on_the_way_keeps_the_old_table(tmp_path):
 def test_output_that_can_be_written_is_accepted(tmp_path):
   tables.check_output(tmp_path / 'table.csv')
   (tmp_path / 'table.parquet').touch()
-  tables.check_output(tmp_path / 'table.parquet')
+  assert tables.check_output(tmp_path / 'table.parquet') == tmp_path / 'table.parquet'
   assert [path.name for path in tmp_path.iterdir()] == ['table.parquet']
+
+
+def test_output_in_the_home_is_found(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert tables.check_output('~/table.csv') == tmp_path / 'table.csv'
 
 
 def test_output_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):

@@ -67,9 +67,13 @@ def test_a_class_of_nothing_else_is_an_error(tmp_path, domains):
     exclude_test_files(train, domains[1], tmp_path / 'copies.csv', keep=False)
 
 
-def test_images_in_two_classes_are_listed_until_there_are_none(tmp_path):
+def test_images_in_two_classes_are_listed_until_there_are_none(tmp_path, capsys):
   path, columns = tmp_path / 'contradictions.csv', ['image', 'class', 'other_image', 'other_class']
   list_contradictions(Contents('train', [b'a', b'b', b'a'], [0, 0, 1]), path)
-  assert listed(path) == [columns, ['train/2', 'two', 'train/0', 'one']]
+  one, two = ['train/0', 'one'], ['train/2', 'two']
+  assert listed(path) == [columns, one + two, two + one]
+  list_contradictions(Contents('train', [b'a', b'a', b'b', b'a', b'c'], [0, 0, 1, 1, 1]), path)
+  assert [row[0] for row in listed(path)[1:]] == ['train/0', 'train/1', 'train/3']
+  assert '3 of 5 training images are in another class as well' in capsys.readouterr().out
   list_contradictions(Contents('train', [b'a', b'b', None], [0, 0, 1]), path)
   assert listed(path) == [columns]
