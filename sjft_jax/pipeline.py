@@ -29,6 +29,7 @@ from sjft_jax.runtime.choice import choose
 from sjft_jax.runtime.lock import lock
 from sjft_jax.screening.screen import ScreeningResult, screen
 from sjft_jax.selection.growth import SelectionOptions
+from sjft_jax.training.accumulation import copy_accumulation
 from sjft_jax.training.pretrain import pretrain_trunk
 from sjft_jax.training.profile import StepProfile
 from sjft_jax.training.trainer import TrainerFactory
@@ -79,7 +80,8 @@ def run_on_datasets(
     domains: the data sets.
     config, workdir: as for `run`.
     resume_with_changes: accept other values of options that change no result.
-    earlier_runs: other work directories, whose ranking is taken if it would be the same.
+    earlier_runs: other work directories, whose ranking is taken if it would be the same, and the
+      numbers of micro-batches that were chosen there.
     stop_after: one of `STAGES`, after which to end; '': run all.
     profile_steps: steps of the first arm to trace (see `StepProfile`); 0: none.
   """
@@ -130,6 +132,7 @@ def run_stages(
   # All trainers before the ranking, which can take hours: a step may be too large for the memory.
   network, fingerprint, arms = inputs.network, inputs.fingerprint, inputs.arms
   make_trainer = TrainerFactory(workdir, fingerprint, domains, network.model, network.variables)
+  copy_accumulation(earlier_runs, workdir)
   make_trainer.share_accumulation(configs.training_configs(config))
   pretrainer, trainers = None, {}
   if config.pretrain.steps:

@@ -383,15 +383,10 @@ def _train(workdir: epath.Path, domains: Domains, config: ConfigDict) -> Trial:
     FloatingPointError: no setting is to blame, since the arm has none or its pretraining diverged.
   """
   (arm,) = config.arms
-  # All trainings have the micro-batches that were chosen for the first: others would be compared
-  # with other batch statistics.
-  shared = workdir.parent.parent
-  for chosen in shared.glob('accumulation.*.json'):
-    workdir.mkdir(parents=True, exist_ok=True)
-    chosen.copy(workdir / chosen.name, overwrite=True)
+  fold, whole = workdir.parent, workdir.parent.parent
   try:
     results = pipeline.run_on_datasets(
-      domains, config, workdir, resume_with_changes=True, earlier_runs=[workdir.parent]
+      domains, config, workdir, resume_with_changes=True, earlier_runs=[fold, whole]
     )
   except FloatingPointError:
     if arm in configs.FROZEN_ARMS or not (workdir / 'arms' / arm).exists():
@@ -400,11 +395,11 @@ def _train(workdir: epath.Path, domains: Domains, config: ConfigDict) -> Trial:
     uniform = np.full((len(domains.test), classes), 1 / classes, np.float32)
     return Trial(uniform, np.asarray(domains.test.labels), 0.0)
   finally:
-    # The trainings that follow take these from there.
+    # The trainings that follow take these from there: of the fold, or of the whole tuning.
+    if (workdir / 'ranking.npz').exists() and not (fold / 'ranking.npz').exists():
+      os.replace(workdir / 'ranking.npz', fold / 'ranking.npz')
     for chosen in workdir.glob('accumulation.*.json'):
-      chosen.copy(shared / chosen.name, overwrite=True)
-    if (workdir / 'ranking.npz').exists() and not (workdir.parent / 'ranking.npz').exists():
-      os.replace(workdir / 'ranking.npz', workdir.parent / 'ranking.npz')
+      os.replace(chosen, whole / chosen.name)
   predictions = result_files.load_predictions(os.fspath(workdir / 'arms' / arm))
   seconds = results['seconds'][f'train {arm}']
   return Trial(predictions.probabilities, predictions.labels, seconds)

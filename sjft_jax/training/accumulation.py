@@ -7,7 +7,7 @@ allocated to find out.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -78,6 +78,19 @@ def load_or_choose_accumulation(
   artifacts.write_json(path, {'accumulation': chosen})
   distributed.barrier()  # The next time, all processes find the file or none does.
   return chosen
+
+
+def copy_accumulation(earlier_runs: Iterable[epath.Path], workdir: epath.Path) -> None:
+  """Take up the numbers of micro-batches that earlier runs have chosen.
+
+  Runs that are compared must not differ in them, and what fits depends on the memory that is free
+  at the moment.
+  """
+  for run in earlier_runs:
+    for file in run.glob('accumulation.*.json'):
+      if not (workdir / file.name).exists():
+        artifacts.write_json(workdir / file.name, artifacts.load_json(file, {'accumulation': int}))
+  distributed.barrier()  # As in `load_or_choose_accumulation`.
 
 
 def choose_accumulation(
