@@ -42,17 +42,21 @@ def read(content: bytes, budget: Budget) -> dict[str, np.ndarray]:
       is damaged or has more fields than the budget allows.
   """
   tensors: dict[str, np.ndarray] = {}
+  order: list[str] = []
   for layer_fields in _LAYERS:
     for number, kind, layer in _fields(memoryview(content), budget):
       if (number, kind) == (layer_fields.layers, _BYTES):
-        _read_layer(layer, layer_fields, tensors, budget)
+        order.append(_read_layer(layer, layer_fields, tensors, budget))
+  # CaffeNet has AlexNet's names and shapes.
+  if {'pool1', 'norm1'} <= set(order) and order.index('pool1') < order.index('norm1'):
+    raise ValueError('it is CaffeNet, which pools before it normalises; AlexNet is bvlc_alexnet')
   return tensors
 
 
 def _read_layer(
   content: memoryview, layer_fields: _LayerFields, tensors: dict[str, np.ndarray], budget: Budget
-) -> None:
-  """Add the blobs of a layer to `tensors`."""
+) -> str:
+  """Add the blobs of a layer to `tensors`; return its name."""
   layer, blobs = '', []
   for number, kind, value in _fields(content, budget):
     if (number, kind) == (layer_fields.name, _BYTES):
@@ -64,6 +68,7 @@ def _read_layer(
     if name in tensors:
       raise ValueError(f'two layers are called {layer}')
     tensors[name] = _blob_values(name, blob, budget)
+  return layer
 
 
 def _blob_values(name: str, content: memoryview, budget: Budget) -> np.ndarray:

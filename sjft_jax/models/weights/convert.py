@@ -26,6 +26,8 @@ from sjft_jax.runtime import artifacts
 NORMALIZATION_KEY = 'sjft_jax.normalization'
 # The file beside the weights in which timm and Hugging Face keep the mean; theirs have a few kB.
 _CONFIG, _MAX_CONFIG_BYTES = 'config.json', 2**20
+# Hugging Face's transformers keep it in a file of its own, under other names.
+_PREPROCESSOR = 'preprocessor_config.json'
 _REMEDY = (
   'set model.normalization to the nearest to what the network was trained with, of '
   + ', '.join(preprocess.NORMALIZATIONS)
@@ -88,7 +90,9 @@ def load(
   matches = [
     match_layout(layout, checkpoint.tensors, spec) for layout in layouts(name, checkpoint.origin)
   ]
-  best = min(matches, key=lambda match: len(match.missing_names), default=None)
+  best = min(
+    matches, key=lambda match: (len(match.missing_names), bool(match.problems)), default=None
+  )
   problems = best.problems if best else f'no layout of {checkpoint.origin} files is known for it'
   if any(tensor.startswith('params/trunk/') for tensor in checkpoint.tensors):
     raise ValueError(
@@ -103,7 +107,12 @@ def load(
     if not np.isfinite(best.tensors[tensor]).all():
       raise ValueError(f'{path}: {tensor} holds values that are not finite; fetch another file')
   if normalization == 'auto':
+    if checkpoint.origin == 'torch':
+      _check_architecture(checkpoint.path.with_name(_CONFIG), name)
     normalization = _stated_normalization(checkpoint) or best.layout.normalization
+  if checkpoint.origin == 'keras':  # There 'caffe' is BGR, the others RGB (`preprocess_input`).
+    layout = dataclasses.replace(best.layout, normalization=normalization)
+    best = dataclasses.replace(best, layout=layout)
   variables = best.variables()
   return Weights(
     variables['params'],
@@ -141,16 +150,19 @@ def _stated_normalization(checkpoint: Checkpoint) -> str | None:
     return None
   stated = formats.read_metadata(checkpoint.path).get(NORMALIZATION_KEY)
   if stated is None:
-    return _configured_normalization(checkpoint.path.with_name(_CONFIG))
+    folder = checkpoint.path.parent
+    return _configured_normalization(folder / _CONFIG) or _configured_normalization(
+      folder / _PREPROCESSOR, ('image_mean', 'image_std')
+    )
   if stated not in preprocess.NORMALIZATIONS:
     raise ValueError(f'{checkpoint.path}: its normalization {stated[:100]!r} is unknown; {_REMEDY}')
   return stated
 
 
-def _configured_normalization(path: Path) -> str | None:
-  """Return the normalization with the mean and deviation in a config.json; None if it has none."""
+def _read_config(path: Path) -> dict[str, Any]:
+  """Return the dict in a config.json; {} if there is none."""
   if not path.is_file():
-    return None
+    return {}
   try:
     if path.stat().st_size > _MAX_CONFIG_BYTES:
       raise ValueError(f'it has over {_MAX_CONFIG_BYTES:,} bytes')
@@ -159,19 +171,37 @@ def _configured_normalization(path: Path) -> str | None:
     raise ValueError(
       f'{path}, which may give the mean of the images, cannot be read: {error}; {_CONFIG_REMEDY}'
     ) from error
-  if not isinstance(config, dict):
-    return None
+  return config if isinstance(config, dict) else {}
+
+
+def _check_architecture(path: Path, name: str) -> None:
+  """Check that a config.json names no network that has the tensors of `name` and computes others.
+
+  Raises:
+    ValueError: it does.
+  """
+  known = _read_config(path).get('architecture')
+  if isinstance(known, str) and (
+    (known in trunk.NAMES and known != name) or known.startswith(('resnetblur', 'resnetaa'))
+  ):
+    raise ValueError(f'{path} says that the network is {known}, not name={name!r}')
+
+
+def _configured_normalization(path: Path, keys: tuple[str, str] = ('mean', 'std')) -> str | None:
+  """Return the normalization with the mean and deviation in a config.json; None if it has none."""
+  config = _read_config(path)
   for part in (config.get('pretrained_cfg'), config):
-    if isinstance(part, dict) and {'mean', 'std'} <= set(part):
+    if isinstance(part, dict) and set(keys) <= set(part):
       break
   else:
     return None
+  stated_mean, stated_deviation = (part[key] for key in keys)
   for name, (mean, deviation) in preprocess.NORMALIZATIONS.items():
-    if _is_near(part['mean'], mean) and _is_near(part['std'], deviation):
+    if _is_near(stated_mean, mean) and _is_near(stated_deviation, deviation):
       return name
   raise ValueError(
-    f'{path} gives the mean {reprlib.repr(part["mean"])} and the std '
-    f'{reprlib.repr(part["std"])}, which no normalization has; {_CONFIG_REMEDY}'
+    f'{path} gives the mean {reprlib.repr(stated_mean)} and the std '
+    f'{reprlib.repr(stated_deviation)}, which no normalization has; {_CONFIG_REMEDY}'
   )
 
 

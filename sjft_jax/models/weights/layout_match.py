@@ -70,7 +70,8 @@ class LayoutMatch:
       name
       for name in self.tensors
       if not (name in self.expected_shapes or name.startswith(ignored))
-      and not name.endswith('.num_batches_tracked')  # PyTorch counts the batches of its norms.
+      and not name.endswith('.num_batches_tracked')  # PyTorch counts the batches of its norms,
+      and name != 'n_averaged'  # and its AveragedModel the networks.
     ]
 
   @property

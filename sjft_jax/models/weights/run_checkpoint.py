@@ -100,6 +100,8 @@ def load_trunk(
       )
   trained = _load(training, heads=())
   params = trained.params['trunk']
+  if style not in ('auto', training.description['style']):
+    _check_style(training, style)
   if not fully_connected:
     params = {layer: params[layer] for layer in params if layer not in ('fc6', 'fc7')}
   return Weights(
@@ -109,6 +111,25 @@ def load_trunk(
     trained.description['normalization'] if normalization == 'auto' else normalization,
     None,
   )
+
+
+def _check_style(training: _Training, style: str) -> None:
+  """Check that a network has the same variables in another style: surplus ones have no effect.
+
+  Raises:
+    ValueError: it has not.
+  """
+  trained = _expected_shapes(training.description, 0, training.workdir / DESCRIPTION)
+  asked = _expected_shapes(
+    training.description | {'style': style}, 0, training.workdir / DESCRIPTION
+  )
+  if (
+    flatten_dict(trained['params']['trunk']).keys() != flatten_dict(asked['params']['trunk']).keys()
+  ):
+    raise ValueError(
+      f'{training.directory} holds a network with style={training.description["style"]!r}, which '
+      f"has other variables than {style!r}; set style='auto'"
+    )
 
 
 def load_newest(path: str) -> TrainedNetwork:

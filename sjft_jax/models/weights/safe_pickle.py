@@ -470,7 +470,13 @@ def _find_state_dict(tree: Any) -> dict[str, _Tensor]:
       return tensors
   # Some scripts have names of their own for the state_dict. One dict may have many names.
   parts = {id(part): part for part in tree.values() if isinstance(part, dict)}
-  return max(map(_named_tensors, [tree, *parts.values()]), key=len)
+  candidates = sorted(map(_named_tensors, [tree, *parts.values()]), key=len)
+  if len(candidates) > 1 and len(candidates[-1]) == len(candidates[-2]) > 0:
+    names = [name for name, part in tree.items() if isinstance(part, dict) and _named_tensors(part)]
+    raise ValueError(
+      f'it holds several networks, {", ".join(map(str, names))[:200]}: save one alone'
+    )
+  return candidates[-1]
 
 
 def _named_tensors(part: dict[Any, Any]) -> dict[str, _Tensor]:

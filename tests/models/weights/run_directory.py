@@ -34,11 +34,9 @@ class Average(NamedTuple):
   average: Any
 
 
-def draw_variables(seed=0, batch_norm='mixed'):
+def draw_variables(seed=0, name=DESCRIPTION['name'], **options):
   """Draw variables of a joint network as in `DESCRIPTION`, running statistics too."""
-  shared = trunk.build_trunk(
-    name=DESCRIPTION['name'], width=DESCRIPTION['width'], batch_norm=batch_norm
-  )
+  shared = trunk.build_trunk(name=name, width=DESCRIPTION['width'], **options)
   model = joint.Joint(shared, 3, 2)
   shapes = joint.variable_shapes(model, 32)
   random = np.random.default_rng(seed)

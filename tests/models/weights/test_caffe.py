@@ -28,6 +28,16 @@ def test_caffemodels_are_read(tmp_path, version, kind):
   assert_same(checkpoint.tensors, expected)
 
 
+def test_a_caffenet_is_not_taken_for_an_alexnet(tmp_path):
+  path = tmp_path / 'net.caffemodel'
+  conv = {'conv1': [normal(4, 3, 5, 5), normal(4)]}
+  path.write_bytes(caffemodel.encode(conv | {'norm1': [], 'pool1': []}))
+  formats.read(path)
+  path.write_bytes(caffemodel.encode(conv | {'pool1': [], 'norm1': []}))
+  with pytest.raises(ValueError, match='it is CaffeNet, which pools before it normalises'):
+    formats.read(path)
+
+
 def test_damaged_caffemodels_are_refused(tmp_path):
   field, blob = caffemodel.field, caffemodel.blob
   path = tmp_path / 'net.caffemodel'

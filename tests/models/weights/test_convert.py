@@ -309,6 +309,9 @@ def test_a_bias_before_a_norm_is_subtracted_from_its_mean(tmp_path):
   weights = convert.load(write_keras(tmp_path, keras), **options)
   expected = convert.load(write(tmp_path, tensors), **options)
   assert (weights.style, weights.normalization) == ('keras', 'caffe')
+  # With another normalisation than Caffe's, Keras's channels are those of RGB.
+  rgb = convert.load(str(tmp_path / 'weights.h5'), **options, normalization='inception')
+  np.testing.assert_array_equal(rgb.params['stem']['kernel'], expected.params['stem']['kernel'])
   expected.params['stem']['kernel'] = expected.params['stem']['kernel'][:, :, ::-1]
   jax.tree.map(np.testing.assert_array_equal, weights.params, expected.params)
   for name, path in [
@@ -476,6 +479,27 @@ def test_a_normalization_that_is_none_of_ours_must_be_chosen(tmp_path, content, 
   path = write(tmp_path, torchvision())
   assert re.search(f'config.json.*{message}.*; set model.normalization', refusal(path, **options))
   assert convert.load(path, **options, normalization='inception').normalization == 'inception'
+
+
+def test_the_preprocessor_of_hugging_face_decides(tmp_path):
+  path = write(tmp_path, torchvision())
+  values = {'image_mean': [0.5, 0.5, 0.5], 'image_std': [0.5, 0.5, 0.5]}
+  (tmp_path / 'preprocessor_config.json').write_text(json.dumps(values))
+  (tmp_path / 'config.json').write_text('{"model_type": "resnet"}')  # Has no mean there.
+  assert convert.load(path, name='resnet18v1', width=WIDTH).normalization == 'inception'
+
+
+@pytest.mark.parametrize('architecture', ['resnetblur18', 'resnetaa50', 'vgg16'])
+def test_a_config_that_names_another_network_is_not_passed_over(tmp_path, architecture):
+  path = write(tmp_path, torchvision())
+  (tmp_path / 'config.json').write_text(json.dumps({'architecture': architecture}))
+  message = refusal(path, name='resnet18v1', width=WIDTH)
+  assert message.endswith(f"says that the network is {architecture}, not name='resnet18v1'")
+
+
+def test_the_count_of_an_averaged_model_is_no_layer(tmp_path):
+  tensors = torchvision() | {'n_averaged': np.int64(3).reshape(())}
+  convert.load(write(tmp_path, tensors), name='resnet18v1', width=WIDTH)
 
 
 def test_a_config_of_something_else_decides_nothing(tmp_path):

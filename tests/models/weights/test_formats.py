@@ -73,6 +73,17 @@ def test_missing_files_are_refused(tmp_path):
       formats.read(path)
 
 
+def test_neither_of_two_networks_in_a_pickle_is_guessed(tmp_path):
+  one, other = ({name: tensor(str(key), 6, 0, (3, 2), (2, 1)) for name in 'ab'} for key in range(2))
+  path, storages = tmp_path / 'net.pth', {'0': normal(6), '1': normal(6, seed=1)}
+  write_torch_zip(path, dump({'student': one, 'teacher': other}), storages)
+  with pytest.raises(ValueError, match='several networks, student, teacher: save one alone'):
+    formats.read(path)
+  del other['b']
+  write_torch_zip(path, dump({'student': one, 'head': other}), storages)
+  assert set(formats.read(path).tensors) == {'a', 'b'}
+
+
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
   folder = tmp_path_factory.mktemp('files')

@@ -117,6 +117,16 @@ def test_a_trunk_is_loaded_as_weights(run, style, loaded_style):
   assert weights.classifier is None
 
 
+def test_a_style_with_other_variables_is_refused(tmp_path):
+  network = {'name': 'resnet18v2', 'style': 'keras'}
+  write_run(tmp_path / 'run', **network)
+  save_checkpoint(tmp_path / 'run' / 'arms' / 'rounds', 9, draw_variables(**network))
+  options = TRUNK | {'name': 'resnet18v2'}
+  assert run_checkpoint.load_trunk(str(tmp_path / 'run'), style='auto', **options).style == 'keras'
+  message = refusal(run_checkpoint.load_trunk, str(tmp_path / 'run'), style='torch', **options)
+  assert message.endswith("has other variables than 'torch'; set style='auto'")
+
+
 def test_a_trunk_has_the_statistics_of_the_target_alone(tmp_path):
   write_run(tmp_path / 'run')
   variables = draw_variables(batch_norm='per_domain')
