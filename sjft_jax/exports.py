@@ -98,7 +98,7 @@ def _check_output(output: str | os.PathLike[str]) -> Path:
       raise ValueError(f'{output} is a file; give a folder')
     names = sorted(path.name for path in folder.iterdir())
     own = {exported.CONFIG, exported.PROGRAM, exported.CARD}
-    others = [name for name in names if name not in own and not name.endswith('.safetensors')]
+    others = [name for name in names if name not in own and not exported.is_weights(name)]
     if others:
       raise ValueError(
         f'{output} holds {others[0]}, which is no part of an export; give a new folder'
@@ -156,6 +156,7 @@ def _make_card(
     dtype=prediction.dtype,
     views=[view.replace('_', ' ') for view in prediction.views],
     num_test=results['test_images'] if results else 0,
+    is_screened=config.screening.exclude_duplicates_of != 'none',
     scores=_score(classifier, fused) if results else (),
     gain=_describe_gain(results, arm) if results and not fused else '',
     target=target,

@@ -439,6 +439,8 @@ def load_results(workdir: epath.Path, fingerprint: str) -> dict[str, Any] | None
       f'{workdir / RESULTS} was made from other data or weights; use a new --workdir'
     )
   files = [workdir / name for name in (CONFIG, run_checkpoint.DESCRIPTION, TEST_IMAGES)]
+  if (workdir / 'neighbors.png').exists():  # Drawn where there was a ranking.
+    files.append(workdir / 'ranking.npz')
   files += [
     _round_dir(workdir / 'arms' / arm, number) / ROUND
     for arm, scores in results['arms'].items()

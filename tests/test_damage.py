@@ -88,8 +88,6 @@ def test_advice_leads_to_the_same_results(workdir, trained_run, small_data, name
   arm = workdir / 'arms' / 'rounds'
   before = results.load_predictions(str(arm), fused=True).probabilities
   (workdir / name).unlink()
-  if name == 'ranking.npz':  # It is looked for where results.json is gone as well.
-    (workdir / 'results.json').unlink()
   again = pipeline.run(make_config(small_data, **OPTIONS), workdir)
   assert without_seconds(again) == without_seconds(trained_run[1])
   assert (workdir / name).exists() or name == 'versions.json'

@@ -177,6 +177,10 @@ def test_an_export_is_replaced_and_nothing_else(arm, exported, tmp_path):
   (folder / '.git').mkdir()
   with pytest.raises(ValueError, match=r'holds \.git, which is no part of an export; give a new'):
     sjft_jax.export(arm, folder)
+  (folder / '.git').rmdir()
+  (folder / 'my_lora.safetensors').touch()
+  with pytest.raises(ValueError, match=r'holds my_lora\.safetensors, which is no part of an'):
+    sjft_jax.export(arm, folder)
   assert {path.name for path in tmp_path.iterdir()} == {'exported'}
 
 
@@ -202,6 +206,7 @@ def test_an_export_that_is_stopped_leaves_what_was_there(arm, exported, tmp_path
     ('run', 'file', 'file is a file; give a folder'),
     ('run', 'full', r'holds notes\.txt, which is no part of an export; give a new folder'),
     ('run', 'weights', 'is a folder of something else; give a new one'),
+    ('run', 'other', r'holds other\.safetensors, which is no part of an export'),
     ('run', 'gs://bucket/exported', 'an export is written to a disk; give a path'),
     ('exported', 'new', 'is an export already; give the run, or copy the folder'),
     ('nowhere', 'new', 'give the folder of one training; with checkpoints there: none'),
@@ -211,7 +216,8 @@ def test_impossible_places_are_named(tmp_path, run, output, message):
   (tmp_path / 'file').touch()
   for name, file in (
     ('full', 'notes.txt'),
-    ('weights', 'other.safetensors'),
+    ('weights', 'round1.safetensors'),
+    ('other', 'other.safetensors'),
     ('exported', 'model.safetensors'),
   ):
     (tmp_path / name).mkdir()

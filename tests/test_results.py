@@ -13,6 +13,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
+from sjft_jax import config as configs
 from sjft_jax import exports, results
 from sjft_jax.data.dataset import Domains, ImageArrays, SubsetDataset
 from sjft_jax.output import tables
@@ -258,7 +259,7 @@ def places(value, place=()):
 def show(saved):
   """Show results in every way that commands do."""
   print_table(saved)
-  run = SimpleNamespace(results=saved, title=str, rounds={})
+  run = SimpleNamespace(results=saved, title=str, rounds={}, config=configs.default())
   for section in (scores.make_answer, scores.score_section, scores.fusion_section):
     section(run)
   for arm in saved['arms']:

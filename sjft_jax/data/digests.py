@@ -70,7 +70,7 @@ def digest_files(
   digests = np.zeros((len(paths), DIGEST_BYTES), np.uint8)
   is_known = np.zeros(len(paths), bool)
   if kind:
-    with contextlib.suppress(ValueError, OSError, KeyError):
+    with contextlib.suppress(ValueError, OSError, KeyError, MemoryError):
       cached = artifacts.load(cache_path, cache_key)
       if cached is not None:
         is_known = _take_cached(cached, paths, stamps, digests)

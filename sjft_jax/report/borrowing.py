@@ -79,10 +79,11 @@ def neighbor_section(run: RunRecord) -> Section | None:
     'classes have more neighbours in the next round.'
   )
   if len(shown) < len(target):
-    text += (
-      f' {len(shown):,} of {len(target):,} training images are shown: the hardest of each class, '
-      'then the next hardest.'
-    )
+    num_classes = len(np.unique(target.labels))
+    which = 'the hardest of each class, then the next hardest'
+    if len(labels) < num_classes:
+      which = f'the hardest of {len(labels):,} of the {num_classes:,} classes'
+    text += f' {len(shown):,} of {len(target):,} training images are shown: {which}.'
   return Section(id='neighbours', title='What each image borrowed', text=[text], explorer=explorer)
 
 

@@ -78,7 +78,10 @@ def screening_section(run: RunRecord) -> Section:
     ('contradictions.csv', 'training images whose files are in another class as well'),
   ):
     path = run.workdir / file
-    rows = list(csv.reader(io.StringIO(path.read_text()))) if path.exists() else []
+    if not path.exists():
+      text.append(f'Not looked for: {what}.')
+      continue
+    rows = list(csv.reader(io.StringIO(path.read_text())))
     text.append(f'{len(rows[1:]):,} {what}.')
     if rows[1:]:
       more = len(rows) - 1 - _MAX_ROWS

@@ -137,6 +137,10 @@ def open_run(run: str | os.PathLike[str]) -> RunReport:
   ranking_inputs = rankings.RankingInputs(domains.target, domains.source, bank, depth, descriptors)
   arrays = _load(workdir / 'ranking.npz', ranking_inputs.fingerprint) if depth else None
   ranking = Ranking.empty(len(domains.target))
+  if depth and arrays is None:
+    raise ValueError(
+      f'{workdir / "ranking.npz"} is missing; run the command of this work directory again'
+    )
   if arrays is not None:
     ranking = Ranking(arrays['indices'][:, :depth], arrays['divergences'][:, :depth])
   return RunReport(workdir, fingerprint, config, domains, ranking)

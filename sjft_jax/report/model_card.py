@@ -49,6 +49,7 @@ class ModelCard:
     dtype: of activations.
     views: of the evaluation, the first one first.
     num_test: test images.
+    is_screened: whether copies of test images were kept out of the training.
     scores: none if they are not known.
     gain: a line on the gain over plain fine-tuning; '' if that is not known.
     target, source, pretrained: what it was trained on and started from; '' for none.
@@ -75,6 +76,7 @@ class ModelCard:
   dtype: str
   views: Sequence[str]
   num_test: int
+  is_screened: bool
   scores: Sequence[Score]
   gain: str
   target: str

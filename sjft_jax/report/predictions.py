@@ -142,7 +142,10 @@ def mistake_section(run: RunRecord) -> Section:
 def hardness_section(run: RunRecord) -> Section:
   """Show how hard the training images are after each round, and how neighbourhoods grow by it."""
   arm = run.main_arm
-  delta = config.arm_config(run.config, arm).selection.delta
+  selection = config.arm_config(run.config, arm).selection
+  # Other arms have one pool for all target images.
+  has_neighbors = selection.method in ('nearest', 'similar')
+  delta = selection.delta
   boxes, rows = [], []
   for number, round_ in enumerate(run.rounds[arm], 1):
     values = np.quantile(round_.hardness, list(_QUANTILES.values()))
@@ -151,8 +154,8 @@ def hardness_section(run: RunRecord) -> Section:
     rows.append(
       [
         str(number),
-        f'{round_.num_neighbors.mean():,.1f}' if round_.source_images else '–',
-        f'{round_.num_neighbors.max():,}' if round_.source_images else '–',
+        f'{round_.num_neighbors.mean():,.1f}' if has_neighbors else '–',
+        f'{round_.num_neighbors.max():,}' if has_neighbors else '–',
         f'{round_.source_images:,}' if round_.source_images else '–',
         f'{round_.hardness.mean():.3f}',
         f'{np.count_nonzero(~round_.is_correct):,}',

@@ -29,10 +29,13 @@ def make_answer(run: RunRecord) -> tuple[str, list[str]]:
     )
   *others, row = rows
   (baseline,) = (other for other in run.results['table'] if other['arm'] == 'none')
+  plain = (
+    'with pretraining on the source alone' if run.config.pretrain.steps else 'without a source'
+  )
   numbers = (
     f'{100 * row["gain"]:+.1f} ± {100 * row["standard_error"]:.1f} points: '
     f'{row["mean_class_accuracy"]:.1%} mean class accuracy against '
-    f'{baseline["mean_class_accuracy"]:.1%} without a source. ± is one standard error of drawing '
+    f'{baseline["mean_class_accuracy"]:.1%} {plain}. ± is one standard error of drawing '
     f'other than these {run.results["test_images"]:,} test images; training with another seed is '
     'not in it.'
   )

@@ -276,6 +276,7 @@ def load(path: os.PathLike[str], fingerprint: str) -> dict[str, np.ndarray] | No
   Raises:
     ValueError: they were made from other inputs, or the file is damaged.
     OSError: it cannot be read.
+    MemoryError: the arrays do not fit.
   """
   if not epath.Path(path).exists():
     return None
@@ -288,6 +289,8 @@ def load(path: os.PathLike[str], fingerprint: str) -> dict[str, np.ndarray] | No
       _check_arrays(arrays, file_size(path))
     saved_fingerprint = str(arrays.pop('fingerprint'))
   except Exception as error:  # A damaged zip file raises nearly anything.
+    if isinstance(error, MemoryError) or type(error).__module__.startswith('gcsfs'):
+      raise  # The store's own errors are plain exceptions.
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
       raise  # The disk's error; a wrong offset within the file is EINVAL.
     raise ValueError(f'{path} is damaged ({error}); {REMEDY}') from error
@@ -370,7 +373,7 @@ def load_or_make(
   A cache that is damaged or cannot be written costs time, never the run.
   """
   path = cache_dir() / kind / f'{fingerprint}.npz'
-  with contextlib.suppress(ValueError, OSError):
+  with contextlib.suppress(ValueError, OSError, MemoryError):
     cached = load(path, fingerprint)
     if cached is not None:
       return cached

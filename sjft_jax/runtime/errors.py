@@ -18,7 +18,19 @@ _SYSTEM_ERRORS = {
   errno.EMFILE: ('too many files are open', 'raise the limit (ulimit -n)'),
   errno.ENFILE: ('too many files are open in the whole system', 'end other programs'),
   errno.EAGAIN: ('no more processes or threads may start', 'raise the limit (ulimit -u)'),
+  errno.ENOMEM: ('memory ran out', 'end other programs'),
+  **dict.fromkeys(
+    (
+      *(errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.EHOSTDOWN),
+      *(errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+    ),
+    ('the disk or the store does not answer', 'wait until it does'),
+  ),
 }
+# What the messages of TensorStore begin with where an object store refuses.
+_STORE_FAULT = re.compile(
+  r'(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|UNAUTHENTICATED|PERMISSION_DENIED)\b'
+)
 # In messages of TensorStore and ArrayRecord.
 _PATH = re.compile(r'(?<=")/[^"]+|(?<=writing )/[^;]+')
 
@@ -45,6 +57,8 @@ def _error_number(error: BaseException) -> int | None:
   code = re.search(r"\[os_error_code='(\d+)'", str(error))
   if code:
     return int(code[1])
+  if _STORE_FAULT.match(str(error)):
+    return errno.ETIMEDOUT
   if not isinstance(error, RuntimeError | ImportError):
     return None
   if "can't start new thread" in str(error):

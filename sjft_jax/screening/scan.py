@@ -162,7 +162,7 @@ def _hash_or_reason(dataset: Dataset, index: int) -> np.ndarray | str:
 
 def _load_partial(path: Path, fingerprint: str, num_images: int) -> tuple[ScanResult, int]:
   """Load what a stopped scan has saved, and the number of images that it had scanned."""
-  with contextlib.suppress(ValueError, OSError):
+  with contextlib.suppress(ValueError, OSError, MemoryError):
     arrays = artifacts.load(path, fingerprint)
     if arrays is not None:
       return _from_arrays(arrays), int(arrays['position'])

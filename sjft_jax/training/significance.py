@@ -59,6 +59,8 @@ def paired_gain(
   """
   difference = is_correct.astype(np.float64) - baseline_is_correct
   gain, error = class_mean(difference, labels)
+  if abs(gain) < 1e-12:  # The rounding of a sum that is 0: no gain, and no loss.
+    gain = 0.0
   terms = (_class_weights(labels) * difference)[difference != 0]
   return PairedGain(gain, error, _permutation_p_value(terms, seed))
 

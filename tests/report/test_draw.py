@@ -17,7 +17,7 @@ from small_run import make_config, write_data
 
 from sjft_jax import pipeline
 from sjft_jax import workdir as workdirs
-from sjft_jax.report import borrowing, draw, page, scores, summary
+from sjft_jax.report import borrowing, conditions, draw, page, predictions, scores, summary
 from sjft_jax.runtime import artifacts
 from sjft_jax.workdir import FORMAT
 
@@ -171,6 +171,28 @@ def test_the_answer_its_numbers_and_the_predictions_are_of_one_arm(tmp_path, arm
   assert headline == summary.verdict(row)
   assert numbers.startswith(f'{100 * row["gain"]:+.1f} ± {100 * row["standard_error"]:.1f} points')
   assert run.main_arm == 'rounds'
+
+
+def test_plain_fine_tuning_of_a_pretrained_trunk_is_not_without_a_source(tmp_path):
+  run = synthetic.make_run(tmp_path, classes=['a', 'b'], images=20, rounds=2, k0=5)
+  assert 'without a source' in scores.make_answer(run)[1][0]
+  run.config.pretrain.steps = 10
+  assert 'with pretraining on the source alone' in scores.make_answer(run)[1][0]
+
+
+def test_statements_hold_for_this_run(tmp_path):
+  classes = [f'class {n}' for n in range(310)]
+  run = synthetic.make_run(tmp_path, classes=classes, images=310, rounds=2, k0=5, log_lines=2)
+  text = borrowing.neighbor_section(run).text[0]
+  assert re.search(r'(\d+) of 310 .* are shown: the hardest of \1 of the 310 classes\.', text)
+  text = conditions.screening_section(run).text
+  assert text[0] == '1 images that cannot be read, which were left out.'
+  assert text[2] == 'Not looked for: training images whose files are test images as well.'
+  run = dataclasses.replace(
+    run, rounds={'none': run.rounds['none'], 'classes': run.rounds['rounds']}
+  )
+  for row in predictions.hardness_section(run).tables[0].rows:
+    assert row[1:3] == ['–', '–']
 
 
 def test_the_answer_of_a_run_without_the_usual_selections_is_of_an_arm_of_its_own(tmp_path):

@@ -36,6 +36,7 @@ def make_card(**changes):
     'dtype': 'float32',
     'views': ('center',),
     'num_test': 1234,
+    'is_screened': True,
     'scores': (Score('center', 'top-1 accuracy', 0.5, 0.25, 0.75),),
     'gain': '',
     'target': 'dogs',
@@ -57,7 +58,9 @@ def head(text):
 def test_scores_are_in_the_head_and_in_the_text():
   text = model_card.render(make_card())
   assert '| center | top-1 accuracy | 50.0% | 25.0% to 75.0% |' in text
-  assert '1,234 test images of dogs' in text
+  assert '1,234 test images of dogs, which were not trained with:' in text
+  text = model_card.render(make_card(is_screened=False))
+  assert '1,234 test images of dogs; copies of them were not kept out of the training:' in text
   (model,) = head(text)['model-index']
   (result,) = model['results']
   assert result['metrics'] == [{'type': 'accuracy', 'name': 'top-1 accuracy, center', 'value': 0.5}]

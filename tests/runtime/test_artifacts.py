@@ -27,6 +27,18 @@ def test_other_inputs_and_damage_are_refused_with_the_remedy(tmp_path):
     artifacts.load(path, 'x')
 
 
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+  path = tmp_path / 'a.npz'
+  artifacts.save(path, 'x', numbers=np.arange(5))
+
+  def fail(*_):
+    raise MemoryError('Unable to allocate 381. MiB')
+
+  monkeypatch.setattr(np, 'load', fail)
+  with pytest.raises(MemoryError):
+    artifacts.load(path, 'x')
+
+
 def write_half(path):
   with artifacts.atomic_write(path) as file:
     file.write(b'half of the ne')

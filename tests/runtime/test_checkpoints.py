@@ -206,7 +206,12 @@ def test_reading_writes_nothing_and_logs_no_warning(tmp_path, caplog):
 def test_what_the_system_refuses_is_no_damage(tmp_path, monkeypatch):
   """The newest checkpoint would be deleted at the next save."""
   save(tmp_path, 3, 5)
-  for error in (OSError(errno.EMFILE, 'Too many open files'), MemoryError()):
+  for error in (
+    OSError(errno.EMFILE, 'Too many open files'),
+    OSError(errno.ETIMEDOUT, 'Connection timed out'),
+    ValueError('UNAVAILABLE: Error reading "gs://bucket/x": HTTP response code: 503'),
+    MemoryError(),
+  ):
 
     def restore(*_, error=error, **__):
       raise error

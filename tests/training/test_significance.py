@@ -94,6 +94,16 @@ def test_images_that_are_all_alike_have_an_error(classes, images):
   assert class_mean(np.zeros(len(labels)), labels) == (0, 0)
 
 
+def test_a_tie_is_neither_gain_nor_loss():
+  """A sum of thirds, sevenths and elevenths that is 0 is rounded to a little more or less."""
+  random = np.random.default_rng(0)
+  labels = np.repeat(np.arange(4), (1, 7, 3, 11))
+  for _ in range(100):
+    is_correct = random.random(len(labels)) < 0.5
+    order = np.concatenate([random.permutation(np.flatnonzero(labels == c)) for c in range(4)])
+    assert paired_gain(is_correct, is_correct[order], labels).gain == 0
+
+
 def test_equal_classifiers_have_no_gain():
   same = np.array([True, False, True])
   assert paired_gain(same, same, np.array([0, 0, 1])) == (0, 0, 1)

@@ -25,6 +25,8 @@ class Builder(ArchiveBuilder):
     Archive('TrainImages.txt', _URL + 'TrainImages.txt'),
     Archive('TestImages.txt', _URL + 'TestImages.txt'),
   )
+  # The images of the official lists, which come without checksums.
+  NUM_IMAGES: Mapping[str, int] = {'train': 5360, 'test': 1340}
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.make_info(
@@ -45,6 +47,13 @@ class Builder(ArchiveBuilder):
       }
       for split in ('train', 'test')
     }
+    for split, names in rooms.items():
+      others = rooms['test' if split == 'train' else 'train']
+      if len(names) != self.NUM_IMAGES[split] or names.keys() & others.keys():
+        raise ValueError(
+          f'{paths[f"{split.title()}Images.txt"]} names {len(names):,} images, the official list '
+          f'{self.NUM_IMAGES[split]:,} that are not in the other list; remove it and get it again'
+        )
     self.info.features['label'].names = sorted(set(rooms['train'].values()))
     return {
       split: self._generate_examples(paths['indoorCVPR_09.tar'], split_rooms)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,11 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 def weight_files(count: int) -> list[str]:
   """Return the names of the files of `count` networks, by round; the last one is `WEIGHTS`."""
   return [*(f'round{number}.safetensors' for number in range(1, count)), WEIGHTS]
+
+
+def is_weights(name: str) -> bool:
+  """Return whether a file of this name can be one of `weight_files`."""
+  return re.fullmatch(r'round\d+\.safetensors', name) is not None or name == WEIGHTS
 
 
 def is_export(path: str | os.PathLike[str]) -> bool:

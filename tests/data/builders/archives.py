@@ -71,6 +71,13 @@ def declare_official(monkeypatch, builder, folder):
     size = archive.size and len(content)
     expected.append(dataclasses.replace(archive, size=size, checksum=checksum))
   monkeypatch.setattr(builder, 'ARCHIVES', tuple(expected))
+  if hasattr(builder, 'NUM_IMAGES'):
+    lists = {split: folder / f'{split.title()}Images.txt' for split in builder.NUM_IMAGES}
+    counts = {
+      split: sum(bool(line.strip()) for line in path.read_text().splitlines())
+      for split, path in lists.items()
+    }
+    monkeypatch.setattr(builder, 'NUM_IMAGES', counts)
 
 
 def check_published_archives(builder):

@@ -48,12 +48,27 @@ def test_records_hold_the_images_of_the_lists(tmp_path, folder, images):
 
 
 def test_damaged_lists_are_named(tmp_path, folder):
-  with (folder / 'TestImages.txt').open('a') as file:
-    file.write('bar/none.jpg\nbar/neither.jpg\n')
+  path = folder / 'TestImages.txt'
+  path.write_text(
+    '\n'.join(['bar/none.jpg', 'bar/neither.jpg', *path.read_text().splitlines()[2:]])
+  )
   with pytest.raises(
     ValueError, match=r'indoorCVPR_09\.tar does not hold Images/bar/neither\.jpg and 1 more'
   ):
     prepare('mit_indoor67', str(tmp_path), str(folder))
-  (folder / 'TestImages.txt').write_bytes(b'\xff\xfe\x00\xd8')
+  path.write_bytes(b'\xff\xfe\x00\xd8')
   with pytest.raises(ValueError, match=r'TestImages\.txt is no text file'):
+    prepare('mit_indoor67', str(tmp_path), str(folder))
+
+
+@pytest.mark.parametrize('content', ['short', 'the other list', 'a page'])
+def test_lists_that_are_not_the_official_ones_are_named(tmp_path, folder, content):
+  path, other = folder / 'TestImages.txt', folder / 'TrainImages.txt'
+  lines = path.read_text().splitlines()
+  text = {'short': '\n'.join(lines[:-3]), 'the other list': other.read_text(), 'a page': '<html>\n'}
+  path.write_text(text[content])
+  message = r'TestImages\.txt names \d+ images, the official list 67 that are not in the other'
+  if content == 'the other list':  # Its images are in both.
+    message = r'TrainImages\.txt names 134 images, .* not in the other list; remove it and get it'
+  with pytest.raises(ValueError, match=message):
     prepare('mit_indoor67', str(tmp_path), str(folder))
