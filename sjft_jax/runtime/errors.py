@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import urllib.error
 from collections.abc import Iterator
 
 # What keeps a disk or the system from working, and the remedy.
@@ -41,6 +42,8 @@ def system_error(error: BaseException) -> str | None:
   Such a fault is none of the files': they are not damaged.
   """
   for cause in _causes(error):
+    if isinstance(cause, urllib.error.URLError):
+      return None  # Of a download, whose own message names the address and what to do.
     number = _error_number(cause)
     if number in _SYSTEM_ERRORS:
       fault, remedy = _SYSTEM_ERRORS[number]
