@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import urllib.error
 from collections.abc import Iterator
 
 # What keeps a disk or the system from working, and the remedy.
@@ -42,7 +41,7 @@ def system_error(error: BaseException) -> str | None:
   Such a fault is none of the files': they are not damaged.
   """
   for cause in _causes(error):
-    if isinstance(cause, urllib.error.URLError):
+    if type(cause).__module__.partition('.')[0] in ('urllib', 'requests'):
       return None  # Of a download, whose own message names the address and what to do.
     number = _error_number(cause)
     if number in _SYSTEM_ERRORS:
