@@ -49,6 +49,8 @@ def test_folder_is_read(tmp_path, case):
   assert expected in output(preview(path, *options, HOME=str(tmp_path)))
 
 
+# No image, beside class folders.
+STRAY = 'Training/Thumbs.db'
 REFUSED = {
   'train and val': (
     ['train/a/1.png', 'val/a/1.png'],
@@ -70,12 +72,12 @@ REFUSED = {
     'test_split=Testing, for a source split=Training',
   ),
   'other names of splits, and a stray file': (
-    ['Training/a/1.png', 'Training/b/1.png', 'Training/Thumbs.db', 'Testing/a/1.png'],
+    [*(f'{part}/{name}/1.png' for part in ('Training', 'Testing') for name in 'ab'), STRAY],
     'are splits and not classes; name them: for a target train_split=',
   ),
   'wrapper with a stray file': (
-    ['flowers/rose/1.png', 'flowers/lily/1.png', 'flowers/README.txt'],
-    'give path={0}/flowers',
+    ['Training/rose/1.png', 'Training/lily/1.png', STRAY],
+    'give path={0}/Training',
   ),
   'splits without classes': (
     ['train/1.png', 'test/1.png'],
@@ -106,6 +108,8 @@ def test_folder_is_refused_with_a_remedy(tmp_path, case):
   for name in names:
     if name.endswith('/'):
       (folder / name).mkdir(parents=True)
+    elif name == STRAY:
+      (folder / name).write_text('no image')
     else:
       write(folder, name)
   error = refusal(preview(folder, HOME=str(tmp_path)))
