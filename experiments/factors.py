@@ -13,7 +13,7 @@ factors are added, and a run that fails does not stop the others.
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 from rich.table import Table
 
@@ -21,7 +21,7 @@ from experiments import tables, tasks
 from experiments.tables import Changes, Run
 from sjft_jax import results
 from sjft_jax.repeats import spread
-from sjft_jax.runtime import artifacts, compilation, console
+from sjft_jax.runtime import artifacts, cli, compilation, console
 from sjft_jax.runtime.choice import choose
 
 BASE = 'as it is'
@@ -166,7 +166,8 @@ def _gain(gain: dict[str, Any] | None) -> str:
   return f'{gain["mean"]:+.1f} ({low:+.1f} to {high:+.1f})'
 
 
-def main(_: object) -> None:
+def main() -> None:
+  """Do what the command line asks for."""
   options = flags.FLAGS
   compilation.enable_cache()
   runs = get_runs(options.task, options.factors)
@@ -179,9 +180,13 @@ def main(_: object) -> None:
     console.say(f'{path} failed: {error}')
 
 
-if __name__ == '__main__':
+def define_flags() -> None:
+  """Define the flags of this program."""
   flags.DEFINE_string('task', 'textures', 'A task of tasks.py.')
   flags.DEFINE_list('factors', [], 'Names of factors; all by default.')
   flags.DEFINE_integer('seeds', 1, 'Seeds of every level.', lower_bound=1)
   flags.DEFINE_string('workdir', 'runs/factors', 'Where everything is kept.')
-  app.run(main)
+
+
+if __name__ == '__main__':
+  cli.start(define_flags, lambda: cli.run_command(main, 'Stopped. The same command goes on.'))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 from rich.table import Table as RichTable
 
@@ -28,7 +28,7 @@ import sjft_jax
 from configs import caltech256, dogs, flowers, indoor
 from experiments import tasks
 from sjft_jax import inputs, planning, results
-from sjft_jax.runtime import artifacts, compilation, console
+from sjft_jax.runtime import artifacts, cli, compilation, console
 
 # Options that differ from a configuration, 'section.option' → value.
 Changes = dict[str, Any]
@@ -339,7 +339,8 @@ def define_flags() -> None:
   flags.DEFINE_bool('dry_run', False, 'As --list, with the whole plan of each run.')
 
 
-def main(_: object) -> None:
+def main() -> None:
+  """Do what the command line asks for."""
   options = flags.FLAGS
   table = get_table(options.table, options.scale)
   workdir = Path(options.workdir) / f'{options.scale}{options.table}'
@@ -356,5 +357,4 @@ def main(_: object) -> None:
 
 
 if __name__ == '__main__':
-  define_flags()
-  app.run(main)
+  cli.start(define_flags, lambda: cli.run_command(main, 'Stopped. The same command goes on.'))
