@@ -152,8 +152,9 @@ def warn_of_training_images(split: Path, names: Sequence[str]) -> None:
   """
   if not split.is_file():
     return
-  with split.open(encoding='utf-8', newline='') as file:
-    rows = [(row['image'], row['set']) for row in csv.DictReader(file)]
+  with split.open(encoding='utf-8', errors='replace', newline='') as file:
+    # Beside the folder of an export, a file of this name may be anybody's.
+    rows = [(row.get('image'), row.get('set')) for row in csv.DictReader(file)]
   # Where test images lie in a folder of their own, they can have the names of training images.
   trained = {image for image, part in rows if part == 'train'}
   trained -= {image for image, part in rows if part == 'test'}

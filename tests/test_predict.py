@@ -48,6 +48,9 @@ def run(data, tmp_path_factory):
 def test_images_that_trained_the_network_are_counted(tmp_path, capsys):
   split = tmp_path / 'split.csv'
   predict.warn_of_training_images(split, ['a/1.png'])
+  for other in (b'', b'name,split\na/1.png,train\n', b'image\xff\n"a/1.png\n'):
+    split.write_bytes(other)
+    predict.warn_of_training_images(split, ['a/1.png'])
   split.write_text('image,class,set\na/1.png,a,train\na/2.png,a,train\na/2.png,a,test\n')
   predict.warn_of_training_images(split, ['a/2.png'])
   assert not capsys.readouterr().out
