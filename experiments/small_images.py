@@ -13,14 +13,16 @@ Clone these repositories into one folder, each at its commit:
 
   python -m experiments.small_images --clones=DIR --output=runs/small_images
 
-A target's list is flowers.csv, caltech.csv, grocery.csv, dogs.csv, satellite.csv or
-satellite_related.csv, with columns path, label and split; with --targets=dogs,satellite only these
-are written, and only their repositories and those of the source are needed. mixed.csv is the
-source: photographs of objects and animals (mini-ImageNet), drawings and sketches (PACS) and
-satellite images, without the classes that a target has as well. mixed_without_satellite.csv is for
-the target satellite, and mixed_with_related.csv, whose satellite images are of the six other
-classes, for satellite_related. pictures.csv has the demo's source without its letters, and
-letters_with_related.csv these letters and the satellite images of mixed_with_related.csv.
+A target's list is flowers.csv, caltech.csv, grocery.csv, dogs.csv, satellite.csv,
+satellite_related.csv or flowers_related.csv, with columns path, label and split; with
+--targets=dogs,satellite only these are written, and only their repositories and those of the source
+are needed. mixed.csv is the source: photographs of objects and animals (mini-ImageNet), drawings
+and sketches (PACS) and satellite images, without the classes that a target has as well.
+mixed_without_satellite.csv is for the target satellite, and mixed_with_related.csv, whose satellite
+images are of the six other classes, for satellite_related. pictures.csv has the demo's source
+without its letters, and letters_with_related.csv these letters and the satellite images of
+mixed_with_related.csv. letters_with_flowers.csv, which is written with flowers_related, has them
+and flowers of the other species.
 """
 
 import csv
@@ -51,6 +53,8 @@ SHARED_CLASSES = frozenset(
 RELATED_TARGET = frozenset(
   ('commercial_area', 'farmland', 'industrial_area', 'lake', 'residential', 'wetland')
 )
+# Every sixth of the 102 species of flowers.
+RELATED_SPECIES = frozenset(f'{number:03}' for number in range(6, 103, 6))
 
 
 class Image(NamedTuple):
@@ -63,11 +67,15 @@ class Image(NamedTuple):
 
 def flowers(clones: Path) -> Iterator[Image]:
   """Yield Oxford Flowers 102 with its official training and test images."""
+  yield from _flowers(clones, (('trnid', 'train'), ('tstid', 'test')))
+
+
+def _flowers(clones: Path, splits: Iterable[tuple[str, str]]) -> Iterator[Image]:
   lists = clones / 'FloralVision'
   numbers = scipy.io.loadmat(next(lists.rglob('setid.mat')))
   labels = scipy.io.loadmat(next(lists.rglob('imagelabels.mat')))['labels'].ravel()
   paths = {path.stem: path for path in (clones / 'colorization-tf').rglob('image_?????.jpg')}
-  for key, split in (('trnid', 'train'), ('tstid', 'test')):
+  for key, split in splits:
     for number in np.ravel(numbers[key]):
       yield Image(paths[f'image_{number:05}'], f'{labels[number - 1]:03}', split)
 
@@ -111,6 +119,13 @@ def satellite_related(clones: Path) -> Iterator[Image]:
     yield from _limit((image for image in images if image.label in RELATED_TARGET), limit)
 
 
+def flowers_related(clones: Path) -> Iterator[Image]:
+  """Yield 17 species of flowers with their official training images and up to 60 test images."""
+  images = [image for image in flowers(clones) if image.label in RELATED_SPECIES]
+  for split in ('train', 'test'):
+    yield from _limit((image for image in images if image.split == split), 60)
+
+
 def photographs(clones: Path) -> Iterator[Image]:
   """Yield 100 training images of each class of mini-ImageNet that no target has."""
   images = _class_folders(clones / 'split_minidataset/train', '')
@@ -139,7 +154,16 @@ def related_source(clones: Path) -> Iterator[Image]:
   yield from _limit((image for image in images if image.label not in RELATED_TARGET), 550)
 
 
-TARGETS = {f.__name__: f for f in (flowers, caltech, grocery, dogs, satellite, satellite_related)}
+def flowers_source(clones: Path) -> Iterator[Image]:
+  """Yield up to 40 images of each of the 85 species that `flowers_related` lacks."""
+  images = _flowers(clones, ((key, '') for key in ('trnid', 'valid', 'tstid')))
+  yield from _limit((image for image in images if image.label not in RELATED_SPECIES), 40)
+
+
+TARGETS = {
+  f.__name__: f
+  for f in (flowers, caltech, grocery, dogs, satellite, satellite_related, flowers_related)
+}
 
 
 def _class_folders(folder: Path, split: str) -> Iterator[Image]:
@@ -196,7 +220,8 @@ def write_list(path: Path, images: Iterable[Image], *, columns: int) -> None:
 
 def main(_: object) -> None:
   clones, output = Path(CLONES.value), Path(OUTPUT.value)
-  for name in NAMES.value or TARGETS:
+  names = NAMES.value or TARGETS
+  for name in names:
     images = TARGETS[choose('--targets', name, TARGETS)](clones)
     write_list(output / f'{name}.csv', write(name, images, output), columns=3)
   sources = photographs, drawings, satellite_source, related_source
@@ -204,13 +229,18 @@ def main(_: object) -> None:
     write(source.__name__, source(clones), output) for source in sources
   )
   pictures, letters = write_demo(output)
-  for name, images in (
-    ('pictures', pictures),
-    ('letters_with_related', letters + related),
-    ('mixed', photographed + drawn + satellites),
-    ('mixed_without_satellite', photographed + drawn),
-    ('mixed_with_related', photographed + drawn + related),
-  ):
+  lists = {
+    'pictures': pictures,
+    'letters_with_related': letters + related,
+    'mixed': photographed + drawn + satellites,
+    'mixed_without_satellite': photographed + drawn,
+    'mixed_with_related': photographed + drawn + related,
+  }
+  if 'flowers_related' in names:
+    lists['letters_with_flowers'] = letters + write(
+      'flowers_source', flowers_source(clones), output
+    )
+  for name, images in lists.items():
     write_list(output / f'{name}.csv', images, columns=2)
 
 

@@ -15,7 +15,8 @@ runs/small_images.
 
 textures_without_letters and satellite_with_letters change the foreign part of the source alone: the
 first has the pictures of the demo's source, the second its letters in the place of photographs and
-drawings.
+drawings. flowers_with_letters is the like for flowers: seventeen species, ten training images of
+each, and the letters and other species as its source.
 
 With _imagenet behind its name a task starts from AlexNet's weights from ImageNet. All arms of the
 paper train AlexNet's convolutions on 64 × 64 pixels. README.md has the protocol and the results.
@@ -26,11 +27,15 @@ from ml_collections import ConfigDict
 from configs import demo
 
 # The lists of target and source, where these are not the task's name and mixed.
-TARGETS = {'satellite_with_letters': 'satellite_related'}
+TARGETS = {
+  'satellite_with_letters': 'satellite_related',
+  'flowers_with_letters': 'flowers_related',
+}
 SOURCES = {
   'satellite': 'mixed_without_satellite',
   'satellite_related': 'mixed_with_related',
   'satellite_with_letters': 'letters_with_related',
+  'flowers_with_letters': 'letters_with_flowers',
 }
 SMALL = ('flowers', 'caltech', 'grocery', 'dogs', 'satellite', 'satellite_related', *TARGETS)
 TASKS = ('textures', 'textures_without_letters', *SMALL)
