@@ -15,7 +15,7 @@ from sjft_jax.data.transforms import AUGMENTATIONS, VIEWS
 from sjft_jax.runtime.choice import choose
 from sjft_jax.runtime.option_names import name_overrides
 from sjft_jax.selection.growth import SelectionOptions
-from sjft_jax.selection.subset import METHODS
+from sjft_jax.selection.subset import DRAWS, METHODS
 
 # The sections that arms can differ in: data, network and ranking are the same for all.
 OVERRIDABLE = ('selection', 'training', 'loss', 'solver')
@@ -102,6 +102,9 @@ def default() -> ConfigDict:
   # Distinct source images in the first round; the paper asks for 200,000. K0 becomes the smallest
   # number of neighbours that together reach so many, num_neighbors at most. 0 takes num_neighbors.
   s.min_source_images = 0
+  # How often each of an image's neighbours is drawn: 'uniform', all equally; 'nearer', the last one
+  # 20 times less often than the first; 'balanced', less if they are neighbours of many images.
+  s.draw = 'uniform'
   s.rounds = 5  # Rounds of training.steps each; with 1 the neighbours never grow.
   s.delta = 0.1  # δ in nats; a correct prediction with at least this entropy counts as unsure.
   s.sigma0 = 4.0  # σ0, neighbours added for a misclassified image, in multiples of K0.
@@ -180,6 +183,7 @@ def default() -> ConfigDict:
   c.loss = lo = ConfigDict()
   lo.target_weight = 0.5  # Weight of the mean cross-entropy of a step's target images.
   lo.source_weight = 0.5  # Weight of that of its source images.
+  lo.source_decay = 1.0  # Factor on source_weight from each round to the next.
   lo.label_smoothing = 0.0  # Share of a label that is spread over all classes, in both domains.
 
   c.solver = s = ConfigDict()
@@ -412,11 +416,15 @@ _NOT_NEGATIVE = {
   'selection': ('min_source_images', 'delta', 'sigma0', 'sigma1'),
   'pretrain': ('steps', 'warmup_steps'),
   'training': ('accumulation', 'class_cap', 'max_loss', 'workers'),
-  'loss': ('target_weight', 'source_weight', 'label_smoothing'),
+  'loss': ('target_weight', 'source_weight', 'source_decay', 'label_smoothing'),
   'solver': ('warmup_steps', 'momentum', 'weight_decay', 'l2_sp', 'ema'),
 }
 _BELOW_1 = {'loss': ('label_smoothing',), 'solver': ('ema',)}
-_AT_MOST_1 = {'screening': ('max_bad_share',), 'solver': ('layer_decay',)}
+_AT_MOST_1 = {
+  'screening': ('max_bad_share',),
+  'loss': ('source_decay',),
+  'solver': ('layer_decay',),
+}
 
 
 def check_values(config: ConfigDict, domains: Domains, *, num_devices: int) -> None:
@@ -450,6 +458,7 @@ def _check_choices(config: ConfigDict) -> None:
   for section, name, known in (
     ('screening', 'exclude_duplicates_of', DUPLICATES_OF),
     ('selection', 'method', METHODS),
+    ('selection', 'draw', DRAWS),
     ('training', 'augment', AUGMENTATIONS),
     ('pretrain', 'schedule', SCHEDULES),
     ('solver', 'schedule', SCHEDULES),
