@@ -87,6 +87,8 @@ class Classifier:
       step.make_predict(_build_model(self.network, self.options).apply),
       transforms.ImageSize(resize=self.options.resize, crop=self.options.crop),
       EvaluationOptions(views=self.views, batch_size=self.options.batch_size),
+      batch_size_option='batch_size',
+      last_resort='use the view center, or free memory',
     )
 
   def predict(

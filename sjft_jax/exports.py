@@ -171,8 +171,13 @@ def _make_card(
 
 def _name_data(options: ConfigDict) -> str:
   """Return what the card calls a data set: where it lies on this machine is nobody's business."""
-  name = Path(options.path).name if options.dataset == 'folder' else ''
-  return name or str(options.dataset)
+  names = options.dataset.split('+')
+  paths = options.path.split(',') if len(names) > 1 else [options.path]
+  paths = paths if len(paths) == len(names) else paths * len(names)
+  return ' + '.join(
+    (Path(path).name if name == 'folder' else '') or name
+    for name, path in zip(names, paths, strict=True)
+  )
 
 
 def _name_weights(pretrained: str) -> str:

@@ -43,7 +43,7 @@ class FolderRanking:
   seconds: float
 
   def save(self, path: os.PathLike[str] | str) -> None:
-    """Write a table, .csv or .parquet, with a row for each target image and neighbour.
+    """Write a table (.csv, .tsv, .parquet or .json) with a row for each target image and neighbour.
 
     Its columns are target, source, rank (1 is the nearest) and divergence (nats).
 

@@ -29,7 +29,7 @@ def define_flags() -> None:
   )
   flags.DEFINE_enum('view', None, VIEWS, 'Evaluation view. Default: the first of the first run.')
   flags.DEFINE_bool('fused', False, 'Average the rounds of each run first.')
-  flags.DEFINE_string('output', None, 'File to write, .csv or .parquet.')
+  flags.DEFINE_string('output', None, 'File to write: .csv, .tsv, .parquet or .json.')
   flags.adopt_module_key_flags(cli)
 
 

@@ -20,6 +20,7 @@ Neither the run's images nor its configuration file are needed, only its work di
 """
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from absl import flags
+from etils import epath
 from jaxtyping import Float, Int
 
 from sjft_jax import config
@@ -143,7 +145,7 @@ def predict() -> None:
     summary.print_scores([(options.run, scores)], count)
 
 
-def warn_of_training_images(split: Path, names: Sequence[str]) -> None:
+def warn_of_training_images(split: epath.Path, names: Sequence[str]) -> None:
   """Print a line if images to score have trained the network, as far as a run's split.csv tells.
 
   Args:
@@ -152,9 +154,11 @@ def warn_of_training_images(split: Path, names: Sequence[str]) -> None:
   """
   if not split.is_file():
     return
-  with split.open(encoding='utf-8', errors='replace', newline='') as file:
-    # Beside the folder of an export, a file of this name may be anybody's.
-    rows = [(row.get('image'), row.get('set')) for row in csv.DictReader(file)]
+  # Beside the folder of an export, a file of this name may be anybody's. (A path of epath takes
+  # neither errors= nor newline= when it opens a file.)
+  text = split.read_bytes().decode(errors='replace')
+  lines = csv.DictReader(io.StringIO(text, newline=''))
+  rows = [(row.get('image'), row.get('set')) for row in lines]
   # Where test images lie in a folder of their own, they can have the names of training images.
   trained = {image for image, part in rows if part == 'train'}
   trained -= {image for image, part in rows if part == 'test'}
@@ -181,6 +185,10 @@ def _check_flags() -> Path | None:
   if options.output is None:
     if options.every_class:
       raise ValueError('--every_class is for a file; give --output')
+    if options.eval and options.top > 1:
+      raise ValueError(
+        f'--top={options.top}: --eval prints scores alone; give --output, or leave --eval out'
+      )
     return None
   output = tables.check_output(options.output)
   for path in options.images:

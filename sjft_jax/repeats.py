@@ -95,9 +95,8 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
     results: what `pipeline.run` returned for each repeat.
 
   Returns:
-    'seeds', 'view', 'test_images', and 'table': rows with 'name', and for each score of all repeats
-    {'mean', 'standard_deviation', 'values'}; the gain has 'interval' too, the 95 % confidence
-    interval of its mean over repeats (Student's t).
+    'seeds', 'view', 'test_images', and 'table': rows with 'name' and 'source_images', and each
+    score and gain as `spread` has it.
   """
   rows = []
   for position, row in enumerate(results[0]['table']):

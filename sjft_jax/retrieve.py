@@ -38,7 +38,10 @@ def define_flags() -> None:
     'k', default.selection.num_neighbors, 'Neighbours of each target image.', lower_bound=1
   )
   flags.DEFINE_string(
-    'output', None, 'File to write, .csv or .parquet; an older one is replaced.', required=True
+    'output',
+    None,
+    'File to write: .csv, .tsv, .parquet or .json; an older one is replaced.',
+    required=True,
   )
   flags.DEFINE_string(
     'bank',

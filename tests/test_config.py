@@ -254,3 +254,13 @@ def test_changes_are_checked_by_name_and_type():
     config.with_changes(c, {'bank': {'nme': 'gabor'}})
   with pytest.raises(ValueError, match="Could not override field 'resize'"):
     config.with_changes(c, {'descriptors': {'resize': 'large'}})
+
+
+def test_pretraining_keeps_nothing_of_its_start():
+  options = config.default()
+  options.pretrain.steps, options.training.freeze = 7, 'trunk'
+  options.solver.update(l2_sp=0.1, layer_decay=0.5, head_rate=10.0, momentum=0.8)
+  made = config.pretrain_config(options)
+  assert (made.training.steps, made.training.freeze) == (7, '')
+  assert (made.solver.l2_sp, made.solver.layer_decay, made.solver.head_rate) == (0.0, 1.0, 1.0)
+  assert made.solver.momentum == 0.8

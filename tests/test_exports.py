@@ -425,3 +425,18 @@ def test_the_card_counts_whole_classes_by_their_images(tmp_path):
     path.write_text('\n'.join(rows))
     counts = exports._count_classes(epath.Path(tmp_path / name), config.arm_config(options, name))
     assert counts == ([] if name == 'probe' else [('a', 4, 4 / 6), ('b', 2, 2 / 6)])
+
+
+@pytest.mark.parametrize(
+  ('dataset', 'path', 'name'),
+  [
+    ('folder', '/data/birds', 'birds'),
+    ('folder+folder', '/data/birds,/data/boats', 'birds + boats'),
+    ('folder+imagenet2012', '/data/birds,/tfds', 'birds + imagenet2012'),
+    ('demo_diverse', '', 'demo_diverse'),
+  ],
+)
+def test_the_card_names_every_data_set_of_a_source(dataset, path, name):
+  options = config.default().source
+  options.dataset, options.path = dataset, path
+  assert exports._name_data(options) == name

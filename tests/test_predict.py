@@ -1,5 +1,6 @@
 """A trained run applied to images, from the command line."""
 
+import csv
 import json
 import shutil
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from etils import epath
 from small_run import make_config, write_data
 
 from sjft_jax import pipeline, predict
@@ -46,7 +48,7 @@ def run(data, tmp_path_factory):
 
 
 def test_images_that_trained_the_network_are_counted(tmp_path, capsys):
-  split = tmp_path / 'split.csv'
+  split = epath.Path(tmp_path / 'split.csv')  # As the folder of a classifier is.
   predict.warn_of_training_images(split, ['a/1.png'])
   for other in (b'', b'name,split\na/1.png,train\n', b'image\xff\n"a/1.png\n'):
     split.write_bytes(other)
@@ -67,6 +69,11 @@ def test_a_linear_probe_is_not_said_to_have_done_no_steps():
 def test_no_images_are_named_so():
   process = start_predict('nowhere', '--images=')
   assert '--images= is empty; give a folder, a list or an image' in commands.refusal(process)
+
+
+def test_likeliest_classes_that_nothing_would_show_are_refused():
+  process = start_predict('nowhere', '--images=x', '--eval', '--top=3')
+  assert '--top=3: --eval prints scores alone' in commands.refusal(process)
 
 
 def start(arm, images, output, *more):
@@ -196,12 +203,18 @@ def test_one_file_and_a_list_are_predicted_as_in_their_folder(run, data, tmp_pat
 @pytest.mark.slow
 def test_eval_gives_the_numbers_that_training_gave(run, data, tmp_path):
   arm, test = run / 'arms' / 'rounds', data / 'target' / 'test'
+  first = sorted(path.relative_to(test).as_posix() for path in test.rglob('*.png'))[0]
+  with (run / 'split.csv').open('w') as file:  # As of a run that has drawn its test images.
+    rows = csv.writer(file)
+    rows.writerows([('image', 'class', 'set'), (first, 'any', 'train')])
   jobs = [
     start_predict(arm, f'--images={test}', '--eval'),
     start_predict(arm, f'--images={test}', '--eval', '--fused', '--view=center'),
     start_predict(arm, f'--images={test}', '--eval', f'--output={tmp_path / "p.json"}'),
   ]
   printed = [finish(process) for process in jobs]
+  (run / 'split.csv').unlink()
+  assert 'images are called like training images' in printed[0]
   saved = json.loads((run / 'results.json').read_text())['arms']['rounds']
   for text, scores in (
     (printed[0], saved['rounds'][-1]['test']['ten_crop']),

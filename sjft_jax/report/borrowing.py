@@ -150,7 +150,8 @@ def class_section(run: RunRecord) -> Section | None:
   images, classes = run.borrowing
   is_borrowed = images > 0
   if source.labels.ndim > 1:
-    borrowed, total = is_borrowed @ source.labels, source.labels.sum(axis=0)
+    # A product of truth values alone would be one: whether any is borrowed.
+    borrowed, total = source.labels[is_borrowed].sum(axis=0), source.labels.sum(axis=0)
   else:
     borrowed = np.bincount(source.labels[is_borrowed], minlength=len(source.classes))
     total = np.bincount(source.labels, minlength=len(source.classes))
@@ -165,7 +166,7 @@ def class_section(run: RunRecord) -> Section | None:
         source.classes[label],
         f'{borrowed[label]:,} of {total[label]:,}',
         f'{pairs[label]:,}',
-        f'{pairs[label] / pairs.sum():.1%}',
+        f'{pairs[label] / images.sum():.1%}',
         ', '.join(names),
       ]
     )
@@ -206,7 +207,9 @@ def _borrowing_chart(
   target, _, source = run.domains
   # Those target classes that borrow most from the source classes shown.
   columns = np.sort(np.argsort(-classes[:, shown].sum(axis=1), kind='stable')[:_CHART_COLUMNS])
-  totals = classes.sum(axis=1)
+  # Not the sums of `classes`, where a source image with several classes counts for each.
+  num_neighbors = run.rounds[run.selecting_arm or ''][-1].num_neighbors
+  totals = np.bincount(target.labels, num_neighbors, len(target.classes))
   cells = [
     {
       'row': source.classes[s],

@@ -41,11 +41,15 @@ class Evaluator:
     predict_step: see `predict`.
     size: of the images that the network sees.
     options: the views to report and the batch size.
+    batch_size_option: what users call the batch size, for messages.
+    last_resort: what to do where memory runs out for a single image, for messages.
   """
 
   predict_step: Callable[..., jax.Array | np.ndarray]
   size: transforms.ImageSize
   options: EvaluationOptions
+  batch_size_option: str = 'evaluation.batch_size'
+  last_resort: str = 'lower images.crop'
 
   def __call__(
     self, state: TrainState, data: Dataset, view: str
@@ -69,9 +73,7 @@ class Evaluator:
       # A shard may be one image shorter than others, even empty. The image behind it, which the
       # longer shard that comes last always leaves, makes batches alike in number and shape.
       stop = start + -(-len(data) // jax.process_count())
-    hint = memory.batch_size_hint(
-      'evaluation.batch_size', self.options.batch_size, 'lower images.crop'
-    )
+    hint = memory.batch_size_hint(self.batch_size_option, self.options.batch_size, self.last_resort)
     with (
       console.progress(f'scoring {data.name}, {view}', stop - start) as advance,
       memory.explain_oom(f'scoring {self.options.batch_size} images at once', hint),

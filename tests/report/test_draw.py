@@ -141,6 +141,23 @@ def test_what_is_no_work_directory_of_one_run_is_refused(tmp_path, options, mess
     draw.open_run(tmp_path)
 
 
+def test_images_with_several_classes_count_for_each_and_shares_are_of_pairs(tmp_path):
+  run = synthetic.make_run(tmp_path, classes=['a', 'b'], images=20, rounds=1, k0=5)
+  source = run.domains.source
+  (single,) = borrowing.class_section(run).tables
+  several = np.eye(len(source.classes), dtype=bool)[source.labels]
+  source.labels = several
+  (table,) = borrowing.class_section(run).tables
+  assert table.rows == single.rows
+  several[:, 39] = True  # A class that every image shows.
+  section = borrowing.class_section(dataclasses.replace(run))  # Which has counted nothing yet.
+  (table,), (chart,) = section.tables, section.charts
+  borrowed = re.match(r'In round 1, (\d+) of', section.text[0])[1]
+  assert table.rows[0][:4] == ['source class 39', f'{borrowed} of 2,000', '100', '100.0%']
+  cells = [row for row in chart.spec['datasets']['rows'] if row['row'] == 'source class 39']
+  assert [(cell['count'], cell['share']) for cell in cells] == [(50, 1.0), (50, 1.0)]
+
+
 def test_an_unfinished_run_has_no_verdict(tmp_path):
   run = synthetic.make_run(tmp_path, classes=['a', 'b'], images=20, is_finished=False)
   drawn = draw.make_page(run)

@@ -110,3 +110,18 @@ def test_it_says_whose_names_the_weights_have(library, architecture, names):
 def test_long_lists_of_classes_end_in_their_number():
   text = model_card.render(make_card(classes=[f'c{i}' for i in range(120)]))
   assert 'c99, and 20 more in `config.json`' in text
+
+
+@pytest.mark.parametrize(
+  ('library', 'architecture'), [('timm', 'resnet18'), ('torchvision', 'alexnet')]
+)
+def test_every_program_of_a_fused_export_averages_all_networks(library, architecture):
+  files = ('round1.safetensors', 'model.safetensors')
+  text = model_card.render(make_card(files=files, library=library, architecture=architecture))
+  programs = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  assert len(programs) > 1
+  for program in programs:
+    compile(program, 'card', 'exec')
+    assert 'round1.safetensors' in program
+    assert '/ len(networks)' in program
+  assert 'gives the same' not in text

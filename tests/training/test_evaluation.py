@@ -6,6 +6,7 @@ import pytest
 from sjft_jax.data import transforms
 from sjft_jax.data.dataset import ImageArrays
 from sjft_jax.runtime import distributed
+from sjft_jax.runtime.host_memory import OutOfMemoryError
 from sjft_jax.training.evaluation import (
   EvaluationOptions,
   Evaluator,
@@ -131,3 +132,22 @@ def test_processes_predict_batches_alike_in_number_and_shape_and_each_image_once
     shapes_by_process.append([batch.shape for batch in batches])
   np.testing.assert_allclose(np.concatenate(parts), expected, rtol=1e-6)
   assert shapes_by_process[0] == shapes_by_process[1] == shapes_by_process[2]
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({}, 'lower evaluation.batch_size from 4 to 2$'),
+    ({'batch_size_option': 'batch_size'}, 'lower batch_size from 4 to 2$'),
+  ],
+)
+def test_where_memory_runs_out_the_option_has_the_name_that_users_know(options, message):
+  def run_out(state, images):
+    raise MemoryError
+
+  size = transforms.ImageSize(resize=4, crop=4)
+  evaluator = Evaluator(
+    run_out, size, EvaluationOptions(views=('center',), batch_size=4), **options
+  )
+  with pytest.raises(OutOfMemoryError, match=message):
+    evaluator(None, ImageArrays([np.zeros((4, 4, 3), np.uint8)]), 'center')

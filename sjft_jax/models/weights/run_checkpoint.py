@@ -166,11 +166,11 @@ def load_network(directory: epath.Path, trained: TrainedNetwork) -> TrainedNetwo
 
 def _find_training(path: str) -> _Training:
   root = artifacts.absolute_path(path)
-  # At most as deep as an arm of a work directory; object stores have no '**'.
+  # At most as deep as an arm of a repeat; object stores have no '**'.
   directories = sorted(
     {
       step.parent.parent
-      for depth in ('', '*/', '*/*/')
+      for depth in ('', '*/', '*/*/', '*/*/*/')
       for step in artifacts.glob(root, f'{depth}checkpoints/[0-9]*')
     }
   )
