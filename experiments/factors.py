@@ -10,6 +10,7 @@ Everything is kept in the work directory: a command that was stopped goes on, fu
 factors are added, and a run that fails does not stop the others.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def get_factors(config: ConfigDict) -> dict[str, dict[str, Changes]]:
   if config.selection.min_source_images:
     k0 = 'selection.min_source_images'
   source_images = config.selection[k0.partition('.')[2]]
+  twice = {'selection.num_neighbors': 2 * config.selection.num_neighbors}  # The limit of K0, too.
   resnet = {'model.name': 'resnet18v1', 'model.batch_norm_momentum': 0.9}
   return {
     'updates': {'a quarter': _updates(steps // 4), '4 times as many': _updates(4 * steps)},
@@ -48,7 +50,7 @@ def get_factors(config: ConfigDict) -> dict[str, dict[str, Changes]]:
       'one': {'selection.rounds': 1, **_updates(steps * config.selection.rounds)},
       'one schedule': {'training.restart_schedule': False},
     },
-    'K0': {'a quarter': {k0: source_images // 4}, 'twice': {k0: 2 * source_images}},
+    'K0': {'a quarter': {k0: source_images // 4}, 'twice': twice | {k0: 2 * source_images}},
     'bank': {
       'Gabor': {'bank.name': 'gabor'},
       'conv1 to conv5': {'bank.layers': ('conv1', 'conv2', 'conv3', 'conv4', 'conv5')},
@@ -119,19 +121,30 @@ def load_scores(workdir: Path, run: str, seed: int) -> dict[str, float]:
   return {row['arm']: 100 * row['mean_class_accuracy'] for row in rows}
 
 
-def summarize(workdir: Path, runs: list[str], seeds: int) -> list[dict[str, Any]]:
+def summarize(
+  workdir: Path, runs: list[str], seeds: int, failed: Collection[str] = ()
+) -> list[dict[str, Any]]:
   """Return for each level the scores of its arms, and the gains of selected images.
 
   Plain fine-tuning that a level does not change is that of the task's own level. Gains are paired
   by seed, with their 95 % interval (`repeats.spread`); nothing for fewer than two seeds.
+
+  Args:
+    workdir, runs, seeds: the levels.
+    failed: paths of runs that count as not finished: what lies there was made with other options.
   """
-  own = [load_scores(workdir, BASE, seed) for seed in range(seeds)]
+
+  def load(run: str, seed: int) -> dict[str, float]:
+    is_failed = str(workdir / run / f'seed{seed}') in failed
+    return {} if is_failed else load_scores(workdir, run, seed)
+
+  own = [load(BASE, seed) for seed in range(seeds)]
   rows = []
   for run in runs:
     scores = [
       {'none': first['none']} | scores
       for seed, first in enumerate(own)
-      if first and (scores := load_scores(workdir, run, seed))
+      if first and (scores := load(run, seed))
     ]
     arms = {arm: [score[arm] for score in scores] for arm in ARMS}
     row = {'level': run, 'seeds': len(scores), 'scores': arms}
@@ -173,7 +186,7 @@ def main() -> None:
   runs = get_runs(options.task, options.factors)
   workdir = Path(options.workdir) / options.task
   errors = tables.train(runs, workdir, options.seeds, None)
-  rows = summarize(workdir, list(runs), options.seeds)
+  rows = summarize(workdir, list(runs), options.seeds, errors)
   artifacts.write_json(workdir / 'factors.json', {'rows': rows, 'errors': errors})
   print_rows(rows, f'{options.task}, mean class accuracy in per cent')
   for path, error in errors.items():

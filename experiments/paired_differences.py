@@ -26,7 +26,12 @@ SCORE = flags.DEFINE_enum(
 
 def load_scores(run: str) -> tuple[list[int], dict[str, list[float]]]:
   """Return the seeds of a run with repeats, and the scores of each of its arms, per cent."""
-  results = artifacts.load_json(epath.Path(run) / 'results.json', {'seeds': list, 'table': list})
+  path = epath.Path(run) / 'results.json'
+  if not path.exists():
+    raise app.UsageError(f'{run} has no results.json, so it is no finished run with repeats')
+  results = artifacts.load_json(path, {'table': list})
+  if 'seeds' not in results:
+    raise app.UsageError(f'{run} is a single run; train it with repeats of 2 or more')
   scores: dict[str, list[float]] = {}
   for number, row in enumerate(results['table'], 1):
     if SCORE.value not in row:

@@ -11,11 +11,11 @@ need pretrained weights start from a trunk that has learned from the source). Ta
 with rows that the paper lacks and a sceptic asks for. Rows that differ only in their arm share a
 run; runs share what they can. Everything is kept in the work directory: a command that was stopped
 goes on, a run that fails does not stop the others, and its rows are listed. With --tuned every arm
-has the settings of a tuned.json.
+has the settings of a tuned.json; rows with another bank, network or pretraining are refused then.
 """
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from rich.table import Table as RichTable
 import sjft_jax
 from configs import caltech256, dogs, flowers, indoor
 from experiments import tasks
-from sjft_jax import inputs, planning, results
+from sjft_jax import inputs, planning, results, tuning
 from sjft_jax.runtime import artifacts, cli, compilation, console
 
 # Options that differ from a configuration, 'section.option' → value.
@@ -234,24 +234,42 @@ def _change(run: Run, arms: Sequence[str], changes: Changes) -> Run:
   return run._replace(arms=arms, changes=run.changes | changes)
 
 
-def make_config(run: Run, seed: int) -> ConfigDict:
-  """Return the configuration of a run with one seed."""
+def make_config(run: Run, seed: int, seeds: int = 1, tuned: str | None = None) -> ConfigDict:
+  """Return the configuration of a run with one seed.
+
+  Args:
+    run: the run.
+    seed: of everything random, and of the target's split where it is drawn.
+    seeds: how many there are in all.
+    tuned: a tuned.json, whose settings it takes.
+
+  Raises:
+    ValueError: the tuned.json was made for other options, or has seen test images of other seeds.
+  """
   config = run.config()
-  config.arms, config.seed, config.target.split_seed = tuple(run.arms), seed, seed
+  config.arms = tuple(run.arms)
   for name, value in run.changes.items():
     section, _, option = name.partition('.')
     config[section][option] = value
+  if tuned is not None:
+    # Before the seed, which is none of the options that a tuned.json was made for; like repeats,
+    # seeds must not be tested on images that it has seen.
+    config.repeats = seeds
+    config = tuning.apply_tuned(config, tuned)
+    config.repeats = 1
+  config.seed = config.target.split_seed = seed
   return config
 
 
-def command(run: Run, workdir: Path) -> str:
-  """Return the command line that trains a run with seed 0."""
+def command(run: Run, workdir: Path, tuned: str | None = None) -> str:
+  """Return the command line that trains a run with seed 0; `tuned` is as for `run`."""
   options = {'arms': ','.join(run.arms)} | run.changes
   shown = [
     f'--config.{name}={",".join(value) if isinstance(value, tuple) else value}'
     for name, value in options.items()
   ]
   words = ['python', '-m', 'sjft_jax.main', f'--config={run.command}', f'--workdir={workdir}']
+  words += [f'--tuned={tuned}'] if tuned else []
   return shlex.join([*words, *shown])
 
 
@@ -288,16 +306,24 @@ def train(runs: dict[str, Run], workdir: Path, seeds: int, tuned: str | None) ->
       path = workdir / name / f'seed{seed}'
       console.stage(f'{name}, seed {seed}')
       try:
-        sjft_jax.train(make_config(run, seed), path, tuned=tuned)
+        sjft_jax.train(make_config(run, seed, seeds, tuned), path)
       except Exception as error:  # The other rows should not wait for this one.
         errors[str(path)] = f'{type(error).__name__}: {error}'.splitlines()[0]
   return errors
 
 
-def score(row: Row, workdir: Path, seed: int, name: str) -> float | None:
-  """Return the score of a row with one seed in per cent, or None if a run of it is missing."""
+def score(
+  row: Row, workdir: Path, seed: int, name: str, failed: Collection[str] = ()
+) -> float | None:
+  """Return the score of a row with one seed in per cent, or None if a run of it is missing.
+
+  Args:
+    row, workdir, seed: which one.
+    name: of the score.
+    failed: paths of runs that count as missing: what lies there was made with other options.
+  """
   paths = [workdir / run / f'seed{seed}' for run in row.runs]
-  if not all((path / 'results.json').exists() for path in paths):
+  if not all((path / 'results.json').exists() and str(path) not in failed for path in paths):
     return None
   predictions = [
     results.load_predictions(str(path / 'arms' / row.arm), fused=row.is_fused) for path in paths
@@ -313,7 +339,7 @@ def run(table: Table, title: str, workdir: Path, seeds: int, tuned: str | None =
     shown.add_column(heading, justify='left' if heading == 'row' else 'right')
   record = []
   for row in table.rows:
-    values = [score(row, workdir, seed, table.score) for seed in range(seeds)]
+    values = [score(row, workdir, seed, table.score, errors) for seed in range(seeds)]
     scores = [value for value in values if value is not None]
     record.append({'row': row.name, 'scores': values, 'paper': row.paper})
     deviation = f' ± {np.std(scores, ddof=1):.1f}' if len(scores) > 1 else ''
@@ -349,7 +375,7 @@ def main() -> None:
     for name, run_ in table.runs.items():
       rows = [row.name for row in table.rows if name in row.runs]
       console.say(f'{name}: {"; ".join(rows)}')
-      console.say(f'  {command(run_, workdir / name / "seed0")}')
+      console.say(f'  {command(run_, workdir / name / "seed0", options.tuned)}')
       print_cost(make_config(run_, 0), options.tuned, is_whole=options.dry_run)
     return
   title = f'Table {options.table}, {options.scale}'

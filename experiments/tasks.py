@@ -57,7 +57,7 @@ def get_config(task: str = 'textures') -> ConfigDict:
   c.solver.learning_rate = 0.01
   c.tuning.learning_rates = (0.1, 0.3, 1.0, 3.0)
   if target in SMALL:
-    # A fifth of the source in the first round; K0 is then 6 to 130.
+    # A fifth of the source in the first round; K0 is then 6 to 200, its limit.
     c.selection.num_neighbors = 200
     c.selection.min_source_images = 3400
     c.target.dataset = c.source.dataset = 'folder'

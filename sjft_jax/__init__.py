@@ -58,7 +58,8 @@ def rank(
     k: neighbours of each target image.
     bank: options that differ from the section `bank` of `sjft_jax.config.default`, such as
       {'name': 'gabor'}.
-    descriptors: options that differ from its section `descriptors`, such as {'resize': 128}.
+    descriptors: options that differ from its section `descriptors`, such as
+      {'resize': 128, 'crop': 112}.
     max_bad_share: share of a folder, 0–1, that may be unreadable; such images are left out.
     path: an .npz file that keeps the ranking; with it, a call that was stopped is resumed.
 

@@ -26,7 +26,11 @@ FROZEN_ARMS = ('knn', 'probe')
 # What arms differ by beside their overrides.
 _ARMS: dict[str, dict[str, Any]] = {
   **{
-    arm: {'selection': {'method': 'none', 'rounds': 1}, 'solver': {'warmup_steps': 0}}
+    arm: {
+      'selection': {'method': 'none', 'rounds': 1},
+      'solver': {'warmup_steps': 0},
+      'training': {'accumulation': 1, 'class_cap': 0},  # There are no steps to divide.
+    }
     for arm in FROZEN_ARMS
   },
   'similar': {'selection': {'method': 'similar', 'sigma0': 0.0, 'sigma1': 0.0}},
@@ -268,6 +272,22 @@ def arm_configs(config: ConfigDict) -> dict[str, ConfigDict]:
   for name in config.arms:
     choose('arms', name, options)
   return {name: options[name] for name in config.arms}
+
+
+def check_method(config: ConfigDict) -> None:
+  """Check that the method that is common to all arms is not replaced in each of them.
+
+  Raises:
+    ValueError: no arm has it.
+  """
+  method, arms = config.selection.method, arm_configs(config)
+  if method != default().selection.method and all(
+    options.selection.method != method for options in arms.values()
+  ):
+    raise ValueError(
+      f'selection.method={method!r} is the method of none of the arms {", ".join(arms)}, which '
+      'have their own: leave it out, and name in arms what to run'
+    )
 
 
 def arm_config(config: ConfigDict, arm: str) -> ConfigDict:

@@ -16,7 +16,7 @@ from sjft_jax.data.folder import UnlabelledFolder
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.output import tables
 from sjft_jax.ranking import DescriptorOptions, RankingInputs, check_crop, load_or_rank
-from sjft_jax.runtime import console
+from sjft_jax.runtime import artifacts, console
 from sjft_jax.runtime.choice import whole_number
 from sjft_jax.screening.screen import exclude_unreadable
 
@@ -101,6 +101,10 @@ def rank_folders(
   k = whole_number('k', k, 1)
   if path is not None and (path.suffix.lower() != '.npz' or path.is_dir()):
     raise ValueError(f'path={path} must be a file whose name ends in .npz')
+  if path is not None and not artifacts.is_remote(path):
+    folder = next(place for place in artifacts.absolute_path(path).parents if place.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+      raise ValueError(f'path={path}: a file cannot be written there')
   folders = UnlabelledFolder(target), UnlabelledFolder(source)
   num_sources = len(folders[1])
   if k > num_sources:
@@ -108,7 +112,9 @@ def rank_folders(
   with option_section('bank'):
     filter_bank = banks.load(**bank)
   check_crop(filter_bank, descriptors.crop)
-  targets, sources = exclude_unreadable(folders, bad_images, max_bad_share=max_bad_share)
+  targets, sources = exclude_unreadable(
+    folders, bad_images, max_bad_share=max_bad_share, roles=('target', 'source')
+  )
   if bad_images is not None and (targets, sources) == folders:
     epath.Path(bad_images).unlink(missing_ok=True)  # It has no rows.
   counts = (console.format_count(len(images), 'image') for images in (targets, sources))

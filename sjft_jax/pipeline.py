@@ -54,6 +54,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str], **options: Any) -> 
   """
   directory = workdirs.resolve(workdir)
   configs.check_consumers(config, run_inputs.CONSUMERS)
+  configs.check_method(config)
   domains = run_inputs.open_domains(config)
   run_inputs.check_outside_data(config, directory)
   results = run_on_datasets(domains, config, directory, **options)
@@ -125,9 +126,17 @@ def run_stages(
   depth = max(selection.ranking_depth for selection in selections.values())
   descriptors = rankings.DescriptorOptions(**config.descriptors)
   domains, left_out = screen_images(inputs, config, workdir)
+  distributed.check_same(
+    {
+      'options, images or weights': inputs.fingerprint,
+      'readable images': artifacts.fingerprint(*(data.fingerprint for data in domains)),
+    }
+  )
+  workdirs.check_screened(domains, workdir)
   run_inputs.save_inputs(inputs, config, workdir, domains)
   if stop_after == 'screen':
     return {}
+  workdirs.save_screened(domains, workdir)
 
   # All trainers before the ranking, which can take hours: a step may be too large for the memory.
   network, fingerprint, arms = inputs.network, inputs.fingerprint, inputs.arms
@@ -148,7 +157,9 @@ def run_stages(
     )
     ranking, seconds['rank'] = reuse_or_rank(ranking_inputs, workdir / 'ranking.npz', earlier_runs)
     result_files.save_neighbor_figure(workdir / 'neighbors.png', domains, ranking)
-  selections = resolve_num_neighbors(selections, ranking, len(domains.source))
+  selections = resolve_num_neighbors(
+    selections, ranking, len(domains.source), config.overrides.to_dict()
+  )
   if stop_after == 'rank':
     return {}
 

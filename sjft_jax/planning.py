@@ -79,6 +79,7 @@ def plan(config: ConfigDict) -> Plan:
     raise ValueError('a plan is made by one process: start it without --distributed')
   start_time = time.monotonic()
   configs.check_consumers(config, run_inputs.CONSUMERS)
+  configs.check_method(config)
   inputs = run_inputs.load_inputs(config, run_inputs.open_domains(config))
   start = Stage('opening the data, building the network', '', time.monotonic() - start_time)
   console.stage('Measuring each stage for a moment')

@@ -136,9 +136,17 @@ def load_or_rank(
 
   Raises:
     ValueError: the source has fewer than `depth` images, an image cannot be read, memory runs out,
-      or a file is damaged or was made from something else.
+      a file is damaged or was made from something else, or processes have other inputs.
   """
   partial = path.with_name(f'{path.stem}.partial.npz')
+  # Each process ranks a part of its own source, and their indices are put together.
+  distributed.check_same(
+    {
+      'target images': inputs.target.fingerprint,
+      'source images': inputs.source.fingerprint,
+      'filters or options': artifacts.fingerprint(inputs.fingerprint, inputs.depth),
+    }
+  )
   if distributed.broadcast(np.array(path.exists(), np.int32)):
     console.say(f'  done before: {path}')
     result = _load_ranking(path, inputs)

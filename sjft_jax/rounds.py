@@ -14,6 +14,7 @@ from sjft_jax.data.sampler import repeats
 from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.runtime import console
+from sjft_jax.runtime.option_names import name_overrides
 from sjft_jax.selection.coverage import Coverage, choose_num_neighbors
 from sjft_jax.selection.growth import SelectionOptions, grow
 from sjft_jax.selection.hardness import entropy
@@ -26,7 +27,10 @@ NumNeighbors = Int[np.ndarray, ' target']
 
 
 def resolve_num_neighbors(
-  selections: Mapping[str, SelectionOptions], ranking: Ranking, num_source: int
+  selections: Mapping[str, SelectionOptions],
+  ranking: Ranking,
+  num_source: int,
+  overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, SelectionOptions]:
   """Return the options of every arm with the K0 that `min_source_images` leads to, and print it.
 
@@ -38,6 +42,7 @@ def resolve_num_neighbors(
     selections: the options of each arm.
     ranking: at least as deep as the `SelectionOptions.ranking_depth` of every arm.
     num_source: the source images that there are.
+    overrides: the options that arms have of their own, for the message.
   """
   coverages: dict[tuple[int, int], Coverage] = {}
   resolved = dict(selections)
@@ -50,7 +55,8 @@ def resolve_num_neighbors(
       coverages[limits] = choose_num_neighbors(ranking.indices[:, :largest], minimum)
       k0, reached = coverages[limits]
       can_grow = reached < min(minimum, num_source)
-      remedy = '; raise selection.num_neighbors to reach more' if can_grow else ''
+      option = name_overrides('selection.num_neighbors', name, overrides or {})
+      remedy = f'; raise {option} to reach more' if can_grow else ''
       console.say(f'  K0 = {k0:,} reaches {reached:,} of {minimum:,} source images{remedy}')
     resolved[name] = replace(options, num_neighbors=coverages[limits].num_neighbors)
   return resolved

@@ -137,8 +137,11 @@ def tune(
   with configs.option_section('tuning'):
     options = TuningOptions(**config.tuning)
   configs.check_consumers(config, inputs.CONSUMERS)
+  configs.check_method(config)
+  _check_repeats(config, 'tune would see')
   workdirs.check_unchanged(config, directory, resume_with_changes=True)
   domains = inputs.open_domains(config)
+  inputs.check_outside_data(config, directory)
   start = inputs.load_inputs(config, domains).fingerprint
   target, test, source = domains
   arms = {
@@ -165,6 +168,7 @@ def tune(
       'complete': is_complete,
       'num_folds': options.folds,
       'options': workdirs.result_options(config, *_SECTIONS),
+      'images': _image_fingerprints(domains),
     }
     artifacts.write_json(directory / 'tuned.json', record)
   summary.print_tuning(record)
@@ -189,17 +193,20 @@ def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
   record = artifacts.load_json(epath.Path(path), {'arms': dict, 'options': dict}, _REMEDY)
   chosen, options = record['arms'], record['options']
   now = workdirs.result_options(config, *_SECTIONS)
-  for name in sorted({*now, *options}):
+  # Where images are compared, the same ones may lie elsewhere.
+  paths = {'target.path', 'source.path'} if 'images' in record else set()
+  for name in sorted({*now, *options} - paths):
     value = json.loads(json.dumps(now.get(name)))
     if value != options.get(name):
       raise ValueError(
         f'tuned={path} was made with {name}={options.get(name, "its default")}, not '
         f'{now.get(name, "its default")}; tune again with this value'
       )
-  if config.repeats > 1 and registry.draws_test(**config.target):
+  _check_repeats(config, f'tuned={path} has seen')
+  if 'images' in record and record['images'] != _image_fingerprints(inputs.open_domains(config)):
     raise ValueError(
-      f'tuned={path} has seen the training images of one split, some of which the other '
-      f'{config.repeats - 1} repeats test on; tune and train each target.split_seed by itself'
+      f'tuned={path} was made with other images of the target or the source, which may be test '
+      'images now; tune again'
     )
   result = config.copy_and_resolve_references()
   for arm in config.arms:
@@ -218,6 +225,24 @@ def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
     if replaced:
       console.say(f'  arm {arm}, by tuned={path}: {", ".join(replaced)}')
   return result
+
+
+def _image_fingerprints(domains: Domains) -> list[str]:
+  """Return what stands for the images that settings are chosen with."""
+  return [domains.target.fingerprint, domains.source.fingerprint]
+
+
+def _check_repeats(config: ConfigDict, who: str) -> None:
+  """Check that no repeat tests on images that settings are chosen on.
+
+  Raises:
+    ValueError: test images are drawn, and are others in each repeat.
+  """
+  if config.repeats > 1 and registry.draws_test(**config.target):
+    raise ValueError(
+      f'{who} the training images of one split, some of which the other {config.repeats - 1} '
+      'repeats test on; tune and train each target.split_seed by itself, with repeats=1'
+    )
 
 
 def _read_setting(chosen: Any, path: str | os.PathLike[str]) -> Setting:
@@ -401,7 +426,8 @@ def _train(workdir: epath.Path, domains: Domains, config: ConfigDict) -> Trial:
     for chosen in workdir.glob('accumulation.*.json'):
       os.replace(chosen, whole / chosen.name)
   predictions = result_files.load_predictions(os.fspath(workdir / 'arms' / arm))
-  seconds = results['seconds'][f'train {arm}']
+  # Each training has its own pretraining, if any.
+  seconds = results['seconds'][f'train {arm}'] + results['seconds'].get('pretrain', 0.0)
   return Trial(predictions.probabilities, predictions.labels, seconds)
 
 

@@ -18,6 +18,8 @@ from sjft_jax.runtime import artifacts, console
 FORMAT = 3
 # In a work directory: the options that it was made with.
 CONFIG = 'config.json'
+# In a work directory: the fingerprints of the images that the screening has left.
+SCREENED = 'screened.json'
 
 # Packages whose versions can decide the last bits of results.
 _DECIDING_PACKAGES = (
@@ -228,6 +230,35 @@ def save_config(config: ConfigDict, directory: epath.Path) -> None:
       f'  Other versions than before ({"; ".join(changes)}): results agree to rounding with those '
       'of one version, not to the bit.'
     )
+
+
+def check_screened(domains: Domains, directory: epath.Path) -> None:
+  """Check that a work directory, if anything was made in it, had the same images.
+
+  Where no file has changed, an image can be readable at one time only: after a fault of the disk,
+  or by another version of a decoder.
+
+  Args:
+    domains: the data sets, without images that were left out.
+    directory: the work directory.
+
+  Raises:
+    ValueError: it had others, with which rounds may have been trained.
+  """
+  path = directory / SCREENED
+  then = artifacts.load_json(path, {}) if path.exists() else {}
+  for name, data in domains._asdict().items():
+    if then.get(name, data.fingerprint) != data.fingerprint:
+      raise ValueError(
+        f'{directory} was made with other {name} images: files have changed, or some could not be '
+        'read then or now; go on once the same ones can be read, or use a new --workdir'
+      )
+
+
+def save_screened(domains: Domains, directory: epath.Path) -> None:
+  """Save which images `check_screened` compares others with."""
+  fingerprints = {name: data.fingerprint for name, data in domains._asdict().items()}
+  artifacts.write_json(directory / SCREENED, fingerprints)
 
 
 def _replace_json(path: epath.Path, content: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """The Python calls: import, rank, train, load, predict."""
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata, resources
@@ -15,7 +17,7 @@ from PIL import Image
 from small_run import make_config
 
 import sjft_jax
-from sjft_jax import pipeline
+from sjft_jax import config, pipeline
 from sjft_jax.runtime import artifacts
 
 DESCRIPTORS = {'resize': 40, 'crop': 36, 'num_bins': 8}
@@ -172,6 +174,12 @@ def test_rank_takes_options_of_bank_and_descriptors(small_data):
   assert not np.array_equal(ranking.divergences, other.divergences)
 
 
+def test_options_that_the_docstring_of_rank_gives_are_possible():
+  bank, descriptors = (ast.literal_eval(m) for m in re.findall(r'\{.+?\}', sjft_jax.rank.__doc__))
+  changes = {'bank': bank, 'descriptors': descriptors}
+  config.check_ranges(config.with_changes(config.default(), changes))
+
+
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
@@ -185,6 +193,7 @@ def test_rank_takes_options_of_bank_and_descriptors(small_data):
     ({'max_bad_share': 2.0}, r'max_bad_share=2\.0 is impossible'),
     ({'source': 'nowhere'}, "'nowhere' is not a folder"),
     ({'path': 'tests'}, r'path=.*tests must be a file whose name ends in \.npz'),
+    ({'path': f'{__file__}/kept.npz'}, r'path=.*kept\.npz: a file cannot be written there'),
     ({'path': 'kept.npy'}, r'path=.*kept\.npy must be a file whose name ends in \.npz'),
   ],
 )

@@ -264,3 +264,21 @@ def test_pretraining_keeps_nothing_of_its_start():
   assert (made.training.steps, made.training.freeze) == (7, '')
   assert (made.solver.l2_sp, made.solver.layer_decay, made.solver.head_rate) == (0.0, 1.0, 1.0)
   assert made.solver.momentum == 0.8
+
+
+def test_a_method_that_every_arm_replaces_is_refused():
+  c = config.default()
+  config.check_method(c)
+  c.selection.method = 'random'
+  with pytest.raises(ValueError, match="method='random' is the method of none of the arms"):
+    config.check_method(c)
+  c.arms = ('none', 'random')
+  config.check_method(c)
+
+
+@pytest.mark.parametrize('arm', config.FROZEN_ARMS)
+def test_arms_that_train_nothing_choose_no_micro_batches(arm):
+  c = config.default()
+  c.training.accumulation, c.training.class_cap = 0, 2
+  training = config.arm_config(c, arm).training
+  assert (training.accumulation, training.class_cap) == (1, 0)

@@ -78,3 +78,19 @@ def test_levels_are_run_and_a_failure_stops_no_other(small_data, tmp_path, monke
   assert bins['scores']['none'] == base['scores']['none']
   assert bank['seeds'] == 0
   factors.print_rows([base, bins, bank], 'title')
+
+
+def test_scores_of_runs_that_were_refused_are_left_out(monkeypatch, tmp_path):
+  scores = {'none': 10.0, 'random': 11.0, 'constant': 14.0}
+  monkeypatch.setattr(factors, 'load_scores', lambda *_: scores)
+  failed = {str(tmp_path / 'bins/8/seed1')}
+  base, bins = factors.summarize(tmp_path, [factors.BASE, 'bins/8'], 2, failed)
+  assert (base['seeds'], bins['seeds']) == (2, 1)
+
+
+@pytest.mark.parametrize('task', ['textures', 'satellite_with_letters'])
+def test_the_limit_of_k0_does_not_hold_back_twice_as_many_neighbours(task):
+  runs = factors.get_runs(task, ['K0'])
+  own, twice = (tables.make_config(runs[name], 0).selection for name in (factors.BASE, 'K0/twice'))
+  assert twice.num_neighbors == 2 * own.num_neighbors
+  assert twice.min_source_images == 2 * own.min_source_images

@@ -61,3 +61,14 @@ def test_rows_without_the_score_are_left_out(runs):
   output = compare(f'--run={runs[0]}', '--score=fused')
   assert 'nearest neighbours' not in output
   assert output.count(' ± ') == 2
+
+
+@pytest.mark.slow
+def test_a_run_without_repeats_is_not_called_damaged(tmp_path):
+  artifacts.write_json(epath.Path(tmp_path) / 'results.json', {'seed': 0, 'table': []})
+  for run, message in ((tmp_path, 'is a single run'), (tmp_path / 'x', 'has no results.json')):
+    command = [sys.executable, '-m', 'experiments.paired_differences', f'--run={run}']
+    _, errors = commands.start(command).communicate(timeout=300)
+    assert message in errors
+    assert 'Traceback' not in errors
+    assert 'delete' not in errors

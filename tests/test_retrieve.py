@@ -344,3 +344,19 @@ def test_search_that_was_stopped_and_killed_writes_the_same_output(data, tmp_pat
   assert message in finish(start(data, killed, *more))
   assert killed.read_bytes() == undisturbed.read_bytes()
   assert not partial.exists()
+
+
+@pytest.mark.slow
+def test_processes_with_other_sources_are_refused(data, tmp_path):
+  copy = shutil.copytree(data / 'source', tmp_path / 'source')
+  next(copy.rglob('*.png')).unlink()
+  together = f'--coordinator=localhost:{commands.free_port()}', '--num_processes=2'
+  sources = (), (f'--source={copy}',)
+  processes = [
+    start(data, tmp_path / 'n.csv', *together, f'--process_id={i}', *sources[i]) for i in range(2)
+  ]
+  for process in processes:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert 'process 1 has other source images than process 0' in errors
+  assert not (tmp_path / 'n.csv').exists()

@@ -87,3 +87,9 @@ def test_an_arm_by_features_has_the_k0_of_its_own_limits(capsys):
 
 def test_the_ranking_is_as_deep_as_the_largest_k0_needs():
   assert options(min_source_images=3).ranking_depth == options().ranking_depth == 6
+
+
+def test_the_remedy_names_the_option_that_the_arm_has(capsys):
+  overrides = {'arm': {'selection': {'num_neighbors': 3}}}
+  resolve_num_neighbors({'arm': options(min_source_images=6)}, RANKING, 9, overrides)
+  assert '; raise overrides.arm.selection.num_neighbors to reach more' in capsys.readouterr().out

@@ -6,11 +6,14 @@ import re
 import jax
 import pytest
 import small_run
+from etils import epath
 
+import sjft_jax
 from experiments import tables, tasks
 from sjft_jax import config as configs
-from sjft_jax import inputs
+from sjft_jax import inputs, tuning, workdir
 from sjft_jax.ranking import DescriptorOptions
+from sjft_jax.runtime import artifacts
 from sjft_jax.selection.growth import SelectionOptions
 
 TABLES = [(number, 'paper') for number in '12345'] + [(number, 'small') for number in '1234']
@@ -102,3 +105,45 @@ def test_rows_are_run_resumed_and_set_beside_the_papers(small_data, tmp_path, mo
   assert rows['with model fusion']['scores'][1] == pytest.approx(100 * arms['rounds']['fused'])
   again = capsys.readouterr().out
   assert again.count('is finished, nothing is repeated') == 4
+
+
+def test_what_an_earlier_command_left_is_no_score_of_a_run_that_is_refused(tmp_path, monkeypatch):
+  def refuse(*_, **__):
+    raise ValueError('made with other options')
+
+  monkeypatch.setattr(sjft_jax, 'train', refuse)
+  path = tmp_path / 'run' / 'seed0'
+  path.mkdir(parents=True)
+  (path / 'results.json').write_text('that of other options')
+  runs = {'run': tables.get_table('4', 'small').runs['2 per class']}
+  table = tables.Table('top1', runs, [tables.Row('row', ['run'], 'none')])
+  tables.run(table, 'Table', tmp_path, seeds=1)
+  record = json.loads((tmp_path / 'table.json').read_text())
+  assert record['rows'][0]['scores'] == [None]
+  assert list(record['errors']) == [str(path)]
+
+
+def write_tuned(path, run, arms):
+  options = workdir.result_options(tables.make_config(run, 0), *tuning._SECTIONS)
+  setting = {'setting': {'solver.learning_rate': 0.003}}
+  content = {'arms': dict.fromkeys(arms, setting), 'options': options}
+  artifacts.write_json(epath.Path(path), content)
+  return str(path)
+
+
+def test_every_seed_and_the_commands_have_the_settings_of_a_tuned_json(tmp_path):
+  run = tables.get_table('2', 'small').runs['l2-sp']
+  tuned = write_tuned(tmp_path / 'tuned.json', run, ['none'])
+  for seed in (0, 2):
+    config = tables.make_config(run, seed, 3, tuned)
+    assert (config.seed, config.target.split_seed, config.repeats) == (seed, seed, 1)
+    assert configs.arm_config(config, 'none').solver.learning_rate == 0.003
+  assert f'--tuned={tuned}' in tables.command(run, tmp_path, tuned)
+
+
+def test_further_seeds_do_not_test_on_what_tune_has_seen(tmp_path):
+  run = tables.get_table('4', 'paper').runs['15 per class']
+  tuned = write_tuned(tmp_path / 'tuned.json', run, run.arms)
+  tables.make_config(run, 0, 1, tuned)
+  with pytest.raises(ValueError, match='has seen the training images of one split'):
+    tables.make_config(run, 1, 2, tuned)

@@ -140,11 +140,12 @@ def test_setting_that_tuning_cannot_choose_is_damage(small_data, tmp_path, chose
     tuning.apply_tuned(config, path)
 
 
-def write_tuned(config, path, chosen=None):
+def write_tuned(config, path, chosen=None, **more):
   """Write what `tune` would have chosen for plain fine-tuning, or `chosen`."""
   record = {
     'arms': {'none': {'setting': {RATE: 0.02}} if chosen is None else chosen},
     'options': workdir.result_options(config, *tuning._SECTIONS),
+    **more,
   }
   artifacts.write_json(epath.Path(path), record)
   return path
@@ -348,3 +349,45 @@ def test_cheapest_arm_within_a_standard_error_is_chosen():
   assert choose() == 'rounds'
   correct['mine'] = right | True
   assert choose() == 'mine'
+
+
+def test_tuning_that_main_would_refuse_is_not_begun(tmp_path):
+  small_run.write_folder(tmp_path / 'images', 2, 4, seed=0)
+  changes = {'target.path': str(tmp_path / 'images'), 'repeats': 3, 'arms': ('none',)}
+  config = small_run.change(configs.default(), changes)
+  with pytest.raises(ValueError, match='some of which the other 2 repeats test on'):
+    tuning.tune(config, tmp_path / 'tuning')
+  assert not (tmp_path / 'tuning').exists()
+
+
+def test_tuning_among_class_folders_is_refused(tmp_path):
+  config = small_run.make_config(small_run.write_data(tmp_path))
+  directory = tmp_path / 'target' / 'train' / 'tuning'
+  with pytest.raises(ValueError, match='where it would be taken for a class'):
+    tuning.tune(config, directory)
+  assert not directory.exists()
+
+
+def test_exchanged_images_need_another_tuning(tmp_path):
+  data = small_run.write_data(tmp_path / 'data')
+  config = small_run.make_config(data, arms=('none',))
+  images = tuning._image_fingerprints(inputs.open_domains(config))
+  path = write_tuned(config, tmp_path / 'tuned.json', images=images)
+  config.target.path += '/'  # The same images by another name.
+  assert tuning.apply_tuned(config, path).overrides.none.solver.learning_rate == 0.02
+  train, test = (data / 'target' / split for split in ('train', 'test'))
+  train.rename(tmp_path / 'before')
+  test.rename(train)
+  (tmp_path / 'before').rename(test)
+  with pytest.raises(ValueError, match='was made with other images of the target'):
+    tuning.apply_tuned(config, path)
+
+
+def test_pretraining_counts_in_the_time_to_go(small_data, tmp_path, monkeypatch):
+  config = small_run.make_config(small_data, arms=('none',))
+  seconds = {'pretrain': 30.0, 'train none': 4.0}
+  monkeypatch.setattr(pipeline, 'run_on_datasets', lambda *_, **__: {'seconds': seconds})
+  predicted = Trial(np.ones((1, 4)), np.zeros(1, int), 0.0)
+  monkeypatch.setattr(tuning.result_files, 'load_predictions', lambda _: predicted)
+  directory = epath.Path(tmp_path / 'fold1' / 'none')
+  assert tuning._train(directory, inputs.open_domains(config), config).seconds == 34

@@ -1,9 +1,11 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 from etils import epath
 
 from sjft_jax import config, workdir
+from sjft_jax.data.dataset import Domains
 from sjft_jax.runtime import artifacts
 
 
@@ -160,3 +162,15 @@ def test_an_export_is_no_work_directory_and_nothing_there_is_to_be_deleted(tmp_p
   message = f'^{tmp_path} is an exported network, no work directory; give another folder'
   with pytest.raises(ValueError, match=message):
     workdir.check_unchanged(config.default(), epath.Path(tmp_path))
+
+
+def test_other_images_after_the_screening_are_refused(tmp_path):
+  def domains(*fingerprints):
+    return Domains(*(SimpleNamespace(fingerprint=f) for f in fingerprints))
+
+  directory = epath.Path(tmp_path)
+  for _ in range(2):
+    workdir.check_screened(domains('a', 'b', 'c'), directory)
+    workdir.save_screened(domains('a', 'b', 'c'), directory)
+  with pytest.raises(ValueError, match='was made with other source images'):
+    workdir.check_screened(domains('a', 'b', 'd'), directory)

@@ -270,8 +270,8 @@ class ConcatDataset:
     if len(set(names)) < len(names):
       twice = next(name for name in names if names.count(name) > 1)
       raise ValueError(
-        f'two of the data sets to join are called {twice}; give each once, and if they differ '
-        'rename the folder or list of one'
+        f'two of the data sets to join are called {twice}; give each once, of TFDS with all splits '
+        'in one (train+validation), and if they differ rename the folder or list of one'
       )
     for part in parts:
       if part.labels.ndim > 1:

@@ -65,7 +65,10 @@ def _load_single(dataset: str, path: str, split: str) -> Dataset:
     return (ListedImages if is_list(path) else ClassFolder)(path, split)
   if dataset in DEMOS:
     if path:
-      raise ValueError(f'path={path!r} is not read by {dataset}; leave it empty')
+      raise ValueError(
+        f'path={path!r} is not read by {dataset}; leave it empty, or where data sets are joined '
+        "its place among the paths, as in 'SOURCE,'"
+      )
     return DEMOS[dataset](split)
   name = dataset.partition('/')[0]
   if name not in builders.BUILDERS and not (
@@ -145,6 +148,8 @@ def open_target(
       the images have several classes each.
   """
   is_drawn = draws_test(dataset=dataset, path=path, train_split=train_split, test_split=test_split)
+  if not is_drawn:
+    _check_joined_splits(dataset, path, train_split, test_split)
   train = load(dataset=dataset, path=path, split=train_split)
   if train.labels.ndim > 1:
     raise ValueError(f'{dataset} has several classes per image and cannot be the target')
@@ -272,6 +277,23 @@ def _check_test_split(path: str, test_split: str) -> None:
     'test_split= draws test images from the training split, and train_split= with it from all '
     'folders as classes'
   )
+
+
+def _check_joined_splits(dataset: str, path: str, train_split: str, test_split: str) -> None:
+  """Check that no folder or list among joined data sets would be taken whole twice.
+
+  Raises:
+    ValueError: one has no splits; its images would be for training and for testing.
+  """
+  names = dataset.split('+')
+  if len(names) == 1:
+    return
+  for name, each in zip(names, _values_per_dataset('path', path, len(names)), strict=True):
+    if name == 'folder' and _is_unsplit(each, train_split, test_split):
+      raise ValueError(
+        f'{each} has no splits: all its images would be for training and for testing; test_split= '
+        'draws test images from the joined data sets'
+      )
 
 
 def _find_splits(path: str, *splits: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Filter banks by name, which turn an image into maps of filter responses."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -82,6 +83,10 @@ def load(
     ValueError: unknown bank, layers or tap; unfit weights; impossible layer weights.
   """
   choose('name', name, NAMES)
+  if not all(isinstance(weight, numbers.Real) for weight in layer_weights):
+    raise ValueError(f'layer_weights={tuple(layer_weights)} must be numbers')
+  # NumPy's are no numbers to JSON.
+  layer_weights = [w if isinstance(w, int | float) else float(w) for w in layer_weights]
   if name == 'gabor':
     fingerprint = artifacts.fingerprint(name, layer_weights)
     return FilterBank(name, (gabor.NUM_FILTERS,), gabor.respond, tuple(layer_weights), fingerprint)

@@ -54,7 +54,7 @@ MAX_CSV_ROWS = 1_000_000
 _RUN_FILES = (
   *('accumulation.*.json', 'bad_images.csv', 'config*.json', 'contradictions.csv'),
   *('duplicates.csv', 'lock.json', 'neighbors.png', 'network.json', 'results.json', 'split.csv'),
-  *('train_test_copies.csv', 'tuned.json', 'versions*.json'),
+  *('screened.json', 'train_test_copies.csv', 'tuned.json', 'versions*.json'),
 )
 
 # Pairs of a target image and one of its neighbours: rank 1 is the nearest. Divergences are in nats,

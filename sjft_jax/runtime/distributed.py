@@ -1,7 +1,8 @@
 """Helpers for several processes under `jax.distributed`; in a single process they do nothing."""
 
 import contextlib
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -68,6 +69,27 @@ def all_gather(array: np.ndarray) -> np.ndarray:
     return array[None]
   barrier()
   return np.asarray(multihost_utils.process_allgather(array))
+
+
+def check_same(values: Mapping[str, str]) -> None:
+  """Check that all processes have the same values, which they would divide their work by.
+
+  Args:
+    values: by what they are of, for the message; the same keys in every process.
+
+  Raises:
+    ValueError: another process has another one; all processes raise it.
+  """
+  if jax.process_count() == 1:
+    return
+  digests = [hashlib.sha256(value.encode()).digest() for value in values.values()]
+  all_digests = all_gather(np.frombuffer(b''.join(digests), np.uint8).reshape(len(digests), -1))
+  is_other = (all_digests != all_digests[0]).any(axis=2)
+  for process, what in np.argwhere(is_other):
+    raise ValueError(
+      f'process {process} has other {list(values)[what]} than process 0; all processes need the '
+      'same files and the same options'
+    )
 
 
 def shard_bounds(size: int, unit: int = 1, process: int | None = None) -> tuple[int, int]:

@@ -129,7 +129,11 @@ def screen(
 
 
 def exclude_unreadable(
-  datasets: Sequence[Dataset], listing: os.PathLike[str] | None, *, max_bad_share: float
+  datasets: Sequence[Dataset],
+  listing: os.PathLike[str] | None,
+  *,
+  max_bad_share: float,
+  roles: Sequence[str] = Domains._fields,
 ) -> tuple[Dataset, ...]:
   """Leave out the images that cannot be read, and list them in a table.
 
@@ -137,31 +141,39 @@ def exclude_unreadable(
     datasets: those without unreadable images are returned as they are.
     listing: the table to write, with the columns data_set, image and reason; None: no table.
     max_bad_share: the share of a data set, 0–1, that may be unreadable.
+    roles: of the data sets, which stand before the name where two have the same.
 
   Raises:
     ValueError: a larger share of a data set is unreadable, or all images of a class.
   """
   bad_images = [scan(dataset).bad for dataset in datasets]
+  names = [dataset.name for dataset in datasets]
+  names = [
+    f'{role} {name}' if names.count(name) > 1 else name
+    for role, name in zip(roles, names, strict=False)
+  ]
   if listing is not None:
     rows = (
-      (dataset.name, dataset.key(index), reason)
-      for dataset, bad in zip(datasets, bad_images, strict=True)
+      (name, dataset.key(index), reason)
+      for name, dataset, bad in zip(names, datasets, bad_images, strict=True)
       for index, reason in bad.items()
     )
     tables.write_rows(listing, _BAD_IMAGE_COLUMNS, rows)
   details = f'; see {listing}' if listing is not None else ''
   return tuple(
-    _exclude(dataset, bad, details, max_bad_share)
-    for dataset, bad in zip(datasets, bad_images, strict=True)
+    _exclude(dataset, name, bad, details, max_bad_share)
+    for dataset, name, bad in zip(datasets, names, bad_images, strict=True)
   )
 
 
-def _exclude(dataset: Dataset, bad: dict[int, str], details: str, max_bad_share: float) -> Dataset:
+def _exclude(
+  dataset: Dataset, name: str, bad: dict[int, str], details: str, max_bad_share: float
+) -> Dataset:
   """Leave the bad images out if they are few; report them with `details` about their table."""
   if not bad:
     return dataset
   names = ', '.join(dataset.key(index) for index in list(bad)[:3]) + (' …' if len(bad) > 3 else '')
-  what = f'{len(bad):,} of {len(dataset):,} images of {dataset.name} cannot be read'
+  what = f'{len(bad):,} of {len(dataset):,} images of {name} cannot be read'
   if len(bad) > max_bad_share * len(dataset):
     raise ValueError(
       f'{what}, a share of {len(bad) / len(dataset):.2g} above max_bad_share={max_bad_share}: '
@@ -169,15 +181,14 @@ def _exclude(dataset: Dataset, bad: dict[int, str], details: str, max_bad_share:
     )
   if len(bad) == len(dataset):
     raise ValueError(
-      f'none of the {len(dataset):,} images of {dataset.name} can be read: {names}{details}; '
-      'replace them'
+      f'none of the {len(dataset):,} images of {name} can be read: {names}{details}; replace them'
     )
   console.say(f'  {what} and are left out: {names}{details}')
   readable = _drop(dataset, list(bad))
   is_empty = _has_images(dataset) & ~_has_images(readable)
   if is_empty.any():
     raise ValueError(
-      f'no image of class {dataset.classes[np.argmax(is_empty)]!r} of {dataset.name} can be read'
+      f'no image of class {dataset.classes[np.argmax(is_empty)]!r} of {name} can be read'
       f'{details}; replace them or remove the class'
     )
   return readable

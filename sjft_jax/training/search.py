@@ -46,7 +46,12 @@ class TuningOptions:
       raise ValueError(f'folds={self.folds} must be 2 or more')
     if self.settings < 1:
       raise ValueError(f'settings={self.settings} must be 1 or more')
-    for name in ('learning_rates', 'layer_decays', 'head_rates', 'steps', 'source_weights'):
+    names = ('learning_rates', 'layer_decays', 'head_rates', 'steps', 'source_weights')
+    for name in (*names, 'l2_sps'):
+      for value in getattr(self, name):
+        if not isinstance(value, int | float):
+          raise ValueError(f'{name}: {value!r} is no number')
+    for name in names:
       values = getattr(self, name)
       for value in values:
         if not 0 < value < math.inf:

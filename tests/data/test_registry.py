@@ -246,3 +246,26 @@ def test_unknown_names_are_refused_with_a_suggestion():
   with pytest.raises(ValueError, match="path='x' is not read by demo_textures"):
     registry.load(dataset='demo_textures', path='x', split='train')
   assert len(registry.load(dataset='demo_textures', path='', split='test')) == 504
+
+
+def test_joined_targets_without_splits_are_not_tested_on_what_they_are_trained_on(tmp_path):
+  for folder in ('photos', 'scans'):
+    for name in ('a', 'b'):
+      write(tmp_path / folder / name, 5)
+  path = f'{tmp_path}/photos,{tmp_path}/scans'
+  options = {'dataset': 'folder+folder', 'path': path, 'train_split': 'train', **DRAWN}
+  with pytest.raises(ValueError, match='photos has no splits: all its images would be for train'):
+    registry.open_target(**options, test_split='test')
+  train, test = registry.open_target(**options, test_split='')
+  assert (len(train), len(test)) == (16, 4)
+
+
+def test_remedies_for_joined_data_sets_fit_them(tmp_path):
+  for name in ('a', 'b'):
+    write(tmp_path / 'images' / name, 2)
+  joined = {'dataset': 'folder+demo_textures', 'split': 'train'}
+  with pytest.raises(ValueError, match="its place among the paths, as in 'SOURCE,'"):
+    registry.load(**joined, path=f'{tmp_path}/images')
+  assert len(registry.load(**joined, path=f'{tmp_path}/images,')) == 4 + 105
+  with pytest.raises(ValueError, match=r'of TFDS with all splits in one \(train\+validation\)'):
+    registry.load(dataset='demo_textures+demo_textures', path='', split='train,test')

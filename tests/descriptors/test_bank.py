@@ -52,6 +52,7 @@ def test_the_same_filters_are_the_same_bank_and_not_compiled_again():
     ((0, 0), r'layer_weights=\(0, 0\) must be .* not all 0'),
     ((1, float('nan')), 'nan.* must be finite'),
     ((1, float('inf')), 'inf.* must be finite'),
+    (('1/3', '2'), r"layer_weights=\('1/3', '2'\) must be numbers"),
   ],
 )
 def test_impossible_layer_weights_are_an_error(layer_weights, message):
@@ -61,7 +62,8 @@ def test_impossible_layer_weights_are_an_error(layer_weights, message):
 
 def test_gabor_is_one_layer():
   gabor = {'name': 'gabor', 'layers': (), 'tap': '', 'pretrained': ''}
-  weights = bank.load(**gabor, layer_weights=(3,)).weights
-  np.testing.assert_array_equal(weights, np.full(48, 3 / 48, np.float32))
+  for weight in (3, np.float32(3)):
+    weights = bank.load(**gabor, layer_weights=(weight,)).weights
+    np.testing.assert_array_equal(weights, np.full(48, 3 / 48, np.float32))
   with pytest.raises(ValueError, match='gabor bank, which has 1'):
     bank.load(**gabor, layer_weights=(1, 1))

@@ -10,6 +10,8 @@ import orbax.checkpoint as ocp
 import pytest
 from small_run import command, write_data
 
+from sjft_jax.runtime import distributed
+
 OPTIONS = (
   '--config.arms=("rounds",)',
   '--config.pretrain.steps=0',
@@ -73,3 +75,15 @@ def test_two_processes_that_are_stopped_and_resumed_agree_with_one(tmp_path):
     last_state(one),
     last_state(two),
   )
+
+
+def test_processes_with_other_values_are_refused(monkeypatch):
+  values = {'target images': 'a', 'source images': 'b'}
+  distributed.check_same(values)
+  monkeypatch.setattr(distributed.jax, 'process_count', lambda: 2)
+  change = np.array([[0], [1]], np.uint8)  # Of the second value, in the second process.
+  monkeypatch.setattr(distributed, 'all_gather', lambda a: np.stack([a, a + change]))
+  with pytest.raises(ValueError, match='process 1 has other source images than process 0'):
+    distributed.check_same(values)
+  monkeypatch.setattr(distributed, 'all_gather', lambda a: np.stack([a, a]))
+  distributed.check_same(values)

@@ -193,3 +193,11 @@ def test_unknown_option_is_an_error_before_any_image_is_read(tmp_path):
   with pytest.raises(ValueError, match="exclude_duplicates_of='tests' is unknown; .*one of test,"):
     screen(tmp_path, *data, **OPTIONS | {'exclude_duplicates_of': 'tests'})
   assert not any(dataset.read for dataset in data)
+
+
+def test_data_sets_of_one_name_are_told_apart(tmp_path, capsys):
+  data, listing = some_bad(4, (1,)), tmp_path / 'bad.csv'
+  exclude_unreadable((data, data), listing, max_bad_share=0.5, roles=('target', 'source'))
+  names = [f'{role} {data.name}' for role in ('target', 'source')]
+  assert [row[0] for row in read_rows(listing)[1:]] == names
+  assert f'images of source {data.name} cannot be read' in ' '.join(capsys.readouterr().out.split())

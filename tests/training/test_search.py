@@ -101,6 +101,8 @@ def test_first_of_equals_survives():
     ({'learning_rates': (0.1, 0.0)}, r'learning_rates=\(0\.1, 0\.0\) must be above 0'),
     ({'steps': (math.inf,)}, 'steps=.* must be above 0 and finite'),
     ({'l2_sps': (-0.1,)}, r'l2_sps=\(-0\.1,\) must be 0 or more'),
+    ({'learning_rates': (0.1, '1/3')}, "learning_rates: '1/3' is no number"),
+    ({'l2_sps': ('a',)}, "l2_sps: 'a' is no number"),
     ({'layer_decays': (1.5,)}, r'layer_decays=\(1\.5,\) must be 1 or less'),
   ],
 )

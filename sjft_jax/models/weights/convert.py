@@ -1,5 +1,6 @@
 """Published weights as a trunk's variables."""
 
+import contextlib
 import dataclasses
 import difflib
 import reprlib
@@ -33,6 +34,10 @@ _REMEDY = (
   + ', '.join(preprocess.NORMALIZATIONS)
 )
 _CONFIG_REMEDY = f'{_REMEDY}; for a filter bank, copy the weights to a folder without this file'
+
+
+class _ConfigError(ValueError):
+  """A config.json cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +109,18 @@ def load(
       f'{path} does not fit name={name!r}: {problems}; it fits {_suggest_options(checkpoint, spec)}'
     )
   for tensor in best.expected_shapes:
+    if best.tensors[tensor].dtype.kind != 'f':
+      raise ValueError(
+        f'{path}: {tensor} holds {best.tensors[tensor].dtype}, as in quantised files; give one of '
+        'floating-point weights'
+      )
     if not np.isfinite(best.tensors[tensor]).all():
       raise ValueError(f'{path}: {tensor} holds values that are not finite; fetch another file')
-  if normalization == 'auto':
-    if checkpoint.origin == 'torch':
+  if checkpoint.origin == 'torch':
+    # A given normalization is the remedy for a config.json that cannot be read, for no more.
+    with contextlib.suppress(*([] if normalization == 'auto' else [_ConfigError])):
       _check_architecture(checkpoint.path.with_name(_CONFIG), name)
+  if normalization == 'auto':
     normalization = _stated_normalization(checkpoint) or best.layout.normalization
   if checkpoint.origin == 'keras':  # There 'caffe' is BGR, the others RGB (`preprocess_input`).
     layout = dataclasses.replace(best.layout, normalization=normalization)
@@ -129,6 +141,7 @@ def _find_file(path_or_name: str, trunk_name: str) -> Path:
   if path_or_name in published.PACKAGES:
     return published.find_in_package(path_or_name, trunk_name)
   if path_or_name in published.PUBLISHED:
+    _check_published(path_or_name, trunk_name)
     return published.fetch(path_or_name)
   names = (*published.PACKAGES, *published.PUBLISHED)
   # The name of a network alone suggests the weights of every publisher.
@@ -138,6 +151,17 @@ def _find_file(path_or_name: str, trunk_name: str) -> Path:
     f'pretrained={path_or_name!r} is neither a file nor the name of published weights; use the '
     f'path of a file, or one of {", ".join(similar)}'
   )
+
+
+def _check_published(published_name: str, name: str) -> None:
+  """Check that the published name is not that of a network whose tensors alone are those of `name`.
+
+  Raises:
+    ValueError: it is.
+  """
+  known = published_name.rpartition('/')[2]
+  if known in trunk.INVERTED_RESIDUALS and known != name:
+    raise ValueError(f'pretrained={published_name!r} is not of name={name!r}; set name={known!r}')
 
 
 def _stated_normalization(checkpoint: Checkpoint) -> str | None:
@@ -168,7 +192,7 @@ def _read_config(path: Path) -> dict[str, Any]:
       raise ValueError(f'it has over {_MAX_CONFIG_BYTES:,} bytes')
     config = artifacts.parse_json(path.read_bytes())
   except (OSError, ValueError) as error:
-    raise ValueError(
+    raise _ConfigError(
       f'{path}, which may give the mean of the images, cannot be read: {error}; {_CONFIG_REMEDY}'
     ) from error
   return config if isinstance(config, dict) else {}
@@ -223,11 +247,15 @@ def _suggest_options(checkpoint: Checkpoint, spec: TrunkSpec) -> str:
   for name in sorted(trunk.NAMES, key=lambda name: name != spec.name):
     for match in _candidate_matches(checkpoint, name, spec.fully_connected):
       if not match.problems:
-        return ', '.join(
+        options = ', '.join(
           f'{option}={value!r}'
           for option, value in match.spec._asdict().items()
           if value != getattr(spec, option)
         )
+        twin = f'tf_{name}'
+        if twin in trunk.NAMES:  # Its tensors cannot be told from those of this one.
+          options += f', or name={twin!r} if that is what timm calls the file'
+        return options
   return 'none of ' + ', '.join(trunk.NAMES)
 
 

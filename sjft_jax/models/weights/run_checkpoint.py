@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from sjft_jax.models import joint, trunk
 from sjft_jax.models.weights.convert import Weights
-from sjft_jax.runtime import artifacts, checkpoints
+from sjft_jax.runtime import artifacts, checkpoints, console
 
 # The file of a work directory that describes the network of its checkpoints.
 DESCRIPTION = 'network.json'
@@ -99,6 +99,8 @@ def load_trunk(
         f'set {option}={trained_value!r}'
       )
   trained = _load(training, heads=())
+  # It may have been stopped; how many steps it was to have is known to its command alone.
+  console.say(f'  {training.directory}: the trunk as it is after {trained.step:,} steps')
   params = trained.params['trunk']
   if style not in ('auto', training.description['style']):
     _check_style(training, style)

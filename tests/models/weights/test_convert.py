@@ -12,7 +12,7 @@ import safetensors.numpy
 from etils import epath
 from models.weights import caffemodel
 
-from sjft_jax.models import trunk
+from sjft_jax.models import joint, trunk
 from sjft_jax.models.trunk import TrunkSpec
 from sjft_jax.models.weights import convert, exported, libraries, published
 from sjft_jax.models.weights.layouts import layouts
@@ -572,3 +572,37 @@ def test_the_error_for_an_unknown_name_suggests_similar_ones(name, similar):
 def test_impossible_trunks_are_refused_before_a_file_is_opened():
   assert 'resnet51v1' in refusal('torchvision/resnet50', name='resnet51v1')
   assert 'width' in refusal('torchvision/alexnet', name='alexnet', width=0.5)
+
+
+def test_a_config_that_names_another_network_counts_with_a_given_normalization_too(tmp_path):
+  path = write(tmp_path, torchvision())
+  options = {'name': 'resnet18v1', 'width': WIDTH, 'normalization': 'imagenet'}
+  (tmp_path / 'config.json').write_text('{"architecture": "resnetblur18"}')
+  assert 'says that the network is resnetblur18' in refusal(path, **options)
+  (tmp_path / 'config.json').write_text('{"architecture": ')  # Then it says nothing.
+  assert convert.load(path, **options).normalization == 'imagenet'
+
+
+def test_published_weights_of_a_network_with_the_same_tensors_are_refused():
+  pretrained, name = 'timm/tf_efficientnet_lite0', 'efficientnet_lite0'
+  assert refusal(pretrained, name=name).endswith("set name='tf_efficientnet_lite0'")
+
+
+def test_both_networks_of_the_same_tensors_are_suggested(tmp_path):
+  spec = TrunkSpec('tf_efficientnet_lite0')
+  model = joint.Joint(trunk.build_trunk(**spec._asdict()), 2, 0)
+  shapes = joint.variable_shapes(model, 64)
+  architecture = libraries.find_architecture(spec, 64)
+  tensors = {
+    name: np.ones(shape, np.float32)
+    for name, shape in libraries.tensor_shapes(shapes, architecture).items()
+  }
+  message = refusal(write(tmp_path, tensors), name='tf_efficientnet_lite1')
+  assert "it fits name='efficientnet_lite0', or name='tf_efficientnet_lite0'" in message
+
+
+def test_whole_numbers_are_no_weights(tmp_path):
+  tensors = torchvision()
+  tensors['conv1.weight'] = (100 * tensors['conv1.weight']).astype(np.int8)
+  message = refusal(write(tmp_path, tensors), name='resnet18v1', width=WIDTH)
+  assert 'conv1.weight holds int8' in message

@@ -248,3 +248,9 @@ def test_a_network_of_another_name_or_classes_is_refused(run, tmp_path):
   ):
     run_checkpoint.save_description(epath.Path(copy), DESCRIPTION | changes)
     assert message in refusal(run_checkpoint.load_newest, str(copy))
+
+
+def test_how_far_the_training_of_a_loaded_trunk_has_come_is_said(run, capsys):
+  run_checkpoint.load_trunk(str(run[0]), **TRUNK, style='auto')
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.endswith('arms/rounds: the trunk as it is after 7 steps')
