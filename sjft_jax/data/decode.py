@@ -4,27 +4,22 @@ import functools
 import io
 import math
 import re
-import struct
 import warnings
-from collections.abc import Iterator
 
-import cv2
 import numpy as np
 import simplejpeg
-from jaxtyping import Shaped, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from PIL.AvifImagePlugin import AvifImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from sjft_jax.data import jpeg2000
+from sjft_jax.data import bit_depth, jpeg2000, tiff
+from sjft_jax.data.image_formats import FORMATS, HEIC_REMEDY, JPEG, find_reader, is_heic, is_tiff
 from sjft_jax.runtime import host_memory
 
 # Pillow takes a larger image for a decompression bomb.
@@ -34,44 +29,9 @@ MAX_BYTES = 8 * MAX_PIXELS
 
 RGB = UInt8[np.ndarray, '_height _width 3']
 
-# The formats that are read, for messages.
-FORMATS = 'AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM (PBM, PGM), TIFF or WebP'
-# What reads HEIC, for messages.
-HEIC_REMEDY = "the package pillow-heif reads: pip install 'sjft_jax[heic]'"
-
-_JPEG = b'\xff\xd8\xff'
 _SCAN = b'\xff\xda'
 _PROGRESSIVE = (b'\xc2', b'\xc6', b'\xca', b'\xce')  # beginnings of such frames
-# Pillow's readers by the first bytes of a file. `PIL.Image.open` would also try formats that run
-# other programs, and warn about images smaller than our own limit.
-_READERS = {
-  b'\x89PNG': PngImageFile,
-  b'GIF8': GifImageFile,
-  b'RIFF': WebPImageFile,
-  b'II*\0': TiffImageFile,
-  b'MM\0*': TiffImageFile,
-  b'II+\0': TiffImageFile,
-  b'MM\0+': TiffImageFile,
-  b'BM': BmpImageFile,
-  b'\0\0\0\x0cjP  ': Jpeg2KImageFile,
-  b'\xff\x4f\xff\x51': Jpeg2KImageFile,
-  **{b'P%d' % number: PpmImageFile for number in range(1, 7)},
-}
-# What else the beginning of a file of these formats is like: text can begin with P1 or BM, and a
-# sound with RIFF.
-_PATTERNS = {
-  BmpImageFile: re.compile(rb'.{14}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0', re.DOTALL),
-  PpmImageFile: re.compile(rb'P[1-6][\s#]'),
-  WebPImageFile: re.compile(rb'RIFF.{4}WEBP', re.DOTALL),
-}
-# Of the many formats in this container, HEIC among them, the one that names AVIF as its brand.
-_AVIF = re.compile(rb'.{4}ftyp(avif|avis|.{8}(.{4})*?avi[fs])', re.DOTALL)
-_HEIC = re.compile(rb'.{4}ftyp(he[iv][cmsx]|mif1|msf1)', re.DOTALL)
-# So many bytes of a file decide on its format.
-HEADER_BYTES = 64
 _PNG_END = b'IEND\xaeB`\x82'
-# Depths of the images that scanners, cameras and microscopes save with 16 bits a channel.
-_DEPTHS = (8, 10, 12, 14, 16)
 _UNKNOWN_LAYOUT = 'a layout that cannot be read; save it as 8-bit RGB'
 # What Pillow says of a TIFF whose layout it does not know. It takes big-endian BigTIFF for TIFF.
 _LAYOUT_ERRORS = (
@@ -79,9 +39,6 @@ _LAYOUT_ERRORS = (
   'unknown pixel mode',
   'unknown raw mode for given image mode',
 )
-# Tags of TIFF.
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _STRIPS, _TILES = 258, 262, 274, 273, 324
-_PLANAR = 284  # 2: each channel is stored as a plane of its own.
 
 # Headers are read part by part in Python: so many parts take a fraction of a second, and no encoder
 # writes nearly as many. Those of the pixels, and what is behind them, take some seconds.
@@ -140,9 +97,9 @@ def decode_image(data: bytes, *, min_side: int = 0, max_pixels: int = MAX_PIXELS
   """
   if not data:
     raise UnreadableError('is empty')
-  if data.startswith(_JPEG):
+  if data.startswith(JPEG):
     return _decode_jpeg(data, min_side, max_pixels)
-  reader = _find_reader(data)
+  reader = find_reader(data)
   if reader is not None:
     return _decode_with_pillow(data, reader, max_pixels)
   if data[:512].lstrip(b'\xef\xbb\xbf \t\r\n')[:1] == b'<':
@@ -150,46 +107,6 @@ def decode_image(data: bytes, *, min_side: int = 0, max_pixels: int = MAX_PIXELS
   if is_heic(data):
     raise UnreadableError(f'is a HEIC image, which {HEIC_REMEDY}')
   raise UnreadableError(f'is no {FORMATS} image')
-
-
-def is_image(header: bytes) -> bool:
-  """Return whether the first `HEADER_BYTES` of a file are those of a format that is read."""
-  return header.startswith(_JPEG) or _find_reader(header) is not None
-
-
-def is_tiff(header: bytes) -> bool:
-  """Return whether the first bytes of a file are those of a TIFF."""
-  return _find_reader(header) is TiffImageFile
-
-
-def is_heic(header: bytes) -> bool:
-  """Return whether the first bytes of a file are those of a HEIC image."""
-  return bool(_HEIC.match(header)) and not _AVIF.match(header)
-
-
-@functools.cache
-def load_heic_reader() -> type | None:
-  """Return Pillow's reader for HEIC, or None if the package pillow-heif is not installed."""
-  try:
-    from pillow_heif import HeifImageFile
-  except ImportError:
-    return None
-  reader: type = HeifImageFile
-  return reader
-
-
-def _find_reader(data: bytes) -> type | None:
-  """Return Pillow's reader for the format of a file, or None."""
-  header = data[:HEADER_BYTES]
-  if _AVIF.match(header):
-    return AvifImageFile
-  if is_heic(header):
-    return load_heic_reader()
-  for first_bytes, reader in _READERS.items():
-    if header.startswith(first_bytes):
-      pattern = _PATTERNS.get(reader)
-      return reader if pattern is None or pattern.match(header) else None
-  return None
 
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:
@@ -227,7 +144,7 @@ def _decode_jpeg(data: bytes, min_side: int, max_pixels: int) -> RGB:
         for strip in np.array_split(inks, -(-inks.size // (4 * _STRIP_PIXELS)))
       )
       image = np.concatenate([np.asarray(strip.convert('RGB')) for strip in strips])
-    return _turn_upright(image, _read_orientation(exif))
+    return _turn_upright(image, tiff.read_orientation(exif))
 
 
 def _run_libjpeg(
@@ -274,7 +191,7 @@ def _decode_with_pillow(data: bytes, reader: type, max_pixels: int) -> RGB:
     with reader(file) as image:
       _check_size(image.height, image.width, max_pixels)
       file.parts_left = _MAX_PARTS
-      depth = _stated_depth(image, data)
+      depth = bit_depth.stated_depth(image, data)
       kinds = (
         reader,
         image.mode[0],
@@ -299,8 +216,8 @@ def _load_with_pillow(image: ImageFile, reader: type, data: bytes, depth: int) -
   if decoder in ('ppm', 'ppm_plain'):
     maximum = int(arguments[-1]) if isinstance(arguments, tuple) else 1
     pixels = _read_ppm(image, data[offset:], is_text=decoder == 'ppm_plain', maximum=maximum)
-  if isinstance(image, TiffImageFile) and _has_planes(image) and decoder == 'raw':
-    _name_planes(image)
+  if isinstance(image, TiffImageFile) and tiff.has_planes(image) and decoder == 'raw':
+    tiff.name_planes(image)
   pixels.load()
   # Pillow accepts a file without its end if all pixels are there.
   if reader is PngImageFile and _PNG_END not in data:
@@ -309,7 +226,7 @@ def _load_with_pillow(image: ImageFile, reader: type, data: bytes, depth: int) -
     # Pillow has scaled pixels of 2 and 4 bits to 8, but not the one grey that is transparent.
     image.info['transparency'] *= 255 // ((1 << data[24]) - 1)
   exif = (image.info.get('exif') or b'').removeprefix(b'Exif\0\0')
-  return _turn_upright(_convert_to_rgb(pixels, data, depth), _read_orientation(exif))
+  return _turn_upright(_convert_to_rgb(pixels, data, depth), tiff.read_orientation(exif))
 
 
 @functools.cache
@@ -320,24 +237,9 @@ def _ignore_pillow_warnings() -> None:
 
 
 def _check_strips(data: bytes) -> None:
-  for tag, number, _ in _read_directory(data):
-    if tag in (_STRIPS, _TILES) and number > _MAX_STRIPS:
+  for tag, number, _ in tiff.read_directory(data):
+    if tag in (tiff.STRIPS, tiff.TILES) and number > _MAX_STRIPS:
       raise UnreadableError(f'has {number:,} strips, more than the limit of {_MAX_STRIPS:,}')
-
-
-def _has_planes(image: TiffImageFile) -> bool:
-  """Return whether each channel of a TIFF is stored as a plane of 16 bits."""
-  return image.tag_v2.get(_PLANAR) == 2 and max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) == 16
-
-
-def _name_planes(image: TiffImageFile) -> None:
-  """Tell Pillow that planes have 16 bits, which it reads as 8 where they are not compressed."""
-  order = 'B' if image.tag_v2.prefix == b'MM' else 'L'
-  for index, tile in enumerate(image.tile):
-    assert isinstance(tile.args, tuple)
-    plane, *rest = tile.args
-    layout = image.mode if plane == 'I' else f'{plane};16{order}'
-    image.tile[index] = tile._replace(args=(layout, *rest))
 
 
 def _read_ppm(image: ImageFile, body: bytes, *, is_text: bool, maximum: int) -> Image.Image:
@@ -372,48 +274,6 @@ def _read_ppm(image: ImageFile, body: bytes, *, is_text: bool, maximum: int) -> 
   return Image.fromarray(levels[values].reshape(shape))
 
 
-def _stated_depth(image: Image.Image, data: bytes) -> int:
-  """Return the bits per channel that a file says its values have; 16: it may be fewer.
-
-  Must be called before Pillow loads the image, which forgets what it has read of the header.
-  """
-  if isinstance(image, PngImageFile) and data[24] == 16:
-    chunk = data.find(b'sBIT', 0, data.find(b'IDAT'))
-    depth = max(data[chunk + 4 : chunk + 4 + data[chunk - 1]], default=16) if chunk > 0 else 16
-  elif isinstance(image, TiffImageFile):
-    depth = max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
-  elif isinstance(image, PpmImageFile) and image.tile:
-    arguments = str(image.tile[0].args)
-    # Pillow has scaled other maxima to 255 or 65535.
-    depth = 16 if '65535' in arguments or ';16' in arguments else 8
-  elif isinstance(image, Jpeg2KImageFile):
-    # Other depths are scaled to 8 or 16 bits.
-    precision = data.find(b'\xff\x4f\xff\x51') + 42
-    depth = 16 if data[precision : precision + 1] == b'\x0f' else 8
-  else:
-    depth = 8
-  return min(max(depth, 8), 16)
-
-
-def _real_depth(values: Shaped[np.ndarray, '...'], depth: int) -> int:
-  """Return the depth of values, which a file states, or the least one that they fit into."""
-  rest = 16 - depth
-  top = values >> rest
-  # Scaled to 16 bits, as PNG wants it, by zeros or by repetition: of a dark image only this shows.
-  for low in (0 * top, top >> max(depth - rest, 0)):
-    if rest and np.array_equal(values, (top << rest) | low):
-      return 16
-  largest = int(values.max())
-  # A depth that is stated and exceeded: the values were scaled to 16 bits, as PNG wants it.
-  depths = _DEPTHS if depth == 16 else (depth, 16)
-  return next(d for d in depths if largest < 1 << d)
-
-
-def _to_8_bits(values: Shaped[np.ndarray, '...'], depth: int) -> UInt8[np.ndarray, '...']:
-  """Return the upper 8 bits of values of a depth."""
-  return (values >> (depth - 8)).astype(np.uint8)
-
-
 def _convert_to_rgb(image: Image.Image, data: bytes, depth: int) -> RGB:
   if image.mode.startswith('I'):
     grey = np.asarray(image)
@@ -421,15 +281,18 @@ def _convert_to_rgb(image: Image.Image, data: bytes, depth: int) -> RGB:
       raise UnreadableError('has pixels of more than 16 bits')
     is_clear = grey == image.info.get('transparency', -1)
     # Pillow has scaled what states less.
-    grey = _to_8_bits(grey, _real_depth(grey, depth) if depth > 8 else 16)
-    if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0:
+    grey = bit_depth.to_8_bits(grey, bit_depth.real_depth(grey, depth) if depth > 8 else 16)
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(tiff.PHOTOMETRIC) == 0:
       grey = ~grey  # 0 is white, which Pillow inverts up to 8 bits only.
     grey[is_clear] = 255
     return np.repeat(grey[..., None], 3, 2)
   if image.mode == 'F':
     raise UnreadableError('has floating-point pixels')
   if depth > 8 and image.mode in ('RGB', 'RGBA'):
-    image = _restore_depth(image, data, depth)
+    restored = bit_depth.restore_depth(image, data, depth)
+    if restored is None:
+      raise UnreadableError(f'has {depth} bits per channel in {_UNKNOWN_LAYOUT}')
+    image = restored
   width, height = image.size
   if width * height <= _STRIP_PIXELS:
     return _drop_alpha(image)
@@ -450,37 +313,10 @@ def _drop_alpha(image: Image.Image) -> RGB:
   return np.asarray(image.convert('RGB'))
 
 
-def _restore_depth(image: Image.Image, data: bytes, depth: int) -> Image.Image:
-  """Return an image of 16 bits a channel, of which Pillow keeps the upper 8, by its real depth."""
-  # Pillow compares the one transparent colour, of 16 bits, with its own of 8; OpenCV knows better.
-  if np.max(image.getextrema()[:3]) > 64 and 'transparency' not in image.info:
-    return image  # More than 14 bits, however Pillow rounds.
-  values = None
-  if not any(tag == _PLANAR and first == 2 for tag, _, first in _read_directory(data)):
-    _silence_opencv()  # It reads planes as if the channels of a pixel stood side by side.
-    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-  if values is None or values.dtype != np.uint16 or values.shape[1::-1] != image.size:
-    raise UnreadableError(f'has {depth} bits per channel in {_UNKNOWN_LAYOUT}')
-  colours = values[..., 2::-1]  # OpenCV's order is blue, green, red.
-  # The fourth channel of a TIFF may be anything.
-  alpha = values[..., 3:] if image.has_transparency_data else values[..., :0]
-  depth = _real_depth(colours, depth)
-  alpha_depth = depth if alpha.size and alpha.max() < 1 << depth else 16
-  return Image.fromarray(
-    np.concatenate([_to_8_bits(colours, depth), _to_8_bits(alpha, alpha_depth)], axis=2)
-  )
-
-
-@functools.cache
-def _silence_opencv() -> None:
-  # OpenCV warns of odd metadata, too; what it cannot decode is no array.
-  cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
 def _reason(message: str, data: bytes) -> str:
   """Return why an image is unreadable, from a decoder's message."""
   is_cut = any(word in message for word in ('truncated', 'Truncated', 'Premature end', 'EOF'))
-  if is_cut or (data.startswith(_JPEG) and b'\xff\xd9' not in data):
+  if is_cut or (data.startswith(JPEG) and b'\xff\xd9' not in data):
     return 'is truncated'
   if data.startswith(b'MM\0+') or (is_tiff(data) and message in _LAYOUT_ERRORS):
     return f'has {_UNKNOWN_LAYOUT}'
@@ -508,32 +344,6 @@ def _read_segments(jpeg: bytes) -> tuple[bytes, bool]:
     is_fill = jpeg.startswith(b'\xff\xff', position)
     position += 1 if is_fill else 2 + int.from_bytes(jpeg[position + 2 : position + 4])
   raise UnreadableError(f'has a header of more than {_MAX_SEGMENTS:,} segments')
-
-
-def _read_orientation(exif: bytes) -> int:
-  """Return the EXIF orientation, 1–8; without one it is 1, upright."""
-  return next((value for tag, _, value in _read_directory(exif) if tag == _ORIENTATION), 1)
-
-
-def _read_directory(tiff: bytes) -> Iterator[tuple[int, int, int]]:
-  """Yield tag, number of values, and the first of them as 16 bits, of a TIFF's first directory."""
-  byte_order = {b'II': '<', b'MM': '>'}.get(tiff[:2])
-  if byte_order is None:
-    return
-  # BigTIFF has wider numbers, and says so.
-  is_big = tiff[2:4] in (b'+\0', b'\0+')
-  number, count, size = ('Q', 'Q', 20) if is_big else ('I', 'H', 12)
-  try:
-    (directory,) = struct.unpack_from(byte_order + number, tiff, 8 if is_big else 4)
-    (length,) = struct.unpack_from(byte_order + count, tiff, directory)
-    start = directory + struct.calcsize(byte_order + count)
-    for index in range(min(length, 65_535)):
-      tag, _, values, first = struct.unpack_from(
-        f'{byte_order}HH{number}H', tiff, start + size * index
-      )
-      yield tag, values, first
-  except (struct.error, OverflowError):
-    pass
 
 
 def _turn_upright(image: RGB, orientation: int) -> RGB:

@@ -12,7 +12,8 @@ from jaxtyping import Int32, UInt8
 
 from sjft_jax.data import digests
 from sjft_jax.data.dataset import EncodedDataset
-from sjft_jax.data.decode import MAX_BYTES, UnreadableError, is_image
+from sjft_jax.data.decode import MAX_BYTES, UnreadableError
+from sjft_jax.data.image_formats import is_image
 
 # So many bytes of a file that is no image are enough for the error to say what it is.
 _NAMING_BYTES = 512

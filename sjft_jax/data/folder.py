@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sjft_jax.data.decode import FORMATS
 from sjft_jax.data.file_dataset import FileDataset, normalize_class_name, sort_classes
+from sjft_jax.data.image_formats import FORMATS
 from sjft_jax.data.image_list import LIST_SUFFIXES
 from sjft_jax.data.walk import FolderWalk, has_folders, is_folder, is_image_file, scan_visible
 

@@ -5,7 +5,7 @@ from array import array
 from collections import defaultdict
 
 from sjft_jax.data import digests
-from sjft_jax.data.decode import (
+from sjft_jax.data.image_formats import (
   HEADER_BYTES,
   HEIC_REMEDY,
   is_heic,

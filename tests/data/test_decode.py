@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import data as photographs
 
-from sjft_jax.data import decode
+from sjft_jax.data import decode, image_formats
 from sjft_jax.data.decode import UnreadableError, decode_image
 
 PHOTOGRAPH = photographs.astronaut()[60:143, 170:281]
@@ -321,7 +321,7 @@ def test_stated_depth_goes_before_the_largest_value():
 @pytest.mark.parametrize('kind', ['AVIF', 'JPEG2000'])
 def test_avif_and_jpeg_2000_have_the_pixels_of_pillow(kind):
   data = encode(PHOTOGRAPH, kind)
-  assert decode.is_image(data[: decode.HEADER_BYTES])
+  assert image_formats.is_image(data[: image_formats.HEADER_BYTES])
   np.testing.assert_array_equal(decode_image(data), decode_with_pillow(data))
   for length in range(len(data) // 2, len(data), 97):
     with pytest.raises(UnreadableError):
@@ -329,18 +329,18 @@ def test_avif_and_jpeg_2000_have_the_pixels_of_pillow(kind):
 
 
 def test_formats_are_told_from_text_and_from_other_containers():
-  assert all(decode.is_image(data[: decode.HEADER_BYTES]) for data in WHOLE.values())
+  assert all(image_formats.is_image(data[: image_formats.HEADER_BYTES]) for data in WHOLE.values())
   for text in (b'BMW', b'P1 is', b'BM' + b'W' * 60, b'P3 is the third', b'RIFF....WAVEfmt '):
-    assert not decode.is_image(text) or text.startswith((b'P1 ', b'P3 '))
+    assert not image_formats.is_image(text) or text.startswith((b'P1 ', b'P3 '))
   heic = b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(40)
-  assert decode.is_heic(heic)
-  assert not any(map(decode.is_heic, WHOLE.values()))
+  assert image_formats.is_heic(heic)
+  assert not any(map(image_formats.is_heic, WHOLE.values()))
 
 
 def test_heic_images_need_a_package(monkeypatch):
   heic = b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(40)
-  monkeypatch.setattr(decode, 'load_heic_reader', lambda: None)
-  assert not decode.is_image(heic)
+  monkeypatch.setattr(image_formats, 'load_heic_reader', lambda: None)
+  assert not image_formats.is_image(heic)
   assert refusal(heic) == (
     "is a HEIC image, which the package pillow-heif reads: pip install 'sjft_jax[heic]'"
   )
@@ -355,7 +355,7 @@ def test_heic_images_are_upright_and_like_what_was_saved(orientation, turns):
   buffer = io.BytesIO()
   pillow_heif.from_pillow(image).save(buffer, quality=95, exif=exif.tobytes())
   data = buffer.getvalue()
-  assert decode.is_image(data[: decode.HEADER_BYTES])
+  assert image_formats.is_image(data[: image_formats.HEADER_BYTES])
   upright = np.rot90(PHOTOGRAPH, turns)
   decoded = decode_image(data)
   assert decoded.shape == upright.shape
@@ -447,7 +447,7 @@ def test_unreadable_data_is_refused_with_its_reason():
   page = b'\xef\xbb\xbf \n<!DOCTYPE html><html><body>404 Not Found</body></html>'
   assert refusal(page) == 'is a web page or other markup, not an image'
   for data in (b'no image at all', b'PK\3\4', b'\0' * 500, b'Please log in.'):
-    assert refusal(data) == f'is no {decode.FORMATS} image'
+    assert refusal(data) == f'is no {image_formats.FORMATS} image'
   for name in ('jpeg', 'progressive', 'cmyk', 'png', 'gif', 'bmp', 'ppm', 'tiff'):
     assert refusal(WHOLE[name][: len(WHOLE[name]) // 2 + 100 * (name == 'cmyk')]) == 'is truncated'
 
@@ -542,7 +542,7 @@ def decode_or_none(data):
 
 @settings(max_examples=300)
 @given(
-  st.sampled_from([b'', b'\xff\xd8\xff', b'\xff\xd8\xff\xe0\0\x10JFIF\0', *decode._READERS]),
+  st.sampled_from([b'', b'\xff\xd8\xff', b'\xff\xd8\xff\xe0\0\x10JFIF\0', *image_formats._READERS]),
   st.binary(max_size=400),
 )
 def test_random_bytes_are_unreadable_and_nothing_else(start, rest):
