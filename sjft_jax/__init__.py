@@ -70,7 +70,7 @@ def rank(
   Raises:
     ValueError: an impossible option or input, before any work where that can be known.
   """
-  from sjft_jax import config, folder_ranking, ranking
+  from sjft_jax import config, folder_ranking, option_checks, ranking
   from sjft_jax.runtime import artifacts
   from sjft_jax.runtime.choice import whole_number
 
@@ -83,7 +83,7 @@ def rank(
       'screening': {'max_bad_share': max_bad_share},
     },
   )
-  config.check_ranges(options)
+  option_checks.check_ranges(options)
   return folder_ranking.rank_folders(
     os.fspath(target),
     os.fspath(source),

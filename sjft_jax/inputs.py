@@ -9,7 +9,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sjft_jax import config as configs
-from sjft_jax import ranking, results
+from sjft_jax import option_checks, ranking, results
 from sjft_jax import workdir as workdirs
 from sjft_jax.data import registry, transforms
 from sjft_jax.data.dataset import Domains
@@ -122,10 +122,10 @@ def load_inputs(config: ConfigDict, domains: Domains) -> Inputs:
     ValueError: an option is impossible, alone or together with the data sets and devices.
   """
   arms = configs.arm_configs(config)
-  configs.check_pretraining(config)
+  option_checks.check_pretraining(config)
   for arm, options in arms.items():
     with configs.arm_options(config, arm):
-      configs.check_values(options, domains, num_devices=jax.device_count())
+      option_checks.check_values(options, domains, num_devices=jax.device_count())
   if distributed.is_primary_process():
     metric_writer.check_wandb(config.logging.wandb)
   bank = load_bank(config)

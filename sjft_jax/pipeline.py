@@ -12,7 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sjft_jax import config as configs
-from sjft_jax import features
+from sjft_jax import features, option_checks
 from sjft_jax import inputs as run_inputs
 from sjft_jax import ranking as rankings
 from sjft_jax import results as result_files
@@ -53,8 +53,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str], **options: Any) -> 
     ValueError: an impossible option or input, before any work where that can be known.
   """
   directory = workdirs.resolve(workdir)
-  configs.check_consumers(config, run_inputs.CONSUMERS)
-  configs.check_method(config)
+  option_checks.check_consumers(config, run_inputs.CONSUMERS)
+  option_checks.check_method(config)
   domains = run_inputs.open_domains(config)
   run_inputs.check_outside_data(config, directory)
   results = run_on_datasets(domains, config, directory, **options)
@@ -189,7 +189,7 @@ def screen_images(inputs: Inputs, config: ConfigDict, workdir: epath.Path) -> Sc
   result = screen(workdir, *inputs.domains, **config.screening)
   for arm, options in inputs.arms.items():
     with configs.arm_options(config, arm):
-      configs.check_sizes(options, result.domains)
+      option_checks.check_sizes(options, result.domains)
   target, test, source = result.domains
   console.say(
     f'Target: {len(target):,} training and {len(test):,} test images in {len(target.classes):,} '

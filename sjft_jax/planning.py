@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sjft_jax import config as configs
 from sjft_jax import inputs as run_inputs
+from sjft_jax import option_checks
 from sjft_jax.calibration import Stage, calibrate
 from sjft_jax.data import registry
 from sjft_jax.inputs import Inputs
@@ -78,8 +79,8 @@ def plan(config: ConfigDict) -> Plan:
   if jax.process_count() > 1:
     raise ValueError('a plan is made by one process: start it without --distributed')
   start_time = time.monotonic()
-  configs.check_consumers(config, run_inputs.CONSUMERS)
-  configs.check_method(config)
+  option_checks.check_consumers(config, run_inputs.CONSUMERS)
+  option_checks.check_method(config)
   inputs = run_inputs.load_inputs(config, run_inputs.open_domains(config))
   start = Stage('opening the data, building the network', '', time.monotonic() - start_time)
   console.stage('Measuring each stage for a moment')

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from sjft_jax import config as configs
-from sjft_jax import inputs, pipeline
+from sjft_jax import inputs, option_checks, pipeline
 from sjft_jax import results as result_files
 from sjft_jax import workdir as workdirs
 from sjft_jax.data import registry
@@ -136,8 +136,8 @@ def tune(
     raise ValueError(f'{directory} is no path; tune works in a folder on a disk')
   with configs.option_section('tuning'):
     options = TuningOptions(**config.tuning)
-  configs.check_consumers(config, inputs.CONSUMERS)
-  configs.check_method(config)
+  option_checks.check_consumers(config, inputs.CONSUMERS)
+  option_checks.check_method(config)
   _check_repeats(config, 'tune would see')
   workdirs.check_unchanged(config, directory, resume_with_changes=True)
   domains = inputs.open_domains(config)

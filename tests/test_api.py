@@ -17,7 +17,7 @@ from PIL import Image
 from small_run import make_config
 
 import sjft_jax
-from sjft_jax import config, pipeline
+from sjft_jax import config, option_checks, pipeline
 from sjft_jax.runtime import artifacts
 
 DESCRIPTORS = {'resize': 40, 'crop': 36, 'num_bins': 8}
@@ -177,7 +177,7 @@ def test_rank_takes_options_of_bank_and_descriptors(small_data):
 def test_options_that_the_docstring_of_rank_gives_are_possible():
   bank, descriptors = (ast.literal_eval(m) for m in re.findall(r'\{.+?\}', sjft_jax.rank.__doc__))
   changes = {'bank': bank, 'descriptors': descriptors}
-  config.check_ranges(config.with_changes(config.default(), changes))
+  option_checks.check_ranges(config.with_changes(config.default(), changes))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from sjft_jax import config, inputs
+from sjft_jax import config, inputs, option_checks
 from sjft_jax.data.dataset import Domains
 from sjft_jax.training.optimizer import SolverOptions, sgd
 from sjft_jax.training.trainer import TrainingOptions
@@ -35,12 +35,12 @@ def make_config(**changes):
 
 
 def check(c, domains=DOMAINS, num_devices=1):
-  config.check_values(c, domains, num_devices=num_devices)
+  option_checks.check_values(c, domains, num_devices=num_devices)
 
 
 def test_every_option_has_a_consumer_and_the_defaults_are_possible():
   c = config.default()
-  config.check_consumers(c, inputs.CONSUMERS)
+  option_checks.check_consumers(c, inputs.CONSUMERS)
   check(c)
   for arm in c.overrides:
     check(config.arm_config(c, arm))
@@ -51,7 +51,7 @@ def test_an_option_that_nothing_reads_is_an_error_with_a_suggestion():
   with c.unlocked():
     c.solver.learning_rat = 0.1
   with pytest.raises(ValueError, match=r'solver\.learning_rat is .* did you mean learning_rate'):
-    config.check_consumers(c, inputs.CONSUMERS)
+    option_checks.check_consumers(c, inputs.CONSUMERS)
 
 
 def test_a_missing_option_is_an_error():
@@ -59,7 +59,7 @@ def test_a_missing_option_is_an_error():
   with c.unlocked():
     del c.solver.momentum
   with pytest.raises(ValueError, match=r'solver\.momentum is missing'):
-    config.check_consumers(c, inputs.CONSUMERS)
+    option_checks.check_consumers(c, inputs.CONSUMERS)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_impossible_values_are_named_with_their_limit(change, message):
 
 def test_a_pretraining_without_a_loss_is_refused():
   with pytest.raises(ValueError, match=r'loss\.source_weight=0 leaves the 5 steps .* above 0, and'):
-    config.check_pretraining(make_config(pretrain__steps=5, loss__source_weight=0.0))
-  config.check_pretraining(make_config(loss__source_weight=0.0))
+    option_checks.check_pretraining(make_config(pretrain__steps=5, loss__source_weight=0.0))
+  option_checks.check_pretraining(make_config(loss__source_weight=0.0))
   # An arm's own weight is not that of pretraining.
   c = make_config(pretrain__steps=5)
   c.overrides.rounds.loss = {'source_weight': 0.0}
-  config.check_pretraining(c)
+  option_checks.check_pretraining(c)
 
 
 def test_an_impossible_seed_is_named():
@@ -268,12 +268,12 @@ def test_pretraining_keeps_nothing_of_its_start():
 
 def test_a_method_that_every_arm_replaces_is_refused():
   c = config.default()
-  config.check_method(c)
+  option_checks.check_method(c)
   c.selection.method = 'random'
   with pytest.raises(ValueError, match="method='random' is the method of none of the arms"):
-    config.check_method(c)
+    option_checks.check_method(c)
   c.arms = ('none', 'random')
-  config.check_method(c)
+  option_checks.check_method(c)
 
 
 @pytest.mark.parametrize('arm', config.FROZEN_ARMS)

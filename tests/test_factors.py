@@ -6,7 +6,7 @@ import small_run
 
 from experiments import factors, tables, tasks
 from sjft_jax import config as configs
-from sjft_jax import inputs, repeats
+from sjft_jax import inputs, option_checks, repeats
 from sjft_jax.ranking import DescriptorOptions
 from sjft_jax.selection.growth import SelectionOptions
 
@@ -17,9 +17,9 @@ def test_every_level_has_possible_options_that_differ_from_the_others(task):
   made = []
   for run in runs.values():
     config = tables.make_config(run, seed=3)
-    configs.check_consumers(config, inputs.CONSUMERS)
+    option_checks.check_consumers(config, inputs.CONSUMERS)
     for options in configs.arm_configs(config).values():
-      configs.check_ranges(options)
+      option_checks.check_ranges(options)
       DescriptorOptions(**options.descriptors)
       assert SelectionOptions(**options.selection).increments == {'sigma0': 0, 'sigma1': 0}
     made.append(config.to_json())

@@ -11,7 +11,7 @@ from etils import epath
 import sjft_jax
 from experiments import tables, tasks
 from sjft_jax import config as configs
-from sjft_jax import inputs, tuning, workdir
+from sjft_jax import inputs, option_checks, tuning, workdir
 from sjft_jax.ranking import DescriptorOptions
 from sjft_jax.runtime import artifacts
 from sjft_jax.selection.growth import SelectionOptions
@@ -24,9 +24,9 @@ def test_every_run_has_possible_options_and_every_row_a_run(number, scale):
   table = tables.get_table(number, scale)
   for run in table.runs.values():
     config = tables.make_config(run, seed=3)
-    configs.check_consumers(config, inputs.CONSUMERS)
+    option_checks.check_consumers(config, inputs.CONSUMERS)
     for options in configs.arm_configs(config).values():
-      configs.check_ranges(options)
+      option_checks.check_ranges(options)
       DescriptorOptions(**options.descriptors)
       SelectionOptions(**options.selection)
     assert config.seed == config.target.split_seed == 3
