@@ -47,7 +47,9 @@ def default() -> ConfigDict:
   t.train_split = 'train'
   t.test_split = 'test'  # '' tests on the images that are not drawn for training.
   t.train_per_class = 0  # Training images drawn from each class; 0 takes all.
-  t.test_share = 0.2  # Share of each class that is held out for testing if there is no test split.
+  # Share of each class that is held out for testing if there is no test split; with
+  # train_per_class it does nothing: all other images test.
+  t.test_share = 0.2
   t.split_seed = 0  # Seed of these draws.
 
   c.source = s = ConfigDict()
@@ -198,7 +200,8 @@ def default() -> ConfigDict:
   s.ema = 0.0  # Decay per step of the average of the parameters, which is then tested; 0: none.
 
   c.evaluation = e = ConfigDict()
-  # Any of center, ten_crop, multi_scale (224 to 640 pixels); the closing table shows the first one.
+  # Any of center, ten_crop, multi_scale (short sides of 1 to 2.86 times images.crop); the closing
+  # table shows the first one.
   e.views = ('ten_crop', 'center')
   e.batch_size = 32  # Images scored at once, each in all crops of the view.
 

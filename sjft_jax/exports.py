@@ -125,6 +125,8 @@ def _make_card(
   results = result_files.read_results(network.workdir)
   if results is not None and arm not in results['arms']:
     results = None
+  # Where a later checkpoint was damaged and deleted, the scores are those of another network.
+  is_scored = results is not None and (fused or network.step == prediction.num_steps)
   mean, deviation = preprocess.NORMALIZATIONS[description['normalization']]
   has_source = config.selection.method != 'none' or config.pretrain.steps
   target = _name_data(config.target)
@@ -157,8 +159,8 @@ def _make_card(
     views=[view.replace('_', ' ') for view in prediction.views],
     num_test=results['test_images'] if results else 0,
     is_screened=config.screening.exclude_duplicates_of != 'none',
-    scores=_score(classifier, fused) if results else (),
-    gain=_describe_gain(results, arm) if results and not fused else '',
+    scores=_score(classifier, fused) if is_scored else (),
+    gain=_describe_gain(results, arm) if results and is_scored and not fused else '',
     target=target,
     source=source,
     pretrained=pretrained,

@@ -59,6 +59,9 @@ def main() -> None:
   def run() -> None:
     launch.initialize_distributed()
     if options.dry_run:
+      for name in ('stop_after', 'profile'):
+        if options[name].value:
+          raise ValueError(f'--dry_run plans a whole run; leave --{name} out')
       planning.print_plan(sjft_jax.plan(options.config, tuned=options.tuned))
       return
     sjft_jax.train(

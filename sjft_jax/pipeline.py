@@ -88,6 +88,13 @@ def run_on_datasets(
   """
   choose('stop_after', stop_after or STAGES[0], STAGES)
   inputs = run_inputs.load_inputs(config, domains)
+  trained = [arm for arm in inputs.arms if arm not in configs.FROZEN_ARMS]
+  if profile_steps and (stop_after or not trained):
+    reason = f'stop_after={stop_after} ends before' if stop_after else 'arms has none of'
+    raise ValueError(
+      f'profile_steps={profile_steps} traces a training of target images, but {reason} these; '
+      'leave it out'
+    )
   available = min(options.training.steps for options in inputs.arms.values())
   profile = StepProfile(workdir / 'profile', profile_steps, available=available)
   workdirs.check_unchanged(config, workdir, resume_with_changes=resume_with_changes)
@@ -106,6 +113,7 @@ def run_on_datasets(
   if not results:
     console.say(f'Stopped after {stop_after}; without stop_after, {workdir} goes on from there.')
     return results
+  profile.report_missing()
   summary.print_table(results)
   return results
 

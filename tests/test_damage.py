@@ -129,7 +129,12 @@ def test_only_checkpoint_that_is_damaged_is_trained_anew(workdir, trained_run, s
   arm = workdir / 'arms' / 'rounds'
   older, newest = sorted((arm / 'checkpoints').iterdir(), key=lambda path: int(path.name))
   (newest / 'extra' / 'metadata').write_bytes(b'[' * 100_000)
-  assert refusal(sjft_jax.load, arm).endswith('delete it, and the one before is used')
+  message = refusal(sjft_jax.load, arm)
+  assert (
+    f'; delete it to use the one before, of step {older.name}; to have that of step ' in message
+  )
+  # The run is finished: its command would not train the last steps again.
+  assert f' again, delete {arm} and {workdir / "results.json"} and run the command' in message
   shutil.rmtree(newest)
   assert sjft_jax.load(arm).step == int(older.name)
   (older / 'state' / '_METADATA').write_bytes(b'{}')

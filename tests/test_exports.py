@@ -415,6 +415,24 @@ def test_the_card_tells_of_the_pretraining_on_the_source(tmp_path, name, trainin
   assert 'source' in lines
 
 
+def test_the_card_of_an_earlier_checkpoint_has_no_scores_of_the_last_one(tmp_path, monkeypatch):
+  arm = untrained_run.write(tmp_path / 'run', rounds=2, name='resnet18v2', width=1 / 64)
+  rounds = [{'source_images': 5, 'num_neighbors': {'mean': 1.0}}] * 2
+  results = {'arms': {'rounds': {'rounds': rounds}}, 'test_images': 9, 'fingerprint': 'f'}
+  results['table'] = [{'arm': 'rounds'}]
+  monkeypatch.setattr(exports.result_files, 'read_results', lambda workdir: results)
+  monkeypatch.setattr(exports, '_score', lambda classifier, fused: ['a score'])
+
+  def scores(fused):
+    return exports._make_card(sjft_jax.load(arm), 'card', None, fused).scores
+
+  assert scores(fused=False) == scores(fused=True) == ['a score']
+  saved = artifacts.unseal(json.loads((tmp_path / 'run' / 'config.json').read_text()))
+  saved['options']['training']['steps'] = 2  # Its checkpoint is of 2 steps of 4.
+  artifacts.write_json(tmp_path / 'run' / 'config.json', saved)
+  assert (scores(fused=False), scores(fused=True)) == ((), ['a score'])
+
+
 def test_the_card_counts_whole_classes_by_their_images(tmp_path):
   options = config.default()
   options.source.dataset = 'demo_diverse'

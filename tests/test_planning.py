@@ -114,6 +114,30 @@ def test_a_trace_of_more_steps_than_a_round_has_is_refused(small_data, tmp_path)
   assert not (tmp_path / 'run').exists()
 
 
+def test_a_trace_that_no_training_would_leave_is_refused_or_missed(small_data, tmp_path, capsys):
+  options = make_config(small_data, **ARMS, **{'training.steps': 9})
+  with pytest.raises(
+    ValueError, match='profile_steps=1 traces .*stop_after=rank ends before these'
+  ):
+    sjft_jax.train(options, tmp_path / 'run', profile_steps=1, stop_after='rank')
+  options.arms = ('knn', 'probe')
+  with pytest.raises(ValueError, match='profile_steps=1 traces .* arms has none of these'):
+    sjft_jax.train(options, tmp_path / 'run', profile_steps=1)
+  assert not (tmp_path / 'run').exists()
+  capsys.readouterr()
+  for steps in (0, 2):
+    StepProfile(epath.Path(tmp_path), steps, available=WARMUP + 2).report_missing()
+  assert capsys.readouterr().out.count('no step is traced') == 1
+
+
+@pytest.mark.parametrize('option', ['--stop_after=rank', '--profile=3'])
+def test_a_plan_of_a_part_is_refused(small_data, tmp_path, option):
+  message = commands.refusal(
+    commands.start(command(small_data, tmp_path / 'run', '--dry_run', option))
+  )
+  assert f'--dry_run plans a whole run; leave {option.partition("=")[0]} out' in message
+
+
 def traced_steps(folder):
   """Return the numbers of the steps in the only trace below a folder."""
   (file,) = folder.rglob('*.trace.json.gz')

@@ -2,8 +2,9 @@
 
   python -m sjft_jax.data.preview --config=configs/demo.py --output=preview.png
 
-A row shows an image's view for retrieval, its evaluation views and some random training views, each
-with its class and key; classes are spread over the rows. The same command draws the same picture.
+A row shows an image's view for retrieval, its centre crop (with --ten_crop these ten, too) and some
+random training views, each with its class and key; classes are spread over the rows. The same
+command draws the same picture.
 """
 
 import os

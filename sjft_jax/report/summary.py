@@ -1,6 +1,7 @@
 """The closing table of a run, and verdicts that claim no more than the numbers do."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -76,9 +77,10 @@ def verdict(row: dict[str, Any]) -> str:
   elif not row['is_significant']:
     meaning = f'a gain that may be chance with these test images (p = {p_value:.2f})'
   else:
+    # Two digits of 0.0496 would be the level that it is below.
+    p = f'{p_value:.3g}' if p_value > 0.049 else f'{p_value:.2g}'
     meaning = (
-      f'a gain that the choice of test images does not explain (p = {p_value:.2g}); another seed '
-      'may differ'
+      f'a gain that the choice of test images does not explain (p = {p}); another seed may differ'
     )
   return f'{row["name"]}: {gain:+.1f} points, {meaning}.'
 
@@ -104,13 +106,18 @@ def print_tuning(record: dict[str, Any]) -> None:
     )
   console.print_table(table)
   if not record['complete']:
-    console.say(
-      f'Not everything was tried: the choice is by {max(record["num_completed_folds"], 1)} of '
-      f'{record["num_folds"]} folds.'
-    )
+    folds = record['num_completed_folds']
+    choice = f'by {folds} of {record["num_folds"]} folds'
+    if not folds:
+      choice = 'among the settings that all arms have tried on the first fold'
+    console.say(f'Not everything was tried: the choice is {choice}.')
+  tried = Counter(trial['arm'] for trial in record['tried'] if trial['fold'] == 1)
+  caution = ''
+  if max(tried.values()) > 1:
+    caution = ' Scores are of the best of several settings, so another image set gives less.'
   console.say(
-    f'Use the arm {record["arm"]}: the cheapest within one standard error of the most accurate. '
-    'These scores are of the best of many settings, so another image set gives less.'
+    f'Use the arm {record["arm"]}: the cheapest within one standard error of the most accurate.'
+    f'{caution}'
   )
 
 

@@ -163,7 +163,11 @@ def load_newest(directory: epath.PathLike, remedy: str = 'save it again') -> tup
       if system_error(error) or isinstance(error, MemoryError):
         raise
       if len(steps) > 1:
-        remedy = 'delete it, and the one before is used'
+        # A run that is finished is not trained again: the network stays one of fewer steps.
+        remedy = (
+          f'delete it to use the one before, of step {steps[-2]:,}; to have that of step {step:,} '
+          f'again, {remedy}'
+        )
       raise ValueError(f'{_describe_damage(directory, step, error)}; {remedy}') from error
 
 

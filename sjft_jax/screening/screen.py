@@ -184,6 +184,8 @@ def _exclude(
       f'none of the {len(dataset):,} images of {name} can be read: {names}{details}; replace them'
     )
   console.say(f'  {what} and are left out: {names}{details}')
+  for index in () if details else list(bad)[3:]:  # No table names them.
+    console.say(f'    … {dataset.key(index)}')
   readable = _drop(dataset, list(bad))
   is_empty = _has_images(dataset) & ~_has_images(readable)
   if is_empty.any():

@@ -38,6 +38,14 @@ class StepProfile:
     self._directory, self._steps = artifacts.absolute_path(directory), steps
     self._is_done = not steps or not distributed.is_primary_process()
 
+  def report_missing(self) -> None:
+    """Print a line if steps were to be traced and none was."""
+    if not self._is_done:
+      console.say(
+        f'  no step is traced: no round that was left to train had more than {WARMUP} steps to go; '
+        'a new --workdir has'
+      )
+
   @contextlib.contextmanager
   def __call__(self, train_step: _Step) -> Iterator[_Step]:
     """Return the step, traced while this is open; a trace is written once."""

@@ -31,6 +31,7 @@ def make_row(name, gain=None, p_value=0.01, source_images=2617, arm='constant'):
     (-0.002, 0.9, r'selected: -0.2 points, no gain over plain fine-tuning\.'),
     (0.0, 1.0, r'selected: \+0.0 points, no gain over plain fine-tuning\.'),
     (0.4, 0.0625, r'selected: \+40.0 points, a gain that may be chance .* \(p = 0.06\)\.'),
+    (0.021, 0.0496, r'selected: \+2.1 points, a gain .* \(p = 0.0496\); .*'),
     (0.021, 0.0012, r'selected: \+2.1 points, a gain .* \(p = 0.0012\); another seed may differ\.'),
   ],
 )
@@ -72,6 +73,19 @@ def test_a_cross_entropy_of_nothing_has_no_sign(capsys):
   printed = capsys.readouterr().out
   assert printed.count(' 0.000 ') == 2
   assert '-0.000' not in printed
+
+
+@pytest.mark.parametrize('settings', [1, 2])
+@pytest.mark.parametrize('folds', [0, 2])
+def test_what_is_said_of_a_choice_is_true_of_few_settings_and_folds(capsys, settings, folds):
+  arms = {'none': {'accuracy': 0.5, 'cross_entropy': 1.0, 'setting': {}}}
+  record = {'held_out_images': 9, 'arms': arms, 'arm': 'none', 'complete': False, 'num_folds': 3}
+  record |= {'num_completed_folds': folds, 'tried': settings * [{'arm': 'none', 'fold': 1}]}
+  summary.print_tuning(record)
+  text = ' '.join(capsys.readouterr().out.split())
+  assert ('best of several settings' in text) == (settings > 1)
+  assert ('the choice is by 2 of 3 folds.' in text) == bool(folds)
+  assert ('among the settings that all arms have tried on the first fold.' in text) != bool(folds)
 
 
 def test_every_arm_that_selects_has_a_verdict_and_the_growing_one_is_the_last():

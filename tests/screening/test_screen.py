@@ -55,6 +55,13 @@ def test_without_a_listing_bad_images_are_left_out_and_reported(tmp_path, capsys
   assert not list(tmp_path.glob('*.csv'))
 
 
+def test_without_a_listing_every_bad_image_is_named(capsys):
+  exclude_unreadable((some_bad(10, (1, 3, 5, 8)),), None, max_bad_share=0.5)
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[-2].endswith('are left out: 1.jpg, 3.jpg, 5.jpg …')
+  assert lines[-1].strip() == '… 8.jpg'
+
+
 def test_larger_share_is_an_error_but_listed(tmp_path):
   data, listing = some_bad(10, (1, 3, 5, 8)), tmp_path / 'bad.csv'
   (readable,) = exclude_unreadable((data,), listing, max_bad_share=0.4)
