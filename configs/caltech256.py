@@ -27,9 +27,8 @@ def get_config(per_class: str = '30') -> ConfigDict:
   c.target.test_split = ''
   c.target.train_per_class = int(per_class)
   c.source.dataset = 'imagenet2012'
-  # The paper says 50 to 100 neighbours, and at least 200,000 different source images in all.
+  # The paper says 50 to 100 neighbours, so many that there are 200,000 different source images.
   c.selection.num_neighbors = 100 if per_class in ('15', '30') else 50
-  c.selection.min_source_images = 200_000
   c.bank.name = 'alexnet_caffe'  # Its conv1 and conv2 are the paper's 96 + 256 filters.
   c.bank.pretrained = 'caffe/alexnet'
   c.model.pretrained = 'keras/resnet152v2'

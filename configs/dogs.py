@@ -23,7 +23,6 @@ def get_config() -> ConfigDict:
   c.target.dataset = 'stanford_dogs'
   c.source.dataset = 'imagenet2012'
   c.selection.num_neighbors = 100
-  c.selection.min_source_images = 200_000
   c.bank.name = 'alexnet_caffe'  # Its conv1 and conv2 are the paper's 96 + 256 filters.
   c.bank.pretrained = 'caffe/alexnet'
   c.model.pretrained = 'keras/resnet152v2'

@@ -32,7 +32,6 @@ def get_config(table: str = '') -> ConfigDict:
   c.target.dataset = 'oxford_flowers102'
   c.source.dataset = 'imagenet2012'
   c.selection.num_neighbors = 300
-  c.selection.min_source_images = 200_000
   c.bank.name = 'alexnet_caffe'  # Its conv1 and conv2 are the paper's 96 + 256 filters.
   c.bank.pretrained = 'caffe/alexnet'
   if table:

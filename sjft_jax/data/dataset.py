@@ -259,12 +259,13 @@ class ConcatDataset:
 
   Args:
     parts: the data sets.
+    prefixes: what stands in front of the classes of each instead, all different; None: its name.
 
   Raises:
     ValueError: one of them is multi-label, or two have the same name.
   """
 
-  def __init__(self, parts: Sequence[Dataset]):
+  def __init__(self, parts: Sequence[Dataset], prefixes: Sequence[str] | None = None):
     self.parts = tuple(parts)
     names = [part.name for part in parts]
     if len(set(names)) < len(names):
@@ -279,7 +280,11 @@ class ConcatDataset:
           f'{part.name} has several classes per image and cannot be joined with another data set'
         )
     self.name = '+'.join(names)
-    self.classes = tuple(f'{part.name}/{name}' for part in parts for name in part.classes)
+    self.classes = tuple(
+      f'{prefix}/{name}'
+      for prefix, part in zip(prefixes or names, parts, strict=True)
+      for name in part.classes
+    )
     self._starts = np.cumsum([0, *map(len, parts)])
     first_labels = np.cumsum([0, *(len(part.classes) for part in parts)])
     self.labels = np.concatenate(

@@ -55,12 +55,13 @@ def prepare(dataset: str, data_dir: str, archives: str | None = None) -> None:
     archives: folder of the official archives; `data_dir/downloads/manual` by default.
 
   Raises:
-    ValueError: the data set is unknown, or an archive is missing, damaged or not the official one.
+    ValueError: the data set is unknown, an archive is missing, damaged or not the official one, or
+      TFDS has prepared the data set in another format.
   """
   # Here, after the flags: --help and a misspelt option should not wait for TFDS.
   import tensorflow_datasets as tfds
 
-  from sjft_jax.data import builders
+  from sjft_jax.data import builders, records
 
   name, _, config = dataset.partition('/')
   builder_cls = builders.load(choose('dataset', name, builders.BUILDERS))
@@ -73,6 +74,7 @@ def prepare(dataset: str, data_dir: str, archives: str | None = None) -> None:
   for leftover in artifacts.glob(folder.parent, f'incomplete.*_{folder.name}'):
     console.say(f'  unless another run is at work, {leftover} is left of a killed one: remove it')
   if builder.info.initialized:
+    records.check_format(builder.info.file_format, folder, dataset)
     console.say('  prepared already')
   elif folder.exists():
     raise ValueError(f'{folder} is there, but not a prepared data set; remove it')

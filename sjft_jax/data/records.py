@@ -51,6 +51,10 @@ _FEATURE_TYPES = frozenset(
 )
 
 
+class UnlabelledError(Exception):
+  """An image has TFDS's label of those without one, -1; the argument is its position."""
+
+
 class Records(EncodedDataset):
   """A split of a prepared data set: images with one class each or, for 'objects', any number.
 
@@ -71,12 +75,7 @@ class Records(EncodedDataset):
     _check_description(folder)
     with _explain_damage(folder):
       builder = tfds.builder_from_directory(folder)
-    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-      raise ValueError(
-        f'{folder} is stored as {builder.info.file_format.value}; convert it, on a machine with '
-        'TensorFlow: python -m tensorflow_datasets.scripts.convert_format '
-        f'--dataset_version_dir={folder} --out_file_format=array_record --out_dir=NEW_FOLDER'
-      )
+    check_format(builder.info.file_format, folder, dataset)
     with _explain_damage(folder):
       features = dict(builder.info.features)
       label = features.get('label') or _objects_label(features.get('objects'))
@@ -89,6 +88,11 @@ class Records(EncodedDataset):
       raise ValueError(f'{folder} declares {label.num_classes} classes, over {_MAX_CLASSES}')
     with _explain_damage(folder):
       class_names = label.names
+    if not any(artifacts.glob(folder, '*label.labels.txt')):
+      console.say(
+        f'  {folder} does not name its {len(class_names):,} classes, which are called by their '
+        'numbers; if TFDS has converted it from another format, copy the *.labels.txt from there'
+      )
     try:
       with _explain_damage(folder, but=(ValueError, KeyError)):
         files = builder.info.splits[split].file_instructions
@@ -108,9 +112,15 @@ class Records(EncodedDataset):
       ]
     fingerprint = hashlib.sha256('\n'.join(content).encode()).hexdigest()
     self._folder, paths = folder, sorted(set(paths))
-    index = artifacts.load_or_make(
-      'records', fingerprint, lambda: self._make_index(dataset, paths, len(class_names))
-    )
+    try:
+      index = artifacts.load_or_make(
+        'records', fingerprint, lambda: self._make_index(dataset, paths, len(class_names))
+      )
+    except UnlabelledError as error:
+      raise ValueError(
+        f'{dataset}, split={split!r}: image {error.args[0]} has no label, as in the test splits of '
+        f'competitions; use a split with labels, of {", ".join(builder.info.splits)}'
+      ) from error
     self._keys, self.digests = index['keys'], index['digests']
     super().__init__(dataset, class_names, index['labels'], fingerprint)
 
@@ -131,6 +141,8 @@ class Records(EncodedDataset):
       for position in range(len(self._records)):
         record = self._records[position]
         label = record['label'] if 'label' in record else record['objects']['label']
+        if np.ndim(label) == 0 and label == -1:
+          raise UnlabelledError(position)
         if np.any((np.asarray(label) < 0) | (np.asarray(label) >= num_classes)):
           raise ValueError(f'record {position} has a label that is none of {num_classes}')
         labels.append(label)
@@ -161,6 +173,29 @@ class Records(EncodedDataset):
     return str(self._keys[index])
 
 
+def check_format(file_format: tfds.core.FileFormat, folder: epath.Path, dataset: str) -> None:
+  """Check that a prepared data set is stored as ArrayRecord.
+
+  Args:
+    file_format: of the data set.
+    folder: where it lies.
+    dataset: its name, with '/config' where there are several.
+
+  Raises:
+    ValueError: it is stored as something else; the message says how to convert it.
+  """
+  if file_format == tfds.core.FileFormat.ARRAY_RECORD:
+    return
+  # TFDS writes to just the folder that it is given, and leaves the names of the classes behind.
+  new_folder = f'NEW_DATA_DIR/{dataset}/{folder.name}'
+  raise ValueError(
+    f'{folder} is stored as {file_format.value}; convert it, on a machine with '
+    'TensorFlow: python -m tensorflow_datasets.scripts.convert_format '
+    f'--dataset_version_dir={folder} --out_file_format=array_record --out_dir={new_folder}, then '
+    f'cp {folder}/*.labels.txt {new_folder}, and give NEW_DATA_DIR'
+  )
+
+
 def resolve_data_dir(data_dir: str) -> epath.Path:
   """Return the data directory; for '' TFDS's own. '~' is the user's home."""
   return epath.Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR))
@@ -177,7 +212,7 @@ def _explain_damage(folder: epath.Path, but: tuple[type[Exception], ...] = ()) -
   try:
     yield
   except Exception as error:
-    if isinstance(error, (MemoryError, *but)) or system_error(error):
+    if isinstance(error, (MemoryError, UnlabelledError, *but)) or system_error(error):
       raise
     reason = (str(error).splitlines() or [''])[0][:200] or type(error).__name__
     raise ValueError(f'{folder} is damaged ({reason}); prepare the data set again') from error
@@ -270,8 +305,12 @@ def _newest_version(dataset: str, data_dir: str) -> epath.Path:
     ValueError: there is none, or there are several configurations to choose from.
   """
   root = resolve_data_dir(data_dir) / dataset
-  # A preparation that was killed leaves 'incomplete.…'.
-  versions = [path.parent for path in artifacts.glob(root, '[0-9]*/dataset_info.json')]
+  # A preparation that was killed leaves 'incomplete.…', and a user's copy may be '1.0.0_old'.
+  versions = [
+    path.parent
+    for path in artifacts.glob(root, '[0-9]*/dataset_info.json')
+    if tfds.core.Version.is_valid(path.parent.name)
+  ]
   if not versions:
     infos = artifacts.glob(root, '*/[0-9]*/dataset_info.json')
     configs = sorted({path.parent.parent.name for path in infos})

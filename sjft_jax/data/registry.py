@@ -42,7 +42,14 @@ def load(*, dataset: str, path: str, split: str) -> Dataset:
     return _load_single(dataset, path, split)
   paths = _values_per_dataset('path', path, len(names))
   splits = _values_per_dataset('split', split, len(names))
-  return ConcatDataset([_load_single(*each) for each in zip(names, paths, splits, strict=True)])
+  parts = [_load_single(*each) for each in zip(names, paths, splits, strict=True)]
+  # The name of a folder or list goes on with its split, which is no part of the names of classes:
+  # those of training and test images are the same.
+  prefixes = [
+    part.name.partition('/')[0] if name == 'folder' else part.name
+    for name, part in zip(names, parts, strict=True)
+  ]
+  return ConcatDataset(parts, prefixes if len(set(prefixes)) == len(parts) else None)
 
 
 def _values_per_dataset(option: str, value: str, count: int) -> list[str]:
@@ -288,8 +295,10 @@ def _check_joined_splits(dataset: str, path: str, train_split: str, test_split: 
   names = dataset.split('+')
   if len(names) == 1:
     return
-  for name, each in zip(names, _values_per_dataset('path', path, len(names)), strict=True):
-    if name == 'folder' and _is_unsplit(each, train_split, test_split):
+  options = {'path': path, 'train_split': train_split, 'test_split': test_split}
+  values = (_values_per_dataset(option, value, len(names)) for option, value in options.items())
+  for name, each, *splits in zip(names, *values, strict=True):
+    if name == 'folder' and _is_unsplit(each, *splits):
       raise ValueError(
         f'{each} has no splits: all its images would be for training and for testing; test_split= '
         'draws test images from the joined data sets'

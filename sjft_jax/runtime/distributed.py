@@ -71,6 +71,21 @@ def all_gather(array: np.ndarray) -> np.ndarray:
   return np.asarray(multihost_utils.process_allgather(array))
 
 
+def check_devices() -> None:
+  """Check that all processes have the same number of devices, which they divide their work by.
+
+  Raises:
+    ValueError: they have not; all processes raise it.
+  """
+  counts = np.bincount([device.process_index for device in jax.devices()])
+  if (counts != counts[0]).any():
+    process = int(np.argmax(counts != counts[0]))
+    raise ValueError(
+      f'process {process} has {counts[process]} devices, process 0 has {counts[0]}; start all '
+      'processes with the same number of devices, such as by CUDA_VISIBLE_DEVICES'
+    )
+
+
 def check_same(values: Mapping[str, str]) -> None:
   """Check that all processes have the same values, which they would divide their work by.
 

@@ -133,5 +133,6 @@ def initialize_distributed() -> None:
         '--coordinator, --num_processes and --process_id'
       ) from error
     raise ValueError(f'--coordinator={options.coordinator}: {reason}') from error
+  distributed.check_devices()
   preemption.join_processes(distributed.KeyValueStore(), jax.process_index(), jax.process_count())
   console.set_quiet(jax.process_index() != 0)

@@ -55,7 +55,7 @@ def scan(dataset: Dataset) -> ScanResult:
   fingerprint = _cache_name(dataset)
   folder = artifacts.cache_dir() / 'screened'
   partial = folder / f'{fingerprint}.partial.npz'
-  is_earlier = any(file.exists() for file in (partial, folder / f'{fingerprint}.npz'))
+  is_earlier = any(map(_is_there, (partial, folder / f'{fingerprint}.npz')))
   scan_all = functools.partial(scan_images, dataset, partial, fingerprint)
   arrays = artifacts.load_or_make('screened', fingerprint, scan_all)
   with contextlib.suppress(OSError):
@@ -74,10 +74,18 @@ def find_unscanned(datasets: Iterable[Dataset]) -> list[Dataset]:
     elif isinstance(dataset, ConcatDataset):
       parts = find_unscanned(dataset.parts)
     else:
-      is_scanned = (folder / f'{_cache_name(dataset)}.npz').exists()
+      is_scanned = _is_there(folder / f'{_cache_name(dataset)}.npz')
       parts = [] if is_scanned else [dataset]
     found |= {part.fingerprint: part for part in parts}
   return list(found.values())
+
+
+def _is_there(path: Path) -> bool:
+  """Return whether a file of the cache is there; not if the cache is another user's."""
+  try:
+    return path.exists()
+  except OSError:
+    return False
 
 
 def _cache_name(dataset: Dataset) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from etils import epath
 from jaxtyping import Bool
 
-from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset
+from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset, image_digests
 from sjft_jax.output import tables
 from sjft_jax.runtime import console
 from sjft_jax.runtime.choice import choose
@@ -144,7 +144,8 @@ def exclude_unreadable(
     roles: of the data sets, which stand before the name where two have the same.
 
   Raises:
-    ValueError: a larger share of a data set is unreadable, or all images of a class.
+    ValueError: a larger share of a data set is unreadable, or all images of a class; or an image
+      can be read now, and could not when its digest was computed.
   """
   bad_images = [scan(dataset).bad for dataset in datasets]
   names = [dataset.name for dataset in datasets]
@@ -159,11 +160,33 @@ def exclude_unreadable(
       for index, reason in bad.items()
     )
     tables.write_rows(listing, _BAD_IMAGE_COLUMNS, rows)
+  for name, dataset, bad in zip(names, datasets, bad_images, strict=True):
+    _check_digests(dataset, name, bad)
   details = f'; see {listing}' if listing is not None else ''
   return tuple(
     _exclude(dataset, name, bad, details, max_bad_share)
     for dataset, name, bad in zip(datasets, names, bad_images, strict=True)
   )
+
+
+def _check_digests(dataset: Dataset, name: str, bad: dict[int, str]) -> None:
+  """Check that every image that can be read has a digest.
+
+  After a fault of the disk that has passed, the data set's fingerprint is none that it ever has
+  again: no later call could go on with what is made now.
+
+  Raises:
+    ValueError: one has none.
+  """
+  digests = image_digests(dataset)
+  if digests is None:
+    return
+  lost = np.setdiff1d(np.flatnonzero(~digests.any(axis=1)), np.array(list(bad), np.int64))
+  if len(lost):
+    raise ValueError(
+      f'{dataset.key(int(lost[0]))} of {name} could not be read at first, and can be now; run the '
+      'same command again'
+    )
 
 
 def _exclude(

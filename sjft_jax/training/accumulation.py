@@ -55,8 +55,10 @@ def load_or_choose_accumulation(
   """
   if path.exists():
     # Nothing else says what the trainings there were made with.
-    trained = f'{path.parent / "arms"} and {path.parent / "pretrain"}'
-    remedy = f'delete it, {trained}, and run the same command: it trains anew'
+    # The features are those of the trunk that was pretrained.
+    names = 'arms', 'pretrain', 'features.npz', 'feature_ranking.npz'
+    trained = ', '.join(str(path.parent / name) for name in names)
+    remedy = f'delete it, {trained}, where they are there, and run the same command: it trains anew'
     accumulation: int = artifacts.load_json(path, {'accumulation': int}, remedy)['accumulation']
     devices, micro_batch = jax.device_count(), batch_size // accumulation
     if micro_batch % devices:

@@ -146,13 +146,43 @@ def test_a_data_set_that_cannot_be_read_is_refused_with_a_remedy(data_dir, tmp_p
     Records('plain', str(tmp_path), 'train')
   info = json.loads((folder / 'dataset_info.json').read_text())
   (folder / 'dataset_info.json').write_text(json.dumps(info | {'fileFormat': 'tfrecord'}))
-  with pytest.raises(ValueError, match=r'stored as tfrecord; convert it, .*convert_format '):
+  with pytest.raises(
+    ValueError, match=r'stored as tfrecord; convert it, .*convert_format '
+  ) as error:
     Records('plain', str(tmp_path), 'train')
+  # Where `Records` looks for it below the data directory; TFDS copies no names of classes.
+  assert '--out_dir=NEW_DATA_DIR/plain/1.0.0, then cp' in str(error.value)
+  assert f'{folder}/*.labels.txt' in str(error.value)
   (tmp_path / 'plain').rename(tmp_path / 'small')
   (tmp_path / 'plain').mkdir()
   (tmp_path / 'small').rename(tmp_path / 'plain' / 'small')
   with pytest.raises(ValueError, match='configurations small; name one, such as plain/small'):
     Records('plain', str(tmp_path), 'train')
+
+
+def test_classes_without_names_are_a_line(data_dir, tmp_path, capsys):
+  for name in ('thing', 'scene'):
+    Records(name, str(data_dir), 'train')
+  assert 'does not name' not in capsys.readouterr().out
+  folder, _ = damaged_copy(data_dir, tmp_path)
+  (folder / 'label.labels.txt').unlink()  # As after a conversion to another format by TFDS.
+  assert Records('thing', str(tmp_path), 'train').classes == ('0', '1')
+  output = ' '.join(capsys.readouterr().out.split())
+  assert 'does not name its 2 classes, which are called by their numbers' in output
+
+
+def test_a_split_without_labels_is_no_damage(tmp_path):
+  name, features, _ = SINGLE_LABEL
+  prepare(tmp_path, name, features, lambda index: {'label': -1, 'file_name': f'{index}.jpg'})
+  message = refusal(tmp_path)
+  assert message.startswith("thing, split='train': image 0 has no label")
+  assert message.endswith('use a split with labels, of train, validation')
+
+
+def test_a_copy_of_a_version_is_passed_over(data_dir, tmp_path):
+  folder, _ = damaged_copy(data_dir, tmp_path)
+  shutil.copytree(folder, folder.with_name('1.0.0_old'))
+  assert len(Records('thing', str(tmp_path), 'train')) == COUNT
 
 
 EVIL = 'data.evil.payload.Feature'

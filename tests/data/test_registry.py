@@ -233,7 +233,7 @@ def test_several_data_sets_become_one(tmp_path):
   path = f'{tmp_path / "one"},{tmp_path / "two"}'
   data = registry.load(dataset='folder+folder', path=path, split='train')
   assert isinstance(data, Dataset)
-  assert data.classes == ('one/train/cat', 'two/train/cat')
+  assert data.classes == ('one/cat', 'two/cat')
   with pytest.raises(ValueError, match='names 2 for 3 data sets'):
     registry.load(dataset='folder+folder+folder', path=path, split='train')
 
@@ -258,6 +258,23 @@ def test_joined_targets_without_splits_are_not_tested_on_what_they_are_trained_o
     registry.open_target(**options, test_split='test')
   train, test = registry.open_target(**options, test_split='')
   assert (len(train), len(test)) == (16, 4)
+
+
+@pytest.mark.parametrize('splits', ['train test', 'fit held'])
+def test_joined_targets_may_have_splits(tmp_path, splits):
+  training, testing = splits.split()
+  for split in ('photos/train', 'photos/test', f'scans/{training}', f'scans/{testing}'):
+    for name in ('a', 'b'):
+      write(tmp_path / split / name, 2)
+  options = {'dataset': 'folder+folder', 'path': f'{tmp_path}/photos,{tmp_path}/scans', **DRAWN}
+  options |= {'train_split': f'train,{training}', 'test_split': f'test,{testing}'}
+  train, test = registry.open_target(**options)
+  assert (len(train), len(test)) == (8, 8)
+  assert train.classes == test.classes == ('photos/a', 'photos/b', 'scans/a', 'scans/b')
+  # Two splits of one folder as a source: their classes have other names.
+  path = f'{tmp_path}/photos,{tmp_path}/photos'
+  twice = registry.load(dataset='folder+folder', path=path, split='train,test')
+  assert twice.classes[::2] == ('photos/train/a', 'photos/test/a')
 
 
 def test_remedies_for_joined_data_sets_fit_them(tmp_path):

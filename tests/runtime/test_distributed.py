@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import types
 
 import commands
 import jax
@@ -87,3 +88,11 @@ def test_processes_with_other_values_are_refused(monkeypatch):
     distributed.check_same(values)
   monkeypatch.setattr(distributed, 'all_gather', lambda a: np.stack([a, a]))
   distributed.check_same(values)
+
+
+def test_processes_with_other_numbers_of_devices_are_refused(monkeypatch):
+  distributed.check_devices()
+  devices = [types.SimpleNamespace(process_index=process) for process in (0, 0, 1, 1, 2)]
+  monkeypatch.setattr(distributed.jax, 'devices', lambda: devices)
+  with pytest.raises(ValueError, match='process 2 has 1 devices, process 0 has 2; start all'):
+    distributed.check_devices()

@@ -175,6 +175,13 @@ def test_number_that_was_chosen_on_fewer_devices_is_refused_before_the_first_ste
     load_or_choose(tmp_path / 'accumulation.json', max_images=6)
 
 
+def test_damaged_number_has_all_deleted_that_was_trained_with_it(tmp_path):
+  """Features are those of the trunk that was pretrained with its batch statistics."""
+  (tmp_path / 'accumulation.json').write_text('{}')
+  with pytest.raises(ValueError, match=r'pretrain, .*/features\.npz, .*/feature_ranking\.npz, '):
+    load_or_choose(tmp_path / 'accumulation.json', max_images=6)
+
+
 def test_nothing_is_saved_where_no_candidate_fits(tmp_path):
   with pytest.raises(memory.OutOfMemoryError):
     load_or_choose(tmp_path / 'accumulation.json', max_images=1)

@@ -194,7 +194,8 @@ def fetch(name: str) -> Path:
     name: a key of `PUBLISHED`.
 
   Raises:
-    ValueError: the download fails, or the file has the wrong checksum and is deleted.
+    ValueError: the download fails, or the file has the wrong checksum, or is a page, and is
+      deleted.
   """
   published = PUBLISHED[name]
   path = artifacts.cache_dir() / 'weights' / published.url.rpartition('/')[2]
@@ -211,6 +212,7 @@ def fetch(name: str) -> Path:
     algorithm, digits = published.checksum.split(':')
     remedy = f'that of {published.url}; run again, or fetch that file elsewhere and put it there'
   else:
+    _check_no_page(path, published.url)
     record = path.with_name(f'{path.name}.sha256')
     algorithm, digits = 'sha256', _recorded_digest(name, path, record)
     remedy = f'that of the first download in {record}; delete this too to accept another file'
@@ -221,6 +223,22 @@ def fetch(name: str) -> Path:
       f'{path} is deleted: its {algorithm} was {digest[: len(digits)]}, not {digits}, {remedy}'
     )
   return path
+
+
+def _check_no_page(path: Path, url: str) -> None:
+  """Check that a download is no page of a proxy or a login, whose digest would be recorded.
+
+  Raises:
+    ValueError: it is one, and is deleted.
+  """
+  with path.open('rb') as file:
+    is_page = file.read(64).lstrip().startswith(b'<')  # As no file of weights does.
+  if is_page:
+    path.unlink()
+    raise ValueError(
+      f'{url} gave a page in place of weights, which is deleted: a proxy or a login may be '
+      f'between; run again, or fetch the file elsewhere and put it at {path}'
+    )
 
 
 def _recorded_digest(name: str, path: Path, record: Path) -> str:

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -71,6 +72,16 @@ def test_a_second_run_finds_the_data_set_prepared(tmp_path, folder, capsys):
   assert 'prepared already' in output
   assert f'{version}: train 257 images' in output
   assert {path: path.stat().st_mtime_ns for path in version.iterdir()} == before
+
+
+def test_what_tfds_has_prepared_in_another_format_is_not_called_prepared(tmp_path, folder, capsys):
+  prepare('caltech256', str(tmp_path), str(folder))
+  path = tmp_path / 'caltech256' / '1.0.0' / 'dataset_info.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'fileFormat': 'tfrecord'}))
+  capsys.readouterr()
+  with pytest.raises(ValueError, match='stored as tfrecord; convert it'):
+    prepare('caltech256', str(tmp_path), str(folder))
+  assert 'prepared already' not in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -112,6 +112,18 @@ def test_a_file_without_a_checksum_is_compared_with_the_first_download(server, m
   assert hashlib.sha256(CONTENT[::-1]).hexdigest() in record.read_text()
 
 
+def test_a_page_is_not_recorded_as_the_first_download(server, monkeypatch):
+  publish(monkeypatch, f'{server.address}/net.pth', algorithm='')
+  server.content = b'\n<!DOCTYPE html>Please log in'.ljust(len(CONTENT))
+  with pytest.raises(
+    ValueError, match='gave a page in place of weights, which is deleted: .*again'
+  ):
+    published.fetch('test/net')
+  assert not any(folder().iterdir())
+  server.content = CONTENT
+  assert published.fetch('test/net').read_bytes() == CONTENT
+
+
 def test_every_checksum_is_of_a_known_algorithm_or_missing():
   for name, entry in published.PUBLISHED.items():
     if name.startswith(('places365/', 'dinov2/')):
