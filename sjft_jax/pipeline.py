@@ -18,8 +18,9 @@ from sjft_jax import ranking as rankings
 from sjft_jax import results as result_files
 from sjft_jax import workdir as workdirs
 from sjft_jax.arms import run_arms
-from sjft_jax.data.dataset import Domains
+from sjft_jax.data.dataset import Dataset, Domains
 from sjft_jax.inputs import Inputs
+from sjft_jax.models.weights import run_checkpoint
 from sjft_jax.report import summary
 from sjft_jax.report.draw import RunReport
 from sjft_jax.retrieval.knn import Ranking
@@ -204,7 +205,21 @@ def screen_images(inputs: Inputs, config: ConfigDict, workdir: epath.Path) -> Sc
     f'Target: {len(target):,} training and {len(test):,} test images in {len(target.classes):,} '
     f'classes. Source: {len(source):,} images in {len(source.classes):,} classes.'
   )
+  _warn_of_earlier_training(config.model.pretrained, test)
   return result
+
+
+def _warn_of_earlier_training(pretrained: str, test: Dataset) -> None:
+  """Print a line if the run that the weights are from has drawn test images for its training."""
+  workdir = run_checkpoint.find_target_workdir(pretrained)
+  if workdir is None:
+    return
+  split = workdir / 'split.csv'
+  if count := result_files.count_trained(split, (test.key(i) for i in range(len(test)))):
+    console.say(
+      f'  warning: {count:,} of {len(test):,} test images are called like training images of '
+      f'model.pretrained={pretrained} ({split}); all scores are too good if they are the same'
+    )
 
 
 def reuse_or_rank(

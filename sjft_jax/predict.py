@@ -19,8 +19,6 @@ Neither the run's images nor its configuration file are needed, only its work di
 `python -m sjft_jax.export` has made of it: --run=exported.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -152,17 +150,9 @@ def warn_of_training_images(split: epath.Path, names: Sequence[str]) -> None:
     split: which images the run has drawn for training and which for testing, if it has.
     names: of the images, below their folder.
   """
-  if not split.is_file():
-    return
-  # Beside the folder of an export, a file of this name may be anybody's. (A path of epath takes
-  # neither errors= nor newline= when it opens a file.)
-  text = split.read_bytes().decode(errors='replace')
-  lines = csv.DictReader(io.StringIO(text, newline=''))
-  rows = [(row.get('image'), row.get('set')) for row in lines]
-  # Where test images lie in a folder of their own, they can have the names of training images.
-  trained = {image for image, part in rows if part == 'train'}
-  trained -= {image for image, part in rows if part == 'test'}
-  if count := len(trained.intersection(names)):
+  from sjft_jax.results import count_trained
+
+  if count := count_trained(split, names):
     console.say(
       f'  warning: {count:,} of {len(names):,} images are called like training images of the run '
       f'({split}); scores are better on these'

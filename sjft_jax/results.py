@@ -1,8 +1,10 @@
 """The files that a run leaves: rounds and their selections, the split, Figure 2, the results."""
 
+import csv
 import dataclasses
+import io
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +179,26 @@ def save_split(path: epath.Path, domains: Domains) -> None:
       for i in range(len(data))
     ),
   )
+
+
+def count_trained(split: epath.Path, names: Iterable[str]) -> int:
+  """Return how many images are called like training images of a run, as far as its split.csv tells.
+
+  Args:
+    split: which images the run has drawn for training and which for testing, if it has.
+    names: of the images, below their folder.
+  """
+  if not split.is_file():
+    return 0
+  # Beside the folder of an export, a file of this name may be anybody's. (A path of epath takes
+  # neither errors= nor newline= when it opens a file.)
+  text = split.read_bytes().decode(errors='replace')
+  lines = csv.DictReader(io.StringIO(text, newline=''))
+  rows = [(row.get('image'), row.get('set')) for row in lines]
+  # Where test images lie in a folder of their own, they can have the names of training images.
+  trained = {image for image, part in rows if part == 'train'}
+  trained -= {image for image, part in rows if part == 'test'}
+  return len(trained.intersection(names))
 
 
 def save_test_images(workdir: epath.Path, fingerprint: str, test: Dataset) -> None:

@@ -10,11 +10,13 @@ import subprocess
 import commands
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 from small_run import command, interrupt_at, make_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sjft_jax import pipeline
+from sjft_jax.data.dataset import ImageArrays
 from sjft_jax.models import build
 from sjft_jax.runtime import artifacts, console
 from sjft_jax.runtime.lock import LockLostError
@@ -80,6 +82,21 @@ def test_the_last_line_names_the_files_that_are_there(data, tmp_path, monkeypatc
   first, *rest = extra or ('',)
   names = [*filter(None, (first, 'results.json', *rest)), 'arms/*/rounds/*/selection.*']
   assert capsys.readouterr().out.splitlines()[-1] == f'Look at {run}: {", ".join(names)}'
+
+
+def test_test_images_that_trained_the_weights_are_counted(tmp_path, capsys):
+  arm, split = tmp_path / 'arms' / 'rounds', tmp_path / 'split.csv'
+  (arm / 'checkpoints' / '6').mkdir(parents=True)
+  description = {'name': 'alexnet', 'width': 1.0, 'fully_connected': False, 'style': 'torch'}
+  description |= {'normalization': 'imagenet', 'classes': ['a']}
+  artifacts.write_json(epath.Path(tmp_path / 'network.json'), description)
+  test = ImageArrays(np.zeros((3, 8, 8, 3), np.uint8))  # Called 0, 1 and 2.
+  for pretrained in ('', 'keras/resnet50v2', str(arm)):  # That run has drawn nothing.
+    pipeline._warn_of_earlier_training(pretrained, test)
+  split.write_text('image,class,set\n0,a,train\n2,a,train\n1,a,test\n')
+  assert not capsys.readouterr().out
+  pipeline._warn_of_earlier_training(str(arm), test)
+  assert 'warning: 2 of 3 test images are called like training' in capsys.readouterr().out
 
 
 @pytest.mark.slow

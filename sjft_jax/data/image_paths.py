@@ -9,6 +9,7 @@ import numpy as np
 from sjft_jax.data.file_dataset import FileDataset
 from sjft_jax.data.folder import ClassFolder, UnlabelledFolder
 from sjft_jax.data.image_list import ListedImages, is_list, read_paths
+from sjft_jax.data.registry import match_split
 
 
 class ImageFiles(FileDataset):
@@ -54,13 +55,14 @@ def open_labelled(path: str, split: str = '') -> ClassFolder | ListedImages:
 
   Args:
     path: the folder or the list.
-    split: a sub-folder of the folder, or a split of the list; '': the classes are folders in `path`
-      itself, and the list has one split at most.
+    split: a sub-folder of the folder, or a split of the list, in any case; '': the
+      classes are folders in `path` itself, and the list has one split at most.
 
   Raises:
     ValueError: as for `ClassFolder` and `ListedImages`; a list has several splits, and none is
       given.
   """
+  split = match_split(path, split) if split else ''
   if not is_list(path):
     return ClassFolder(path, split)
   splits = [] if split else ListedImages.splits(path)

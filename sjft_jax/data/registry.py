@@ -67,7 +67,7 @@ def _load_single(dataset: str, path: str, split: str) -> Dataset:
     if _is_unsplit(path, split):
       split = ''
     else:
-      split = _match_split(path, split)
+      split = match_split(path, split)
       _report_siblings(path, split)
     return (ListedImages if is_list(path) else ClassFolder)(path, split)
   if dataset in DEMOS:
@@ -106,7 +106,7 @@ def check_outside_classes(directory: str, *, dataset: str, path: str, split: str
       continue
     folder = os.path.expanduser(each_path)
     if not _is_unsplit(each_path, each_split):
-      folder = os.path.join(folder, _match_split(each_path, each_split))
+      folder = os.path.join(folder, match_split(each_path, each_split))
     if Path(os.path.realpath(directory)).is_relative_to(os.path.realpath(folder)):
       raise ValueError(
         f'the work directory {directory} lies in {folder}, where it would be taken for a class; '
@@ -275,7 +275,7 @@ def _check_test_split(path: str, test_split: str) -> None:
     ValueError: it has not; the message names what can be done.
   """
   splits = _find_splits(path, test_split)
-  if '/' in test_split or _match_split(path, test_split) in splits:
+  if '/' in test_split or match_split(path, test_split) in splits:
     return
   others = [name for name in splits if name.casefold() in SPLITS[1:]]
   remedy = f'test_split={others[0]} tests on that, ' if others else ''
@@ -323,7 +323,7 @@ def _find_splits(path: str, *splits: str) -> list[str]:
   ]
 
 
-def _match_split(path: str, split: str) -> str:
+def match_split(path: str, split: str) -> str:
   """Return a split as it is spelt in a folder or list, or as given if there is none like it.
 
   Raises:

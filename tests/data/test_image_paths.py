@@ -74,3 +74,13 @@ def test_a_list_has_its_own_paths_with_labels_and_without(tmp_path, image):
   path.write_text('path\nnone.png\n')
   with pytest.raises(ValueError, match=f'{tmp_path}/in/none.png is not a file'):
     open_images(str(path))
+
+
+def test_a_split_to_score_is_found_in_any_case(tmp_path, image):
+  for split in ('Train', 'TEST'):
+    for name in ('a', 'b'):
+      write(tmp_path / split / name / '0.png', image)
+  lines = ['path,label,split', 'Train/a/0.png,a,Train', 'TEST/b/0.png,b,TEST']
+  (tmp_path / 'list.csv').write_text('\n'.join(lines))
+  assert len(open_labelled(str(tmp_path), 'test')) == 2
+  assert len(open_labelled(str(tmp_path / 'list.csv'), 'test')) == 1

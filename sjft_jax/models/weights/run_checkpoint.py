@@ -166,6 +166,19 @@ def load_network(directory: epath.Path, trained: TrainedNetwork) -> TrainedNetwo
   return dataclasses.replace(trained, step=step, **variables)
 
 
+def find_target_workdir(path: str) -> epath.Path | None:
+  """Return the work directory of a training on target images; None where a path is none of these.
+
+  Args:
+    path: the origin of weights, as in `ModelOptions`.
+  """
+  root = artifacts.absolute_path(path)
+  if not path or not root.is_dir():
+    return None
+  training = _find_training(path)
+  return training.workdir if training.directory.parent.name == 'arms' else None
+
+
 def _find_training(path: str) -> _Training:
   root = artifacts.absolute_path(path)
   # At most as deep as an arm of a repeat; object stores have no '**'.
