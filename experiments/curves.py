@@ -4,8 +4,9 @@
 
 The run is the work directory of a training with repeats. The table has the mean class accuracy of
 every arm and round on the test images, per cent, in the view of the closing table, and the gain
-over the first arm with its 95 % interval (Student's t over seeds, paired). The picture has the
-means, with their standard deviation over seeds as bands.
+over the first arm that trains with its 95 % interval (Student's t over seeds, paired). Updates are
+the arm's own, without a pretraining. The picture has the means, with their standard deviation over
+seeds as bands.
 """
 
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from absl import app, flags
 from etils import epath
 from rich.table import Table
 
+from sjft_jax.config import FROZEN_ARMS
 from sjft_jax.repeats import spread
 from sjft_jax.runtime import artifacts, console
 
@@ -37,17 +39,20 @@ def load_points(run: epath.Path) -> list[Point]:
   """Return the points of all arms that train, round by round.
 
   Raises:
-    app.UsageError: the run has no finished repeat.
+    app.UsageError: the run has fewer than two finished repeats, or no arm that trains.
   """
-  paths = sorted(run.glob('repeat*/results.json'))
+  paths = sorted(artifacts.glob(run, 'repeat*/results.json'))
   if not paths:
     raise app.UsageError(f'{run} has no repeat*/results.json; give a finished run with repeats')
+  if len(paths) < 2:
+    raise app.UsageError(f'{run} has one finished repeat, which has no spread; finish a second one')
   options = artifacts.load_json(paths[0].parent / 'config.json', {'options': dict})['options']
-  steps = options['training']['steps']
   repeats = [
     artifacts.load_json(path, {'arms': dict, 'view': str, 'table': list}) for path in paths
   ]
-  titles = {row['arm']: row['name'] for row in repeats[0]['table']}
+  titles = {row['arm']: row['name'] for row in repeats[0]['table'] if row['arm'] not in FROZEN_ARMS}
+  if not titles:
+    raise app.UsageError(f'{run} has no arm that trains; there are no updates to draw')
   scores = {
     arm: list(zip(*(_scores(repeat, arm) for repeat in repeats), strict=True)) for arm in titles
   }
@@ -55,13 +60,19 @@ def load_points(run: epath.Path) -> list[Point]:
   return [
     Point(
       titles[arm],
-      steps * (number + 1),
+      _steps(options, arm) * (number + 1),
       spread(values),
       None if arm == first else spread([a - b for a, b in zip(values, base, strict=True)]),
     )
     for arm, rounds in scores.items()
     for number, (values, base) in enumerate(zip(rounds, scores[first], strict=True))
   ]
+
+
+def _steps(options: dict[str, Any], arm: str) -> int:
+  """Return the updates of an arm in a round, which may be its own, as after `sjft_jax.tune`."""
+  own = options.get('overrides', {}).get(arm, {}).get('training', {})
+  return int(own.get('steps', options['training']['steps']))
 
 
 def _scores(repeat: dict[str, Any], arm: str) -> list[float]:

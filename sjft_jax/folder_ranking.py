@@ -101,7 +101,8 @@ def rank_folders(
   k = whole_number('k', k, 1)
   if path is not None and (path.suffix.lower() != '.npz' or path.is_dir()):
     raise ValueError(f'path={path} must be a file whose name ends in .npz')
-  if path is not None and not artifacts.is_remote(path):
+  # One that is there is read alone.
+  if path is not None and not artifacts.is_remote(path) and not path.exists():
     folder = next(place for place in artifacts.absolute_path(path).parents if place.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
       raise ValueError(f'path={path}: a file cannot be written there')

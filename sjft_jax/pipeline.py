@@ -106,6 +106,7 @@ def run_on_datasets(
       raise ValueError(f'{workdir} is finished, but not all processes can read its results.json')
     console.say(f'{workdir} is finished, nothing is repeated; a new --workdir starts a new run.')
     summary.print_table(results)
+    profile.report_missing()
     return results
   with lock(workdir) if distributed.is_primary_process() else artifacts.suppress_writes(workdir):
     # Again, since another run may just have ended here.

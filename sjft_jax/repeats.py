@@ -102,7 +102,7 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
   for position, row in enumerate(results[0]['table']):
     same = [result['table'][position] for result in results]
     summarized = {'name': row['name'], 'source_images': round(_mean(same, 'source_images'))}
-    for score in ('mean_class_accuracy', 'top1', 'fused', 'gain'):
+    for score in ('mean_class_accuracy', 'top1', 'cross_entropy', 'fused', 'gain'):
       if score in row:
         summarized[score] = spread([r[score] for r in same])
     rows.append(summarized)

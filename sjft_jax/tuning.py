@@ -268,14 +268,13 @@ def _weight_fingerprints(config: ConfigDict, opened: inputs.Inputs | None = None
   if opened is not None:
     return [opened.bank.fingerprint, opened.network.description['weights_digest']]
   model, digest = config.model, ''
-  # The run loads them again, and says what there is to say.
-  with console.quiet():
-    bank = inputs.load_bank(config)
-    if model.pretrained:
-      spec = trunk.TrunkSpec(model.name, model.width, model.fully_connected, model.style)
-      with configs.option_section('model'):
-        weights = build.load_weights(model.pretrained, spec, model.normalization)
-      digest = build.digest_weights(weights)
+  # Not quietly: the digest of a first download is printed once, and never again.
+  bank = inputs.load_bank(config)
+  if model.pretrained:
+    spec = trunk.TrunkSpec(model.name, model.width, model.fully_connected, model.style)
+    with configs.option_section('model'):
+      weights = build.load_weights(model.pretrained, spec, model.normalization)
+    digest = build.digest_weights(weights)
   return [bank.fingerprint, digest]
 
 

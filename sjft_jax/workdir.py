@@ -237,10 +237,10 @@ def save_config(config: ConfigDict, directory: epath.Path) -> None:
 
 
 def check_screened(domains: Domains, directory: epath.Path) -> None:
-  """Check that a work directory, if anything was made in it, had the same images.
+  """Check that a work directory with trained networks had the same images.
 
   Where no file has changed, an image can be readable at one time only: after a fault of the disk,
-  or by another version of a decoder.
+  or by another version of a decoder. What is made before a training says itself what it is of.
 
   Args:
     domains: the data sets, without images that were left out.
@@ -249,8 +249,7 @@ def check_screened(domains: Domains, directory: epath.Path) -> None:
   Raises:
     ValueError: it had others, with which rounds may have been trained.
   """
-  path = directory / SCREENED
-  then = artifacts.load_json(path, {}) if path.exists() else {}
+  then = _load_screened(directory) if _is_trained(directory) else {}
   for name, data in domains._asdict().items():
     if then.get(name, data.fingerprint) != data.fingerprint:
       raise ValueError(
@@ -272,14 +271,20 @@ def check_start(fingerprint: str, directory: epath.Path) -> None:
   Raises:
     ValueError: it does not.
   """
-  path = directory / SCREENED
-  then = artifacts.load_json(path, {}) if path.exists() else {}
-  is_trained = any((directory / name).exists() for name in ('arms', 'pretrain'))
-  if is_trained and then.get('run', fingerprint) != fingerprint:
+  if _is_trained(directory) and _load_screened(directory).get('run', fingerprint) != fingerprint:
     raise ValueError(
       f'{directory} was made with other images, weights or filters: files have changed, or could '
       'not be read then or now; put them back as they were, or use a new --workdir'
     )
+
+
+def _is_trained(directory: epath.Path) -> bool:
+  return any((directory / name).exists() for name in ('arms', 'pretrain'))
+
+
+def _load_screened(directory: epath.Path) -> dict[str, Any]:
+  path = directory / SCREENED
+  return artifacts.load_json(path, {}) if path.exists() else {}
 
 
 def save_screened(domains: Domains, directory: epath.Path, fingerprint: str) -> None:

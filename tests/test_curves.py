@@ -18,19 +18,20 @@ SCORES = {
 TITLES = {'none': 'no source', 'constant': 'selected'}
 
 
-def write_run(folder):
-  for seed in range(3):
+def write_run(folder, seeds=3, arms=None, **options):
+  arms = arms or SCORES
+  for seed in range(seeds):
     repeat = epath.Path(folder) / f'repeat{seed + 1}'
     repeat.mkdir(parents=True)
-    artifacts.write_json(repeat / 'config.json', {'options': {'training': {'steps': 50}}})
-    arms = {
+    artifacts.write_json(repeat / 'config.json', {'options': {'training': {'steps': 50}} | options})
+    saved = {
       arm: {
         'rounds': [{'test': {'center': {'mean_class_accuracy': score}}} for score in scores[seed]]
       }
-      for arm, scores in SCORES.items()
+      for arm, scores in arms.items()
     }
-    table = [{'arm': arm, 'name': name} for arm, name in TITLES.items()]
-    artifacts.write_json(repeat / 'results.json', {'view': 'center', 'table': table, 'arms': arms})
+    table = [{'arm': arm, 'name': TITLES.get(arm, arm)} for arm in arms]
+    artifacts.write_json(repeat / 'results.json', {'view': 'center', 'table': table, 'arms': saved})
 
 
 def draw(*options):
@@ -57,6 +58,31 @@ def test_points_and_picture(tmp_path):
   assert rows[0][2:] == ['20.0 ± 10.0', '', '']
   assert rows[3][3:] == [f'{gains.mean():+.1f}', '{:+.1f} to {:+.1f}'.format(*interval)]
   assert picture.read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.slow
+def test_arms_have_their_own_updates_and_those_without_are_left_out(tmp_path):
+  arms = {'knn': [[0.1]] * 3, **SCORES}
+  write_run(tmp_path, arms=arms, overrides={'constant': {'training': {'steps': 70}}})
+  output, errors = draw(f'--run={tmp_path}')
+  rows = [[cell.strip() for cell in line.split('│')[1:-1]] for line in output.splitlines()]
+  assert [(row[0], row[1], row[3] == '') for row in rows if len(row) == 5] == [
+    ('no source', '50', True),
+    ('no source', '100', True),
+    ('selected', '70', False),
+    ('selected', '140', False),
+  ], errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('seeds', 'arms', 'message'),
+  [(1, None, 'has one finished repeat'), (2, {'knn': [[0.1]] * 2}, 'has no arm that trains')],
+)
+def test_a_run_without_curves_is_named(tmp_path, seeds, arms, message):
+  write_run(tmp_path, seeds, arms)
+  _, errors = draw(f'--run={tmp_path}')
+  assert f'{tmp_path} {message}' in errors
 
 
 @pytest.mark.slow

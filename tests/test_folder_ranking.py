@@ -57,6 +57,11 @@ def test_saved_ranking_is_loaded_unless_an_option_differs(data, tmp_path, monkey
   second = rank(data, path=path)
   np.testing.assert_array_equal(second.indices, first.indices)
   np.testing.assert_array_equal(second.divergences, first.divergences)
+  with monkeypatch.context() as patch:  # A folder that others may only read.
+    patch.setattr('os.access', lambda *_: False)
+    rank(data, path=path)
+    with pytest.raises(ValueError, match='a file cannot be written there'):
+      rank(data, path=path.with_name('other.npz'))
   harmless = dataclasses.replace(DESCRIPTORS, workers=1, checkpoint_minutes=0.0)
   rank(data, path=path, descriptors=harmless)
   for changes in (

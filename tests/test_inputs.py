@@ -1,4 +1,5 @@
 import pytest
+from etils import epath
 from small_run import make_config
 
 from sjft_jax import inputs
@@ -13,6 +14,15 @@ def test_a_work_directory_among_class_folders_is_refused(tmp_path, split):
   inputs.check_outside_data(config, tmp_path / 'target')
   with pytest.raises(ValueError, match=f'{split}/run lies in .*/{split}, where it would be taken'):
     inputs.check_outside_data(config, tmp_path / split / 'run')
+
+
+def test_a_work_directory_in_an_object_store_lies_in_no_folder(tmp_path, monkeypatch):
+  (tmp_path / 'a').mkdir()
+  config = make_config(tmp_path, **{'target.path': '.'})
+  monkeypatch.chdir(tmp_path)
+  inputs.check_outside_data(config, epath.Path('gs://bucket/run'))
+  with pytest.raises(ValueError, match='would be taken for a class'):
+    inputs.check_outside_data(config, epath.Path('run'))
 
 
 def test_filters_that_do_not_fit_are_named_before_any_stage(small_data):

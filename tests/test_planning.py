@@ -14,6 +14,8 @@ from small_run import command, make_config
 
 import sjft_jax
 from sjft_jax import calibration, planning
+from sjft_jax import results as result_files
+from sjft_jax.report import summary
 from sjft_jax.training.profile import WARMUP, StepProfile
 
 ARMS = {'pretrain.steps': 0, 'arms': ('none', 'rounds')}
@@ -128,6 +130,15 @@ def test_a_trace_that_no_training_would_leave_is_refused_or_missed(small_data, t
   for steps in (0, 2):
     StepProfile(epath.Path(tmp_path), steps, available=WARMUP + 2).report_missing()
   assert capsys.readouterr().out.count('no step is traced') == 1
+
+
+def test_a_trace_of_a_finished_run_is_missed(small_data, tmp_path, monkeypatch, capsys):
+  """The first one of several repeats can be finished while others are trained."""
+  monkeypatch.setattr(result_files, 'load_results', lambda *_: {'finished': True})
+  monkeypatch.setattr(summary, 'print_table', lambda _: None)
+  options = make_config(small_data, **ARMS, **{'training.steps': 9})
+  sjft_jax.train(options, tmp_path / 'run', profile_steps=1)
+  assert 'no step is traced' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('option', ['--stop_after=rank', '--profile=3'])

@@ -23,6 +23,8 @@ def make_result(seed, accuracy, gain):
       'gain': gain,
     },
   ]
+  for row in rows:
+    row['cross_entropy'] = 1 - row['top1']
   return {'seed': seed, 'view': 'center', 'test_images': 9, 'table': rows}
 
 
@@ -34,6 +36,7 @@ def test_every_score_has_its_mean_and_deviation():
   plain, selected = summary['table']
   assert 'gain' not in plain
   assert plain['top1']['standard_deviation'] == 0
+  assert plain['cross_entropy']['values'] == [0.5] * 3
   assert selected['source_images'] == 101
   gain = selected['gain']
   assert gain['values'] == gains

