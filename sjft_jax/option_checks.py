@@ -16,6 +16,8 @@ from sjft_jax.runtime.choice import choose
 from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.selection.subset import DRAWS, METHODS
 
+# JAX takes seeds of 64 bits with a sign.
+_MAX_SEED = 2**63 - 1
 # Limits of numbers, by section.
 _POSITIVE = {
   'descriptors': (
@@ -45,7 +47,7 @@ _NOT_NEGATIVE = {
   'loss': ('target_weight', 'source_weight', 'source_decay', 'label_smoothing'),
   'solver': ('warmup_steps', 'momentum', 'weight_decay', 'l2_sp', 'ema'),
 }
-_BELOW_1 = {'loss': ('label_smoothing',), 'solver': ('ema',)}
+_BELOW_1 = {'loss': ('label_smoothing',), 'solver': ('momentum', 'ema')}
 _AT_MOST_1 = {
   'screening': ('max_bad_share',),
   'loss': ('source_decay',),
@@ -159,6 +161,10 @@ def check_ranges(config: ConfigDict) -> None:
         raise ValueError(f'{section}.{name}=None is no value; leave it out for the default')
   if config.seed < 0:
     raise ValueError(f'seed={config.seed} is impossible; it must be 0 or more')
+  if config.seed + config.repeats - 1 > _MAX_SEED:
+    raise ValueError(
+      f'seed={config.seed} is impossible; with those of all repeats it must be {_MAX_SEED} or less'
+    )
   if config.repeats < 1:
     raise ValueError(f'repeats={config.repeats} is impossible; it must be above 0')
   for limits, is_possible, limit in (

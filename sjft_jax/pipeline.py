@@ -187,7 +187,12 @@ def run_stages(
 
   results = {'fingerprint': fingerprint, 'seed': config.seed, 'device': result_files.device()}
   results |= {'left_out': left_out, 'seconds': seconds}
-  results |= result_files.summarize(rounds, domains.test, config.evaluation.views)
+  results |= result_files.summarize(
+    rounds,
+    domains.test,
+    config.evaluation.views,
+    [arm for arm, selection in selections.items() if not selection.has_own_neighbors],
+  )
   artifacts.write_json(workdir / result_files.RESULTS, results)
   report.update()
   return results

@@ -367,7 +367,10 @@ def arm_title(arm: str, rounds: int, arms: Collection[str]) -> str:
 
 
 def summarize(
-  rounds: dict[str, list[Round]], test: Dataset, views: Sequence[str]
+  rounds: dict[str, list[Round]],
+  test: Dataset,
+  views: Sequence[str],
+  without_neighbors: Collection[str] = (),
 ) -> dict[str, Any]:
   """Return every score of every arm, and the rows of the closing table.
 
@@ -375,6 +378,8 @@ def summarize(
     rounds: the rounds of each arm.
     test: the target's test images.
     views: the views that are scored; the closing table shows the first one.
+    without_neighbors: the arms whose target images have no neighbours of their own. Their K_i,
+      which decide no draw of the source, are given as 0.
   """
   view = views[0]
   baseline = rounds['none'][-1].test[view] if 'none' in rounds else None
@@ -384,7 +389,8 @@ def summarize(
     last = arm_rounds[-1]
     arms[arm] = {
       'rounds': [
-        _round_summary(round_) | {'test': _scores(round_.test, test, views)}
+        _round_summary(round_, arm not in without_neighbors)
+        | {'test': _scores(round_.test, test, views)}
         for round_ in arm_rounds
       ]
     }
@@ -480,13 +486,11 @@ def device() -> str:
   return f'{jax.local_device_count()} × {jax.local_devices()[0].device_kind}, jax {jax.__version__}'
 
 
-def _round_summary(round_: Round) -> dict[str, Any]:
+def _round_summary(round_: Round, has_neighbors: bool) -> dict[str, Any]:
+  num_neighbors = round_.num_neighbors if has_neighbors else np.zeros(1)
   return {
     'source_images': round_.source_images,
-    'num_neighbors': {
-      'mean': float(round_.num_neighbors.mean()),
-      'max': int(round_.num_neighbors.max()),
-    },
+    'num_neighbors': {'mean': float(num_neighbors.mean()), 'max': int(num_neighbors.max())},
     'hardness': float(round_.hardness.mean()),
     'training_accuracy': float(round_.is_correct.mean()),
     'seconds': round_.seconds,

@@ -170,7 +170,11 @@ class _Arm:
         remedy=f'lower {session.trainer.learning_rate_option}',
       )
     if is_newest:
-      metrics = results.round_metrics(self.trainer.domains, round_, self.ranking)
+      domains = self.trainer.domains
+      # In other arms K_i and the ranking decide no draw.
+      own = self.options.has_own_neighbors
+      ranking = self.ranking if own else Ranking.empty(len(domains.target))
+      metrics = results.round_metrics(domains, round_, ranking)
       session.writer.log(stop, metrics)
       session.writer.flush()
     if self.saved_rounds[number] is None:

@@ -94,6 +94,7 @@ def test_a_missing_option_is_an_error():
     ({'solver__schedule': 'linear'}, r"solver\.schedule='linear' is unknown"),
     ({'solver__momentum_style': 'nesterov'}, r"solver\.momentum_style='nesterov' is unknown"),
     ({'solver__ema': None}, r'solver\.ema=None is no value; leave it out for the default'),
+    ({'solver__momentum': 9.0}, r'solver\.momentum=9\.0 is impossible; it must be below 1'),
     ({'solver__ema': 1.0}, r'solver\.ema=1\.0 is impossible; it must be below 1'),
     ({'solver__layer_decay': 1.5}, r'solver\.layer_decay=1\.5 is impossible; it must be 1 or less'),
     ({'solver__head_rate': 0.0}, r'solver\.head_rate=0\.0 .* above 0'),
@@ -125,6 +126,12 @@ def test_an_impossible_seed_is_named():
   c = config.default()
   c.seed = -1
   with pytest.raises(ValueError, match=r'seed=-1 is impossible; it must be 0 or more'):
+    check(c)
+  c.seed = 2**63
+  with pytest.raises(ValueError, match=rf'seed={2**63} is impossible; .* {2**63 - 1} or less'):
+    check(c)
+  c.seed, c.repeats = 2**63 - 2, 3  # The last repeat's is too large.
+  with pytest.raises(ValueError, match=r'all repeats'):
     check(c)
 
 

@@ -225,6 +225,13 @@ def test_gains_are_over_plain_fine_tuning(trainer):
   }
 
 
+def test_arms_without_neighbors_of_their_own_have_none_in_the_results(trainer):
+  rounds = {arm: [make_round(0.75, 0.25, 0.25, 0.75)] for arm in ('none', 'rounds')}
+  arms = results.summarize(rounds, trainer.domains.test, ('center',), ['none'])['arms']
+  assert arms['none']['rounds'][0]['num_neighbors'] == {'mean': 0.0, 'max': 0}
+  assert arms['rounds']['rounds'][0]['num_neighbors'] == {'mean': 3.0, 'max': 4}
+
+
 def test_without_plain_fine_tuning_there_is_no_gain(trainer):
   rounds = {'constant': [make_round(0.75, 0.25, 0.25, 0.75)]}
   (row,) = results.summarize(rounds, trainer.domains.test, ('center',))['table']

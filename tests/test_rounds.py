@@ -166,6 +166,15 @@ def test_each_round_selects_trains_scores_and_grows(tmp_path, ranking):
     assert (tmp_path / 'rounds' / str(number) / 'selection.csv').exists()
 
 
+@pytest.mark.parametrize('method', ['none', 'random', 'all', 'classes'])
+def test_the_log_shows_no_neighbors_where_none_are_drawn_from(tmp_path, ranking, method):
+  trainer = FakeTrainer(tmp_path)
+  trainer.domains.source.labels[:] = np.arange(NUM_SOURCE) % 2
+  run(trainer, ranking, method=method)
+  logged = [names for _, _, names in trainer.named('log')]
+  assert logged == [['hardness', 'test_accuracy_center', 'test_accuracy_ten_crop']] * 3
+
+
 @pytest.mark.parametrize('wrong', [math.nan, math.inf])
 def test_round_whose_last_update_overflowed_is_not_saved(tmp_path, ranking, monkeypatch, wrong):
   monkeypatch.setitem(PREDICTIONS, 6, [SURE, [wrong, 0.1], SURE])

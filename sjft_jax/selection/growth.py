@@ -41,6 +41,11 @@ class SelectionOptions:
     }
 
   @property
+  def has_own_neighbors(self) -> bool:
+    """Return whether a target image draws from neighbours of its own: no pool that all share."""
+    return self.method in ('nearest', 'similar')
+
+  @property
   def ranking_depth(self) -> int:
     """Return how deep the ranking by filter responses has to be; 0 where none is needed."""
     # 'random' draws as many images as 'nearest' has, which the ranking decides.
