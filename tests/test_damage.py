@@ -279,4 +279,7 @@ def test_other_weights_under_the_same_name_are_refused(small_data, trained_run, 
     assert message in output, errors
   shutil.rmtree(weights / 'arms/none/checkpoints')
   (weights / 'arms/rounds/checkpoints').rename(weights / 'arms/none/checkpoints')
-  assert 'was made from other data or weights' in commands.refusal(commands.start(command_line))
+  output, errors = commands.start(command_line).communicate(timeout=300)
+  assert 'the trunk as it is after' in output
+  assert errors.startswith('error: ')
+  assert 'was made from other data or weights' in errors
