@@ -24,12 +24,12 @@ SCORE = flags.DEFINE_enum(
 )
 
 
-def load_scores(run: str) -> tuple[list[int], dict[str, list[float]]]:
-  """Return the seeds of a run with repeats, and the scores of each of its arms, per cent."""
+def load_scores(run: str) -> tuple[str, list[int], dict[str, list[float]]]:
+  """Return the view and the seeds of a run with repeats, and the scores of each arm, per cent."""
   path = epath.Path(run) / 'results.json'
   if not path.exists():
     raise app.UsageError(f'{run} has no results.json, so it is no finished run with repeats')
-  results = artifacts.load_json(path, {'table': list})
+  results = artifacts.load_json(path, {'table': list, 'view': str})
   if 'seeds' not in results:
     raise app.UsageError(f'{run} is a single run; train it with repeats of 2 or more')
   scores: dict[str, list[float]] = {}
@@ -40,7 +40,7 @@ def load_scores(run: str) -> tuple[list[int], dict[str, list[float]]]:
     if name in scores:  # With one round, both selected arms have the same title.
       name += f', row {number}'
     scores[name] = [100 * value for value in row[SCORE.value]['values']]
-  return results['seeds'], scores
+  return results['view'], results['seeds'], scores
 
 
 def subtract(first: list[float], second: list[float]) -> list[float]:
@@ -50,7 +50,10 @@ def subtract(first: list[float], second: list[float]) -> list[float]:
 
 def main(_: object) -> None:
   loaded = {run: load_scores(run) for run in RUNS.value}
-  seeds = {tuple(each) for each, _ in loaded.values()}
+  views = {view for view, _, _ in loaded.values()}
+  if len(views) > 1:
+    raise app.UsageError(f'the runs are scored in different views: {", ".join(sorted(views))}')
+  seeds = {tuple(each) for _, each, _ in loaded.values()}
   if len(seeds) > 1:
     raise app.UsageError(f'the runs have different seeds: {", ".join(map(str, sorted(seeds)))}')
   table = Table(title=f'{SCORE.value}, {len(*seeds)} seeds, per cent')
@@ -62,9 +65,10 @@ def main(_: object) -> None:
     low, high = difference['interval']
     table.add_row(name, f'{difference["mean"]:+.1f}', f'{low:+.1f} to {high:+.1f}')
 
+  arms_of_runs = {run: arms for run, (_, _, arms) in loaded.items()}
   scores = {
     name if len(loaded) == 1 else f'{run}: {name}': values
-    for run, (_, arms) in loaded.items()
+    for run, arms in arms_of_runs.items()
     for name, values in arms.items()
   }
   for name, values in scores.items():
@@ -72,7 +76,7 @@ def main(_: object) -> None:
     table.add_row(name, f'{summary["mean"]:.1f} ± {summary["standard_deviation"]:.1f}')
   for (name, values), (other, other_values) in itertools.combinations(scores.items(), 2):
     add_difference(f'{other} − {name}', subtract(other_values, values))
-  for (run, (_, arms)), (other_run, (_, other_arms)) in itertools.combinations(loaded.items(), 2):
+  for (run, arms), (other_run, other_arms) in itertools.combinations(arms_of_runs.items(), 2):
     for name, other in itertools.combinations([name for name in arms if name in other_arms], 2):
       first = subtract(arms[other], arms[name])
       second = subtract(other_arms[other], other_arms[name])

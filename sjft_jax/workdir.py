@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 from fnmatch import fnmatchcase
 from importlib import metadata, util
 from typing import Any
@@ -21,8 +22,9 @@ CONFIG = 'config.json'
 # In a work directory: the fingerprints of the images that the screening has left.
 SCREENED = 'screened.json'
 
-# Packages whose versions can decide the last bits of results.
+# What can decide the last bits of results: Python and packages.
 _DECIDING_PACKAGES = (
+  'Python',
   'jax',
   'jaxlib',
   'flax',
@@ -214,7 +216,7 @@ def _kind(value: Any) -> str:
 
 
 def save_config(config: ConfigDict, directory: epath.Path) -> None:
-  """Write config.json and versions.json, which has the version of every installed package.
+  """Write config.json and versions.json, with the versions of Python and every installed package.
 
   What was there before and differs stays in config.<n>.json and versions.<n>.json. A line is
   printed if a package that decides the last bits of results had another version.
@@ -223,6 +225,7 @@ def save_config(config: ConfigDict, directory: epath.Path) -> None:
   content = {'format': FORMAT, 'options': json.loads(config.to_json())}
   _replace_json(directory / CONFIG, content)
   versions = dict(sorted({(d.name, d.version) for d in metadata.distributions()}, key=str))
+  versions['Python'] = platform.python_version()
   earlier = _replace_json(directory / 'versions.json', versions)
   changes = [
     f'{name} {earlier[name]}, now {versions.get(name)}'

@@ -65,10 +65,20 @@ def test_rows_without_the_score_are_left_out(runs):
 
 @pytest.mark.slow
 def test_a_run_without_repeats_is_not_called_damaged(tmp_path):
-  artifacts.write_json(epath.Path(tmp_path) / 'results.json', {'seed': 0, 'table': []})
+  artifacts.write_json(epath.Path(tmp_path) / 'results.json', {'seed': 0, 'view': 'center', 'table': []})
   for run, message in ((tmp_path, 'is a single run'), (tmp_path / 'x', 'has no results.json')):
     command = [sys.executable, '-m', 'experiments.paired_differences', f'--run={run}']
     _, errors = commands.start(command).communicate(timeout=300)
     assert message in errors
     assert 'Traceback' not in errors
     assert 'delete' not in errors
+
+
+@pytest.mark.slow
+def test_runs_that_are_scored_in_different_views_are_refused(runs):
+  path = epath.Path(runs[1]) / 'results.json'
+  results = artifacts.load_json(path, {})
+  artifacts.write_json(path, results | {'view': 'ten_crop'})
+  command = [sys.executable, '-m', 'experiments.paired_differences', *(f'--run={r}' for r in runs)]
+  _, errors = commands.start(command).communicate(timeout=300)
+  assert 'the runs are scored in different views: center, ten_crop' in errors

@@ -281,10 +281,11 @@ def _check_test_split(path: str, test_split: str) -> None:
     return
   others = [name for name in splits if name.casefold() in SPLITS[1:]]
   remedy = f'test_split={others[0]} tests on that, ' if others else ''
+  everything = 'all rows' if is_list(path) else 'all folders as classes'
   raise ValueError(
     f'{path} has no split test_split={test_split!r}, but {", ".join(splits)}; {remedy}'
-    'test_split= draws test images from the training split, and train_split= with it from all '
-    'folders as classes'
+    'test_split= draws test images from the training split, and train_split= with it from '
+    f'{everything}'
   )
 
 
