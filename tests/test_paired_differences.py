@@ -65,7 +65,9 @@ def test_rows_without_the_score_are_left_out(runs):
 
 @pytest.mark.slow
 def test_a_run_without_repeats_is_not_called_damaged(tmp_path):
-  artifacts.write_json(epath.Path(tmp_path) / 'results.json', {'seed': 0, 'view': 'center', 'table': []})
+  artifacts.write_json(
+    epath.Path(tmp_path) / 'results.json', {'seed': 0, 'view': 'center', 'table': []}
+  )
   for run, message in ((tmp_path, 'is a single run'), (tmp_path / 'x', 'has no results.json')):
     command = [sys.executable, '-m', 'experiments.paired_differences', f'--run={run}']
     _, errors = commands.start(command).communicate(timeout=300)
