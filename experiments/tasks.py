@@ -18,8 +18,6 @@ first has the pictures of the demo's source, the second its letters in the place
 drawings. flowers_with_letters is the like for flowers: seventeen species, ten training images of
 each, and the letters and other species as its source.
 
-nearer, balanced and fading are arms beside those of the paper (README.md, Beyond the paper).
-
 With _imagenet behind its name a task starts from AlexNet's weights from ImageNet. All arms of the
 paper train AlexNet's convolutions on 64 × 64 pixels. README.md has the protocol and the results.
 """
@@ -69,11 +67,6 @@ def get_config(task: str = 'textures') -> ConfigDict:
     c.source.dataset, c.source.path = 'folder', 'runs/small_images/pictures.csv'
   if target in ('flowers', 'caltech', 'grocery'):
     c.training.batch_size = 32
-  # Changes of the paper's method, to be compared with constant.
-  fixed = {'method': 'nearest', 'sigma0': 0.0, 'sigma1': 0.0}
-  c.overrides.nearer = ConfigDict({'selection': fixed | {'draw': 'nearer'}})
-  c.overrides.balanced = ConfigDict({'selection': fixed | {'draw': 'balanced'}})
-  c.overrides.fading = ConfigDict({'selection': fixed, 'loss': {'source_decay': 0.5}})
   if task == 'textures_imagenet':
     c.arms = ('none', 'random', 'constant', 'rounds')
     c.training.steps = 60

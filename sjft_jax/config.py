@@ -101,9 +101,6 @@ def default() -> ConfigDict:
   # together reach so many, num_neighbors at most. 0 takes num_neighbors, as the paper's
   # configurations do: the paper asks for at least 200,000 and states the K0 that it took.
   s.min_source_images = 0
-  # How often each of an image's neighbours is drawn: 'uniform', all equally; 'nearer', the last one
-  # 20 times less often than the first; 'balanced', less if they are neighbours of many images.
-  s.draw = 'uniform'
   s.rounds = 5  # Rounds of training.steps each; with 1 the neighbours never grow.
   s.delta = 0.1  # δ in nats; a correct prediction with at least this entropy counts as unsure.
   s.sigma0 = 4.0  # σ0, neighbours added for a misclassified image, in multiples of K0.
@@ -182,7 +179,6 @@ def default() -> ConfigDict:
   c.loss = lo = ConfigDict()
   lo.target_weight = 0.5  # Weight of the mean cross-entropy of a step's target images.
   lo.source_weight = 0.5  # Weight of that of its source images.
-  lo.source_decay = 1.0  # Factor on source_weight from each round to the next.
   lo.label_smoothing = 0.0  # Share of a label that is spread over all classes, in both domains.
 
   c.solver = s = ConfigDict()

@@ -14,7 +14,7 @@ from sjft_jax.data.sampler import Sampler
 from sjft_jax.data.transforms import AUGMENTATIONS, VIEWS
 from sjft_jax.runtime.choice import choose
 from sjft_jax.selection.growth import SelectionOptions
-from sjft_jax.selection.subset import DRAWS, METHODS
+from sjft_jax.selection.subset import METHODS
 
 # JAX takes seeds of 64 bits with a sign.
 _MAX_SEED = 2**63 - 1
@@ -44,13 +44,12 @@ _NOT_NEGATIVE = {
   'selection': ('min_source_images', 'delta', 'sigma0', 'sigma1'),
   'pretrain': ('steps', 'warmup_steps'),
   'training': ('accumulation', 'class_cap', 'max_loss', 'workers'),
-  'loss': ('target_weight', 'source_weight', 'source_decay', 'label_smoothing'),
+  'loss': ('target_weight', 'source_weight', 'label_smoothing'),
   'solver': ('warmup_steps', 'momentum', 'weight_decay', 'l2_sp', 'ema'),
 }
 _BELOW_1 = {'loss': ('label_smoothing',), 'solver': ('momentum', 'ema')}
 _AT_MOST_1 = {
   'screening': ('max_bad_share',),
-  'loss': ('source_decay',),
   'solver': ('layer_decay',),
 }
 
@@ -139,7 +138,6 @@ def _check_choices(config: ConfigDict) -> None:
   for section, name, known in (
     ('screening', 'exclude_duplicates_of', DUPLICATES_OF),
     ('selection', 'method', METHODS),
-    ('selection', 'draw', DRAWS),
     ('training', 'augment', AUGMENTATIONS),
     ('pretrain', 'schedule', SCHEDULES),
     ('solver', 'schedule', SCHEDULES),

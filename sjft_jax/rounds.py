@@ -95,8 +95,6 @@ def run_rounds(
         source_labels=trainer.domains.source.labels,
         seed=trainer.seed,
         random_size=random_sizes[number] if number < len(random_sizes) else None,
-        draw=options.draw,
-        divergences=ranking.divergences,
       )
       arm.train(number, subset, num_neighbors)
       round_ = arm.score(number, subset, num_neighbors)

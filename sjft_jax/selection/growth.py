@@ -16,7 +16,6 @@ class SelectionOptions:
       `min_source_images` the largest K0 allowed.
     min_source_images: K0 becomes the smallest number of neighbours that together hold so many
       distinct source images (see `coverage`); 0: K0 is `num_neighbors`.
-    draw: how often each neighbour is drawn, as for `subset.select`.
     rounds: number of rounds.
     delta: δ of Eq. 3, nats.
     sigma0: σ0 of Eq. 3, in multiples of K0.
@@ -30,7 +29,6 @@ class SelectionOptions:
   sigma0: float
   sigma1: float
   min_source_images: int = 0
-  draw: str = 'uniform'
 
   @property
   def increments(self) -> dict[str, int]:

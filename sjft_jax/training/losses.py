@@ -1,6 +1,6 @@
 """The joint loss: each image counts in the cross-entropy of its own domain only."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -15,21 +15,12 @@ class LossOptions:
   Attributes:
     target_weight: weight of the mean cross-entropy of a step's target images.
     source_weight: weight of the mean cross-entropy of its source images.
-    source_decay: factor on `source_weight` from each round to the next.
     label_smoothing: share of a label that is spread over all classes, in both domains.
   """
 
   target_weight: float
-  source_weight: float | Float[Array, '']
-  source_decay: float = 1.0
+  source_weight: float
   label_smoothing: float = 0.0
-
-  def in_round(self, number: Int32[Array, '']) -> 'LossOptions':
-    """Return the options of a round, from 0."""
-    if self.source_decay == 1:
-      return self
-    decay = self.source_decay ** number.astype(jnp.float32)
-    return replace(self, source_weight=self.source_weight * decay)
 
 
 def joint_loss(

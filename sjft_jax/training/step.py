@@ -58,7 +58,6 @@ def make_train_step(
   seed: int,
   loss_options: LossOptions,
   frozen: Collection[str] = (),
-  round_steps: int = 1,
 ) -> CompiledFunction:
   """Make the training step: one optimizer update from the gradient of the joint loss.
 
@@ -72,7 +71,6 @@ def make_train_step(
     seed: of dropout.
     loss_options: weights of the domains and label smoothing.
     frozen: the layers of the trunk that `optimizer` leaves as they are, too.
-    round_steps: steps of a round, after which the weight of the source's loss decays.
 
   Returns:
     `train_step(state, batch) -> (state, metrics)`. It consumes the replicated state. The batch has
@@ -101,7 +99,7 @@ def make_train_step(
         dropout_key=jax.random.fold_in(key, micro_batch['number']),
         num_target=num_target,
         num_source=num_source,
-        options=loss_options.in_round(state.step // round_steps),
+        options=loss_options,
         frozen=frozen,
       )
       return (jax.tree.map(jnp.add, gradients, new_gradients), batch_stats), sums

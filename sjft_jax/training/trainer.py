@@ -335,7 +335,7 @@ class TrainerFactory:
     self._feature_step = step.make_features(model.apply)
     # With their optimizers, whose states one program makes for all trainers that share the step.
     self._train_steps: dict[
-      tuple[SolverOptions, LossOptions, int, frozenset[str], int],
+      tuple[SolverOptions, LossOptions, int, frozenset[str]],
       tuple[CompiledFunction, optax.GradientTransformation],
     ] = {}
 
@@ -392,12 +392,11 @@ class TrainerFactory:
     frozen = frozen_layers(options.freeze, self._variables['params']['trunk'])
     # Only a cosine depends on the number of steps.
     cosine_steps = schedule_steps if solver_options.schedule == 'cosine' else 0
-    decay_steps = options.steps if loss_options.source_decay < 1 else 1
-    key = solver_options, loss_options, cosine_steps, frozen, decay_steps
+    key = solver_options, loss_options, cosine_steps, frozen
     if key not in self._train_steps:
       solver = optimizer.sgd(schedule_steps, solver_options, frozen)
       train_step = step.make_train_step(
-        self._model.apply, solver, config.seed, loss_options, frozen, decay_steps
+        self._model.apply, solver, config.seed, loss_options, frozen
       )
       self._train_steps[key] = train_step, solver
     return *self._train_steps[key], frozen

@@ -23,39 +23,6 @@ def test_nearest_draws_from_each_targets_own_prefix():
     np.testing.assert_array_equal(neighbors, np.repeat(RANKING[target, :count], 12 // count))
 
 
-def test_nearer_neighbours_are_drawn_more_often():
-  divergences = np.array([[1, 2, 3, 9], [1.5, 2.5, 7, 9], [2, 2, 3, 4]], np.float32)
-  subset = select(
-    'nearest',
-    ranking=RANKING,
-    num_neighbors=COUNTS,
-    source_labels=LABELS,
-    seed=0,
-    draw='nearer',
-    divergences=divergences,
-  )
-  uniform = (np.arange(1000) + 0.5) / 1000
-  for target, shares in enumerate(([1], [20, 1], [1, 1, 20**-0.5, 1 / 20])):
-    neighbors = subset.draw(np.full(1000, target), uniform)
-    counts = [np.sum(neighbors == image) for image in RANKING[target, : COUNTS[target]]]
-    np.testing.assert_allclose(counts, 1000 * np.divide(shares, sum(shares)), atol=1)
-
-
-def test_balanced_neighbours_are_drawn_less_if_many_borrow_them():
-  subset = select(
-    'nearest',
-    ranking=RANKING,
-    num_neighbors=COUNTS,
-    source_labels=LABELS,
-    seed=0,
-    draw='balanced',
-  )
-  # Image 5 is a neighbour of two targets, image 3 of two, the others of one.
-  neighbors = subset.draw(np.full(600, 2), (np.arange(600) + 0.5) / 600)
-  counts = [np.sum(neighbors == image) for image in RANKING[2]]
-  np.testing.assert_array_equal(counts, [100, 100, 200, 200])
-
-
 def test_random_has_as_many_images_as_nearest_and_grows_by_prefix():
   small, large = select_by('random'), select_by('random', np.array([4, 4, 4]))
   assert small.is_shared

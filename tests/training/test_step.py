@@ -397,23 +397,3 @@ def test_step_smooths_labels_as_the_joint_loss_does():
   update = jax.tree.map(lambda before, after: before - after, params, unreplicate(state).params)
   assert_close(update, gradient)
   assert float(metrics['source_loss'][0]) == pytest.approx(float(sums['source']), rel=1e-5)
-
-
-def test_the_weight_of_the_source_decays_from_round_to_round():
-  batch, variables = make_batch(), init_variables('mixed')
-
-  def gradient_at(number, **options):
-    train_step = make_train_step(
-      make_model('mixed').apply,
-      GRADIENT_DESCENT,
-      0,
-      dataclasses.replace(LOSS, **options),
-      round_steps=2,
-    )
-    state = create_state(**variables, optimizer=GRADIENT_DESCENT)
-    state = state.replace(step=jnp.int32(number))
-    state, _ = train_step(replicate(state, 1), shard_batch(batch, accumulation=1, num_devices=1))
-    return applied_gradient(unreplicate(state), 'mixed')
-
-  for number, weight in ((1, 0.5), (2, 0.25), (5, 0.125)):
-    assert_close(gradient_at(number, source_decay=0.5), gradient_at(0, source_weight=weight))
