@@ -27,7 +27,7 @@ from rich.table import Table as RichTable
 import sjft_jax
 from configs import caltech256, dogs, flowers, indoor
 from experiments import tasks
-from sjft_jax import inputs, planning, results, tuning
+from sjft_jax import inputs, planning, results, tuned_settings
 from sjft_jax.runtime import artifacts, cli, compilation, console
 
 # Options that differ from a configuration, 'section.option' → value.
@@ -255,7 +255,7 @@ def make_config(run: Run, seed: int, seeds: int = 1, tuned: str | None = None) -
     # Before the seed, which is none of the options that a tuned.json was made for; like repeats,
     # seeds must not be tested on images that it has seen.
     config.repeats = seeds
-    config = tuning.apply_tuned(config, tuned)
+    config = tuned_settings.apply_tuned(config, tuned)
     config.repeats = 1
   config.seed = config.target.split_seed = seed
   return config

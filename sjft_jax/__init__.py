@@ -164,10 +164,10 @@ def train(
   Raises:
     ValueError: an impossible option or input, before any work where that can be known.
   """
-  from sjft_jax import repeats, tuning
+  from sjft_jax import repeats, tuned_settings
 
   if tuned is not None:
-    config = tuning.apply_tuned(config, tuned)
+    config = tuned_settings.apply_tuned(config, tuned)
   return repeats.run(
     config,
     workdir,
@@ -190,10 +190,10 @@ def plan(config: ConfigDict, *, tuned: str | os.PathLike[str] | None = None) -> 
   Raises:
     ValueError: an impossible option or input.
   """
-  from sjft_jax import planning, tuning
+  from sjft_jax import planning, tuned_settings
 
   if tuned is not None:
-    config = tuning.apply_tuned(config, tuned)
+    config = tuned_settings.apply_tuned(config, tuned)
   return planning.plan(config)
 
 

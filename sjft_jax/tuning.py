@@ -1,9 +1,7 @@
 """Choose the settings of every arm, and the arm, on held-out training images of the target."""
 
 import itertools
-import json
 import math
-import operator
 import os
 import shutil
 import time
@@ -17,13 +15,11 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from sjft_jax import config as configs
-from sjft_jax import inputs, option_checks, pipeline
+from sjft_jax import inputs, option_checks, pipeline, tuned_settings
 from sjft_jax import results as result_files
 from sjft_jax import workdir as workdirs
-from sjft_jax.data import registry
 from sjft_jax.data.dataset import Dataset, Domains, SubsetDataset
 from sjft_jax.data.folds import assign_folds
-from sjft_jax.models import build, trunk
 from sjft_jax.report import summary
 from sjft_jax.runtime import artifacts, console
 from sjft_jax.runtime.lock import lock
@@ -34,13 +30,9 @@ from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training import metrics, search, significance
 from sjft_jax.training.search import Setting, TuningOptions
 
-# What the settings were chosen for: a run of other images or another network needs others.
-_SECTIONS = ('target', 'source', 'screening', 'bank', 'descriptors', 'model', 'pretrain', 'images')
 # From cheap to expensive, and last those of one's own; of arms that are as good as each other, the
 # first is chosen.
 _COSTS = (*configs.FROZEN_ARMS, 'none', 'random', 'all', 'similar', 'classes', 'constant', 'rounds')
-# What to do about a damaged tuned.json.
-_REMEDY = 'run sjft_jax.tune again'
 
 
 class Trial(NamedTuple):
@@ -139,13 +131,13 @@ def tune(
     options = TuningOptions(**config.tuning)
   option_checks.check_consumers(config, inputs.CONSUMERS)
   option_checks.check_method(config)
-  _check_repeats(config, 'tune would see')
+  tuned_settings.check_repeats(config, 'tune would see')
   workdirs.check_unchanged(config, directory, resume_with_changes=True)
   _check_trials(config, directory)
   domains = inputs.open_domains(config)
   inputs.check_outside_data(config, directory)
   opened = inputs.load_inputs(config, domains)
-  start, weights = opened.fingerprint, _weight_fingerprints(config, opened)
+  start, weights = opened.fingerprint, tuned_settings.weight_fingerprints(config, opened)
   target, test, source = domains
   arms = {
     name: ArmSearch(
@@ -170,69 +162,14 @@ def tune(
     record = _choose(arms) | {
       'complete': is_complete,
       'num_folds': options.folds,
-      'options': workdirs.result_options(config, *_SECTIONS),
-      'images': _image_fingerprints(domains),
+      'options': workdirs.result_options(config, *tuned_settings.SECTIONS),
+      'images': tuned_settings.image_fingerprints(domains),
       'weights': weights,
     }
     artifacts.write_json(directory / 'tuned.json', record)
   summary.print_tuning(record)
   console.say(f'Train with what was chosen: --tuned={directory / "tuned.json"}')
   return record
-
-
-def apply_tuned(config: ConfigDict, path: str | os.PathLike[str]) -> ConfigDict:
-  """Return the options with those that `tune` has chosen for every arm.
-
-  A line is printed for each arm, with the values that others replace.
-
-  Args:
-    config: is left as it is.
-    path: a tuned.json.
-
-  Raises:
-    ValueError: there is no such file, or it was made for other images or another network.
-  """
-  if not epath.Path(path).exists():
-    raise ValueError(f'tuned={path}: there is no such file; make it with sjft_jax.tune')
-  record = artifacts.load_json(epath.Path(path), {'arms': dict, 'options': dict}, _REMEDY)
-  chosen, options = record['arms'], record['options']
-  now = workdirs.result_options(config, *_SECTIONS)
-  # Where images are compared, the same ones may lie elsewhere.
-  paths = {'target.path', 'source.path'} if 'images' in record else set()
-  for name in sorted({*now, *options} - paths):
-    value = json.loads(json.dumps(now.get(name)))
-    if value != options.get(name):
-      raise ValueError(
-        f'tuned={path} was made with {name}={options.get(name, "its default")}, not '
-        f'{now.get(name, "its default")}; tune again with this value'
-      )
-  _check_repeats(config, f'tuned={path} has seen')
-  if 'images' in record and record['images'] != _image_fingerprints(inputs.open_domains(config)):
-    raise ValueError(
-      f'tuned={path} was made with other images of the target or the source, which may be test '
-      'images now; tune again'
-    )
-  if 'weights' in record and record['weights'] != _weight_fingerprints(config):
-    raise ValueError(
-      f'tuned={path} was made with other weights in bank.pretrained or model.pretrained; tune again'
-    )
-  result = config.copy_and_resolve_references()
-  for arm in config.arms:
-    if arm in configs.FROZEN_ARMS:
-      continue
-    if arm not in chosen:
-      raise ValueError(f'tuned={path} has no arm {arm}, but {", ".join(chosen)}; tune it too')
-    setting = _read_setting(chosen[arm], path)
-    result.overrides[arm] = _merge(config.overrides.get(arm, {}), setting)
-    before = configs.arm_config(config, arm)
-    replaced = []
-    for name, value in setting.items():
-      given = operator.attrgetter(name)(before)
-      if given != value:
-        replaced.append(f'{name}={value} instead of {given}')
-    if replaced:
-      console.say(f'  arm {arm}, by tuned={path}: {", ".join(replaced)}')
-  return result
 
 
 def _check_trials(config: ConfigDict, directory: epath.Path) -> None:
@@ -251,59 +188,6 @@ def _check_trials(config: ConfigDict, directory: epath.Path) -> None:
         f'{directory} has trainings with {section}.{option}={then}, now {now}: use a new '
         f'--workdir, or {section}.{option}={then}'
       )
-
-
-def _image_fingerprints(domains: Domains) -> list[str]:
-  """Return what stands for the images that settings are chosen with."""
-  return [domains.target.fingerprint, domains.source.fingerprint]
-
-
-def _weight_fingerprints(config: ConfigDict, opened: inputs.Inputs | None = None) -> list[str]:
-  """Return what stands for the filters and the initial weights that settings are chosen with.
-
-  Args:
-    config: all options.
-    opened: what they lead to, if it is loaded already.
-  """
-  if opened is not None:
-    return [opened.bank.fingerprint, opened.network.description['weights_digest']]
-  model, digest = config.model, ''
-  # Not quietly: the digest of a first download is printed once, and never again.
-  bank = inputs.load_bank(config)
-  if model.pretrained:
-    spec = trunk.TrunkSpec(model.name, model.width, model.fully_connected, model.style)
-    with configs.option_section('model'):
-      weights = build.load_weights(model.pretrained, spec, model.normalization)
-    digest = build.digest_weights(weights)
-  return [bank.fingerprint, digest]
-
-
-def _check_repeats(config: ConfigDict, who: str) -> None:
-  """Check that no repeat tests on images that settings are chosen on.
-
-  Raises:
-    ValueError: test images are drawn, and are others in each repeat.
-  """
-  if config.repeats > 1 and registry.draws_test(**config.target):
-    raise ValueError(
-      f'{who} the training images of one split, some of which the other {config.repeats - 1} '
-      'repeats test on; tune and train each target.split_seed by itself, with repeats=1'
-    )
-
-
-def _read_setting(chosen: Any, path: str | os.PathLike[str]) -> Setting:
-  """Return the setting of what a tuned.json says of an arm.
-
-  Raises:
-    ValueError: it has none, or other options or values than a setting can have.
-  """
-  setting = chosen.get('setting') if isinstance(chosen, dict) else None
-  if not isinstance(setting, dict):
-    raise ValueError(f'{path} is damaged: an arm has no setting; {_REMEDY}')
-  for name, value in setting.items():
-    if name not in search.OPTIONS or type(value) not in (int, float):
-      raise ValueError(f'{path} is damaged: no setting has {name:.99}={value!r:.99}; {_REMEDY}')
-  return setting
 
 
 def _assign_folds(
@@ -410,15 +294,8 @@ def _trial_config(config: ConfigDict, arm: str, setting: Setting) -> ConfigDict:
   result.training.keep_rounds = False
   result.logging.update(tensorboard=False, wandb='', report=False)
   if setting:
-    result.overrides[arm] = _merge(config.overrides.get(arm, {}), setting)
+    result.overrides[arm] = tuned_settings.merge(config.overrides.get(arm, {}), setting)
   return result
-
-
-def _merge(overrides: Mapping[str, Any], setting: Setting) -> ConfigDict:
-  merged: dict[str, Any] = ConfigDict(overrides).to_dict()
-  for section, options in search.nested(setting).items():
-    merged[section] = merged.get(section, {}) | options
-  return ConfigDict(merged)
 
 
 def _load_or_train(path: epath.Path, domains: Domains, config: ConfigDict, start: str) -> Trial:

@@ -11,7 +11,7 @@ from etils import epath
 import sjft_jax
 from experiments import tables, tasks
 from sjft_jax import config as configs
-from sjft_jax import inputs, option_checks, tuning, workdir
+from sjft_jax import inputs, option_checks, tuned_settings, workdir
 from sjft_jax.ranking import DescriptorOptions
 from sjft_jax.runtime import artifacts
 from sjft_jax.selection.growth import SelectionOptions
@@ -124,7 +124,7 @@ def test_what_an_earlier_command_left_is_no_score_of_a_run_that_is_refused(tmp_p
 
 
 def write_tuned(path, run, arms):
-  options = workdir.result_options(tables.make_config(run, 0), *tuning._SECTIONS)
+  options = workdir.result_options(tables.make_config(run, 0), *tuned_settings.SECTIONS)
   setting = {'setting': {'solver.learning_rate': 0.003}}
   content = {'arms': dict.fromkeys(arms, setting), 'options': options}
   artifacts.write_json(epath.Path(path), content)
