@@ -316,6 +316,7 @@ def with_changes(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
 def pretrain_config(config: ConfigDict) -> ConfigDict:
   """Return the options of pretraining, whose trunk has no start worth keeping."""
   result = config.copy_and_resolve_references()
+  result.arms, result.overrides = (), ConfigDict()  # What they are changes nothing here.
   schedule = config.pretrain.to_dict()
   result.training.update(steps=schedule.pop('steps'), restart_schedule=True, freeze='')
   result.solver.update(schedule, l2_sp=0.0, layer_decay=1.0, head_rate=1.0)

@@ -55,6 +55,7 @@ class Inputs(NamedTuple):
     bank: the filters that describe images.
     network: the joint network and its initial variables.
     fingerprint: of everything that decides the results.
+    pretrain_fingerprint: of what decides the pretraining, which is all but the arms.
   """
 
   domains: Domains
@@ -62,6 +63,7 @@ class Inputs(NamedTuple):
   bank: banks.FilterBank
   network: Network
   fingerprint: str
+  pretrain_fingerprint: str
 
 
 def open_domains(config: ConfigDict) -> Domains:
@@ -143,8 +145,11 @@ def load_inputs(config: ConfigDict, domains: Domains) -> Inputs:
   for arm, options in arms.items():
     with configs.arm_options(config, arm), configs.option_section('training'):
       frozen_layers(options.training.freeze, network.variables['params']['trunk'])
-  fingerprint = workdirs.run_fingerprint(config, bank.fingerprint, network.description, domains)
-  return Inputs(domains, arms, bank, network, fingerprint)
+  fingerprint, pretrain_fingerprint = (
+    workdirs.run_fingerprint(options, bank.fingerprint, network.description, domains)
+    for options in (config, configs.pretrain_config(config))
+  )
+  return Inputs(domains, arms, bank, network, fingerprint, pretrain_fingerprint)
 
 
 def save_inputs(inputs: Inputs, config: ConfigDict, workdir: epath.Path, domains: Domains) -> None:

@@ -156,7 +156,8 @@ def run_stages(
   make_trainer.share_accumulation(configs.training_configs(config))
   pretrainer, trainers = None, {}
   if config.pretrain.steps:
-    pretrainer = make_trainer('pretrain', configs.pretrain_config(config))
+    options = configs.pretrain_config(config)
+    pretrainer = make_trainer('pretrain', options, fingerprint=inputs.pretrain_fingerprint)
   for arm, options in arms.items():
     with configs.arm_options(config, arm):
       trainers[arm] = make_trainer(f'arms/{arm}', options, profile)

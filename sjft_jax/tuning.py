@@ -42,11 +42,13 @@ class Trial(NamedTuple):
     probabilities: of each class, of every held-out image.
     labels: their classes.
     seconds: that the training took.
+    pretrain_seconds: that the pretraining of the fold took, if this was its first training.
   """
 
   probabilities: Float[np.ndarray, 'image category']
   labels: Int[np.ndarray, ' image']
   seconds: float
+  pretrain_seconds: float = 0.0
 
 
 @dataclass
@@ -253,6 +255,7 @@ def _try_settings(
         console.say(f'{finished:,} of {total:,}, fold {fold + 1}: {", ".join(values)}{remaining}')
       trial = _load_or_train(path, domains, _trial_config(config, name, setting), start)
       arm.trials.setdefault(number, []).append(trial)
+    shutil.rmtree(fold_directory / 'pretrain', ignore_errors=True)
   return True
 
 
@@ -260,11 +263,12 @@ def _seconds_to_go(arms: Iterable[ArmSearch], folds: int) -> float:
   """Estimate the time of the trainings that are left; 0 if there was none yet.
 
   Those of an arm take as long as the ones it had, in earlier starts of `tune` too. Arms differ:
-  with a source, a step has twice the images.
+  with a source, a step has twice the images. Each fold has one pretraining, if any.
   """
-  numbers, seconds = [], []
+  numbers, seconds, pretrain_seconds = [], [], []
   for arm in arms:
     trials = list(itertools.chain.from_iterable(arm.trials.values()))
+    pretrain_seconds += [trial.pretrain_seconds for trial in trials if trial.pretrain_seconds]
     numbers.append(arm.num_trials(folds) - len(trials))
     # A training that diverged says nothing.
     seconds.append([trial.seconds for trial in trials if trial.seconds])
@@ -272,7 +276,8 @@ def _seconds_to_go(arms: Iterable[ArmSearch], folds: int) -> float:
   if not of_all:
     return 0.0
   means = [np.mean(of_arm or of_all) for of_arm in seconds]
-  return float(np.dot(numbers, means))
+  left = max(folds - len(pretrain_seconds), 0)
+  return float(np.dot(numbers, means) + left * np.mean(pretrain_seconds or [0.0]))
 
 
 def _order(numbers: Mapping[str, list[int]]) -> list[tuple[str, int]]:
@@ -309,9 +314,10 @@ def _load_or_train(path: epath.Path, domains: Domains, config: ConfigDict, start
   )
   arrays = artifacts.load(path, fingerprint)
   if arrays is None:
-    ranking = path.parent / 'ranking.npz'
-    # What the first training of a fold ranks takes long enough to be shown.
-    console.set_quiet(ranking.exists() or not _ranking_depth(options))
+    # Ranking and pretraining, by the first training of a fold, take long enough to be shown.
+    stages = {'ranking.npz': _ranking_depth(options), 'pretrain': options.pretrain.steps}
+    needed = [name for name, amount in stages.items() if amount]
+    console.set_quiet(all((path.parent / name).exists() for name in needed))
     try:
       trial = _train(path.with_suffix(''), domains, config)
     finally:
@@ -321,7 +327,8 @@ def _load_or_train(path: epath.Path, domains: Domains, config: ConfigDict, start
     arrays = {name: np.asarray(value) for name, value in trial._asdict().items()}
     artifacts.save(path, fingerprint, **arrays)
   shutil.rmtree(path.with_suffix(''), ignore_errors=True)
-  return Trial(arrays['probabilities'], arrays['labels'], float(arrays['seconds']))
+  seconds = (float(arrays.get(name, 0)) for name in ('seconds', 'pretrain_seconds'))
+  return Trial(arrays['probabilities'], arrays['labels'], *seconds)
 
 
 def _train(workdir: epath.Path, domains: Domains, config: ConfigDict) -> Trial:
@@ -332,6 +339,12 @@ def _train(workdir: epath.Path, domains: Domains, config: ConfigDict) -> Trial:
   """
   (arm,) = config.arms
   fold, whole = workdir.parent, workdir.parent.parent
+  # The first training of a fold pretrains for all.
+  pretrained, own = fold / 'pretrain', workdir / 'pretrain'
+  is_first = not pretrained.exists()
+  if not is_first and not own.exists():
+    workdir.mkdir(parents=True, exist_ok=True)
+    os.replace(pretrained, own)
   try:
     results = pipeline.run_on_datasets(
       domains, config, workdir, resume_with_changes=True, earlier_runs=[fold, whole]
@@ -346,12 +359,18 @@ def _train(workdir: epath.Path, domains: Domains, config: ConfigDict) -> Trial:
     # The trainings that follow take these from there: of the fold, or of the whole tuning.
     if (workdir / 'ranking.npz').exists() and not (fold / 'ranking.npz').exists():
       os.replace(workdir / 'ranking.npz', fold / 'ranking.npz')
+    if own.exists() and not pretrained.exists():
+      os.replace(own, pretrained)
     for chosen in workdir.glob('accumulation.*.json'):
       os.replace(chosen, whole / chosen.name)
   predictions = result_files.load_predictions(os.fspath(workdir / 'arms' / arm))
-  # Each training has its own pretraining, if any.
-  seconds = results['seconds'][f'train {arm}'] + results['seconds'].get('pretrain', 0.0)
-  return Trial(predictions.probabilities, predictions.labels, seconds)
+  seconds = results['seconds']
+  return Trial(
+    predictions.probabilities,
+    predictions.labels,
+    seconds[f'train {arm}'],
+    seconds.get('pretrain', 0.0) if is_first else 0.0,
+  )
 
 
 def _ranking_depth(config: ConfigDict) -> int:

@@ -23,7 +23,6 @@ from sjft_jax.tuning import ArmSearch, Trial, _choose_arm
 
 OPTIONS = {
   'arms': ('probe', 'none', 'constant', 'rounds'),
-  'pretrain.steps': 0,
   'selection.rounds': 2,
   'tuning.folds': 2,
   'tuning.settings': 2,
@@ -84,7 +83,9 @@ def test_everything_is_tried_and_the_best_chosen(tuned):
     assert setting.items() <= best.items()
     assert f'Use the arm {record["arm"]}' in output
   assert 'gain' not in record['arms']['none']
-  assert 'histograms of' in output or 'histograms of' in first  # Shown, and made once a fold.
+  # Shown, and made once a fold.
+  assert 'histograms of' in output or 'histograms of' in first
+  assert (first + output).count('Pretraining the trunk on the source') == 2
   assert len(list(workdir.glob('fold*/ranking.npz'))) == 2
   # Networks and logs of the trainings are gone.
   assert {path.suffix for path in workdir.rglob('fold*/*')} == {'.npz'}
@@ -434,11 +435,49 @@ def test_what_trainings_were_made_with_stays(small_data, tmp_path, option, then,
     tuning._check_trials(other, epath.Path(tmp_path))
 
 
-def test_pretraining_counts_in_the_time_to_go(small_data, tmp_path, monkeypatch):
-  config = small_run.make_config(small_data, arms=('none',))
-  seconds = {'pretrain': 30.0, 'train none': 4.0}
-  monkeypatch.setattr(pipeline, 'run_on_datasets', lambda *_, **__: {'seconds': seconds})
-  predicted = Trial(np.ones((1, 4)), np.zeros(1, int), 0.0)
-  monkeypatch.setattr(tuning.result_files, 'load_predictions', lambda _: predicted)
-  directory = epath.Path(tmp_path / 'fold1' / 'none')
-  assert tuning._train(directory, inputs.open_domains(config), config).seconds == 34
+@pytest.mark.slow
+@pytest.mark.parametrize('is_killed', [False, True])
+def test_trainings_of_a_fold_share_its_pretraining(small_data, tmp_path, monkeypatch, is_killed):
+  """They do so without a trace in what they predict."""
+  options = {'pretrain.steps': 2, 'selection.rounds': 1, 'training.steps': 2}
+  trials = []
+  for number, fold in enumerate(('shared', 'shared', 'alone')):
+    arm, rate = (('none', 0.05), ('constant', 0.02), ('constant', 0.02))[number]
+    config = small_run.make_config(small_data, arms=(arm,), **options)
+    config.overrides[arm] = {'solver': {'learning_rate': rate}}
+    directory = epath.Path(tmp_path / fold / arm)
+    if is_killed and number == 1:
+      with monkeypatch.context() as patch:
+        # As a kill after the pretraining was taken over: nothing puts it back.
+        patch.setattr(pipeline, 'run_on_datasets', lambda *_, **__: 1 / 0)
+        patch.setattr(tuning.os, 'replace', replace_once())
+        with pytest.raises((ZeroDivisionError, OSError)):
+          tuning._train(directory, inputs.open_domains(config), config)
+      assert (directory / 'pretrain').exists()
+    trials.append(tuning._train(directory, inputs.open_domains(config), config))
+    assert (tmp_path / fold / 'pretrain').exists()
+  first, second, alone = trials
+  assert first.pretrain_seconds > 0
+  assert alone.pretrain_seconds > 0
+  assert is_killed or second.pretrain_seconds == 0
+  np.testing.assert_array_equal(second.probabilities, alone.probabilities)
+
+
+def replace_once():
+  """Return an os.replace that works once."""
+  calls, replace = [], tuning.os.replace
+
+  def replace_or_fail(*paths):
+    calls.append(paths)
+    if len(calls) > 1:
+      raise OSError('killed')
+    replace(*paths)
+
+  return replace_or_fail
+
+
+def test_pretraining_of_the_folds_to_come_counts_in_the_time_to_go():
+  trial = Trial(np.zeros((1, 2)), np.zeros(1, int), 4.0, 30.0)
+  arms = [ArmSearch(None, [{}] * 2, {0: [trial]})]
+  assert arms[0].num_trials(3) == 4
+  assert tuning._seconds_to_go(arms, 3) == pytest.approx(3 * 4 + 2 * 30)

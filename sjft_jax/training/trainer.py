@@ -402,7 +402,12 @@ class TrainerFactory:
     return *self._train_steps[key], frozen
 
   def __call__(
-    self, directory: str, config: ConfigDict, profile: StepProfile | None = None
+    self,
+    directory: str,
+    config: ConfigDict,
+    profile: StepProfile | None = None,
+    *,
+    fingerprint: str = '',
   ) -> Trainer:
     """Make a trainer.
 
@@ -410,6 +415,7 @@ class TrainerFactory:
       directory: of its artifacts, below the work directory.
       config: all options; see `config.default`.
       profile: traces some of the first steps; trainers may share it.
+      fingerprint: of what determines the results of this training; '': what determines the run's.
 
     Raises:
       OutOfMemoryError: training.accumulation=0, and no number of micro-batches fits.
@@ -424,7 +430,7 @@ class TrainerFactory:
     schedule_steps = options.schedule_steps(config.selection.rounds)
     trainer = Trainer(
       directory=self._workdir / directory,
-      fingerprint=self._fingerprint,
+      fingerprint=fingerprint or self._fingerprint,
       domains=self._domains,
       train_step=train_step,
       optimizer=solver,
