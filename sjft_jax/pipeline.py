@@ -3,6 +3,7 @@
 Every stage leaves its artifact in the work directory; what is there already is not made again.
 """
 
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -183,10 +184,13 @@ def run_stages(
 
   by_arm = dict.fromkeys(arms, ranking) | features.rank_arms(trainers, variables, selections)
   report = RunReport(workdir, fingerprint, config, domains, ranking)
+  # What is made anew here, since its file was missing, may differ from what these scores are of.
+  artifacts.remove(workdir / result_files.RESULTS)
   rounds = run_arms(trainers, variables, by_arm, selections, report.update)
   seconds |= {f'train {name}': arm_rounds[-1].seconds for name, arm_rounds in rounds.items()}
 
-  results = {'fingerprint': fingerprint, 'seed': config.seed, 'device': result_files.device()}
+  device = result_files.devices(itertools.chain.from_iterable(rounds.values()))
+  results = {'fingerprint': fingerprint, 'seed': config.seed, 'device': device}
   results |= {'left_out': left_out, 'seconds': seconds}
   results |= result_files.summarize(
     rounds,
@@ -201,9 +205,9 @@ def run_stages(
 
 def screen_images(inputs: Inputs, config: ConfigDict, workdir: epath.Path) -> ScreeningResult:
   """Leave out unreadable images and copies of test images, and check that enough are left."""
-  result_files.save_split(workdir / 'split.csv', inputs.domains)
   console.stage('Looking at every image')
   result = screen(workdir, *inputs.domains, **config.screening)
+  result_files.save_split(workdir / 'split.csv', inputs.domains, result.domains)
   for arm, options in inputs.arms.items():
     with configs.arm_options(config, arm):
       option_checks.check_sizes(options, result.domains)

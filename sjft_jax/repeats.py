@@ -33,7 +33,8 @@ def run(
   the training images are the same) is made once.
 
   Args:
-    config: starts from `config.default`. With `repeats=1`, this is `pipeline.run`.
+    config: starts from `config.default`. With `repeats=1`, this is `pipeline.run`. More repeats
+      than the work directory was made with are added to those that are there.
     workdir: a path, or gs://bucket/path.
     resume_with_changes, stop_after: as in `pipeline.run`.
     profile_steps: as in `pipeline.run`, of the first repeat.
@@ -54,7 +55,11 @@ def run(
       profile_steps=profile_steps,
     )
   directory = workdirs.resolve(workdir)
-  workdirs.check_unchanged(config, directory, resume_with_changes=resume_with_changes)
+  same = config.copy_and_resolve_references()
+  earlier = (workdirs.load_config(directory) or {}).get('repeats', 1)
+  if 1 < earlier < config.repeats:  # More of the same: those that are there stay as they are.
+    same.repeats = earlier
+  workdirs.check_unchanged(same, directory, resume_with_changes=resume_with_changes)
   finished: list[Any] = []
   results: list[dict[str, Any]] = []
   for number in range(config.repeats):

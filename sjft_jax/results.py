@@ -67,6 +67,7 @@ class Round:
     is_correct: whether the same predictions are right.
     test: class probabilities [image, category] of the test images by view.
     seconds: the time that training took, up to the end of this round.
+    device: that it ended on, see `device`; '': an earlier version has not noted it.
   """
 
   num_neighbors: Int[np.ndarray, ' target']
@@ -75,6 +76,7 @@ class Round:
   is_correct: Bool[np.ndarray, ' target']
   test: dict[str, np.ndarray]
   seconds: float
+  device: str = ''
 
 
 def round_dir(trainer: Trainer, number: int) -> epath.Path:
@@ -96,6 +98,7 @@ def save_round(trainer: Trainer, number: int, round_: Round) -> None:
     hardness=round_.hardness,
     is_correct=round_.is_correct,
     seconds=round_.seconds,
+    device=round_.device,
     **{f'test/{view}': p for view, p in round_.test.items()},
   )
 
@@ -125,6 +128,7 @@ def read_round(directory: epath.Path, fingerprint: str) -> Round | None:
     is_correct=arrays['is_correct'],
     test={name.removeprefix('test/'): p for name, p in arrays.items() if name.startswith('test/')},
     seconds=float(arrays['seconds']),
+    device=str(arrays.get('device', '')),
   )
 
 
@@ -165,20 +169,27 @@ def save_selection(trainer: Trainer, number: int, subset: Subset | None, ranking
     (directory / f'selection{other_suffix}').unlink(missing_ok=True)
 
 
-def save_split(path: epath.Path, domains: Domains) -> None:
-  """Write which target images are for training and which for testing, if the run has drawn them."""
+def save_split(path: epath.Path, domains: Domains, screened: Domains) -> None:
+  """Write which target images are for training and which for testing, if the run has drawn them.
+
+  Args:
+    path: of the table.
+    domains: the data sets as they are opened.
+    screened: without the images that were left out, which are in neither set.
+  """
   if not isinstance(domains.target, SubsetDataset):
     artifacts.remove(path)  # A run that was stopped may have drawn one.
     return
-  tables.write_rows(
-    path,
-    dict.fromkeys(('image', 'class', 'set'), pa.string()),
-    (
-      (data.key(i), data.classes[data.labels[i]], name)
-      for name, data in (('train', domains.target), ('test', domains.test))
-      for i in range(len(data))
-    ),
-  )
+  rows = []
+  for name, data, used in (
+    ('train', domains.target, screened.target),
+    ('test', domains.test, screened.test),
+  ):
+    kept = {used.key(i) for i in range(len(used))}
+    for i in range(len(data)):
+      key = data.key(i)
+      rows.append((key, data.classes[data.labels[i]], name if key in kept else 'left out'))
+  tables.write_rows(path, dict.fromkeys(('image', 'class', 'set'), pa.string()), rows)
 
 
 def count_trained(split: epath.Path, names: Iterable[str]) -> int:
@@ -467,7 +478,7 @@ def load_results(workdir: epath.Path, fingerprint: str) -> dict[str, Any] | None
       f'{workdir / RESULTS} was made from other data or weights; use a new --workdir'
     )
   files = [workdir / name for name in (CONFIG, run_checkpoint.DESCRIPTION, TEST_IMAGES)]
-  if (workdir / 'neighbors.png').exists():  # Drawn where there was a ranking.
+  if 'rank' in results['seconds']:
     files.append(workdir / 'ranking.npz')
   files += [
     _round_dir(workdir / 'arms' / arm, number) / ROUND
@@ -481,8 +492,14 @@ def load_results(workdir: epath.Path, fingerprint: str) -> dict[str, Any] | None
   return results
 
 
+def devices(rounds: Iterable[Round]) -> str:
+  """Return what results.json says about the devices that the rounds ended on, each once."""
+  known = (round_.device for round_ in rounds if round_.device)
+  return '; '.join(dict.fromkeys(known)) or device()
+
+
 def device() -> str:
-  """Return what results.json says about the devices that computed the results."""
+  """Return the devices of this process, and the version of JAX."""
   return f'{jax.local_device_count()} × {jax.local_devices()[0].device_kind}, jax {jax.__version__}'
 
 

@@ -239,4 +239,5 @@ def predict_round(
     is_correct=p.argmax(axis=1) == target.labels,
     test={view: predict(test, view) for view in evaluator.options.views},
     seconds=progress.seconds,
+    device=results.device(),
   )

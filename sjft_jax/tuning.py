@@ -136,6 +136,7 @@ def tune(
   tuned_settings.check_repeats(config, 'tune would see')
   workdirs.check_unchanged(config, directory, resume_with_changes=True)
   _check_trials(config, directory)
+  _check_no_run(directory)
   domains = inputs.open_domains(config)
   inputs.check_outside_data(config, directory)
   opened = inputs.load_inputs(config, domains)
@@ -190,6 +191,20 @@ def _check_trials(config: ConfigDict, directory: epath.Path) -> None:
         f'{directory} has trainings with {section}.{option}={then}, now {now}: use a new '
         f'--workdir, or {section}.{option}={then}'
       )
+
+
+def _check_no_run(directory: epath.Path) -> None:
+  """Check that a work directory is none of a run, whose lists of images would be replaced.
+
+  Raises:
+    ValueError: it is one.
+  """
+  is_run = any((directory / name).exists() for name in (workdirs.SCREENED, result_files.RESULTS))
+  if is_run and not any(artifacts.glob(directory, 'fold*/*-*.npz')):
+    raise ValueError(
+      f'{directory} is the work directory of a run, whose lists of images that were left out would '
+      'be replaced; give another --workdir'
+    )
 
 
 def _assign_folds(

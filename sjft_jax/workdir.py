@@ -167,10 +167,16 @@ def check_unchanged(
   harmless = '; '.join(change for name, change in changes.items() if changes_no_result(name))
   harmful = '; '.join(change for name, change in changes.items() if not changes_no_result(name))
   if harmful:
+    moved = [name for name in changes if not changes_no_result(name)]
+    hint = (
+      '; where the same images have moved, a link at the old path leads to them'
+      if {*moved} <= {'target.path', 'source.path'}
+      else ''
+    )
     also = f'; --resume_with_changes accepts only the harmless {harmless}' if harmless else ''
     raise ValueError(
       f'{directory} was made with other options ({harmful}): use a new --workdir, or the same '
-      f'options{also}'
+      f'options{hint}{also}'
     )
   if harmless and not resume_with_changes:
     raise ValueError(

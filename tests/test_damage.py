@@ -11,7 +11,7 @@ import commands
 import numpy as np
 import pytest
 from etils import epath
-from small_run import command, make_config
+from small_run import command, interrupt_at, make_config
 
 import sjft_jax
 from sjft_jax import pipeline, results
@@ -99,6 +99,26 @@ def test_advice_leads_to_the_same_results(workdir, trained_run, small_data, name
     sjft_jax.load(run / 'arms/rounds').predict(images) for run in (workdir, trained_run[0])
   ]
   np.testing.assert_array_equal(*predicted)
+
+
+@pytest.mark.slow
+def test_scores_of_before_are_not_kept_where_a_round_is_made_anew(workdir, small_data, monkeypatch):
+  """A run that is stopped before it writes the new ones would be taken for finished."""
+  (workdir / ROUND).unlink()
+  interrupt_at(monkeypatch, 'stage', 'Arm 1')
+  with pytest.raises(KeyboardInterrupt):
+    pipeline.run(make_config(small_data, **OPTIONS), workdir)
+  assert not (workdir / 'results.json').exists()
+
+
+@pytest.mark.slow
+def test_report_needs_the_ranking_that_the_run_makes_anew(workdir, small_data, monkeypatch):
+  for name in ('ranking.npz', 'neighbors.png'):
+    (workdir / name).unlink()
+  interrupt_at(monkeypatch, 'stage', 'Arm 1')
+  with pytest.raises(KeyboardInterrupt):
+    pipeline.run(make_config(small_data, **OPTIONS), workdir)
+  assert (workdir / 'ranking.npz').exists()
 
 
 @pytest.mark.slow

@@ -6,9 +6,11 @@ import subprocess
 import commands
 import numpy as np
 import pytest
+from etils import epath
 from small_run import command
 
-from sjft_jax import repeats
+from sjft_jax import config as configs
+from sjft_jax import repeats, workdir
 
 
 def make_result(seed, accuracy, gain):
@@ -45,6 +47,27 @@ def test_every_score_has_its_mean_and_deviation():
   # Student's t with two degrees of freedom: 4.3027.
   half = 4.3027 * 0.01 / np.sqrt(3)
   assert gain['interval'] == pytest.approx([0.02 - half, 0.02 + half], abs=1e-6)
+
+
+def test_repeats_are_added_to_those_that_are_there(tmp_path, monkeypatch):
+  def run_one(config, path, **_):
+    workdir.check_unchanged(config, path)
+    workdir.save_config(config, path)
+    return make_result(config.seed, 0.5, 0.01)
+
+  monkeypatch.setattr(repeats.pipeline, 'run', run_one)
+  config = configs.default()
+  for config.repeats in (2, 4, 4):
+    assert repeats.run(config, tmp_path)['seeds'] == [*range(config.repeats)]
+    saved = json.loads((tmp_path / 'results.json').read_text())
+    assert saved['seeds'] == [*range(config.repeats)]
+  assert workdir.load_config(epath.Path(tmp_path))['repeats'] == 4
+  config.repeats = 3  # Results of four would be lost.
+  with pytest.raises(ValueError, match=r'\(repeats was 4, now 3\)'):
+    repeats.run(config, tmp_path)
+  config.repeats, config.seed = 5, 1
+  with pytest.raises(ValueError, match=r'\(seed was 0, now 1\)'):
+    repeats.run(config, tmp_path)
 
 
 def run(command_line):

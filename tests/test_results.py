@@ -1,6 +1,7 @@
 """The files that a run leaves, and the scores in them."""
 
 import copy
+import dataclasses
 import functools
 import json
 import operator
@@ -79,7 +80,7 @@ def test_a_round_is_loaded_as_it_was_saved(trainer):
   results.save_round(trainer, 1, make_round(0.75, 0.25, 0.25, 0.5))
   assert (trainer.directory / 'rounds' / '2' / 'round.npz').exists()
   loaded, expected = results.load_round(trainer, 1), make_round(0.75, 0.25, 0.25, 0.5)
-  assert (loaded.source_images, loaded.seconds) == (5, 1.5)
+  assert (loaded.source_images, loaded.seconds, loaded.device) == (5, 1.5, '')
   for name in ('num_neighbors', 'hardness', 'is_correct'):
     np.testing.assert_array_equal(getattr(loaded, name), getattr(expected, name))
   assert loaded.test.keys() == {'center'}
@@ -87,6 +88,16 @@ def test_a_round_is_loaded_as_it_was_saved(trainer):
   trainer.fingerprint = 'other'
   with pytest.raises(ValueError, match='made from other data'):
     results.load_round(trainer, 1)
+
+
+def test_all_devices_that_rounds_ended_on_are_named(trainer):
+  rounds = [
+    dataclasses.replace(make_round(0.75), device=device) for device in ('1 × a', '8 × b', '1 × a')
+  ]
+  results.save_round(trainer, 1, rounds[1])
+  rounds[1] = results.load_round(trainer, 1)
+  assert results.devices([make_round(0.75), *rounds]) == '1 × a; 8 × b'
+  assert results.devices([make_round(0.75)]) == results.device()  # Of an earlier version.
 
 
 def read_selection(trainer, subset):
@@ -143,20 +154,28 @@ def test_a_large_selection_is_parquet_unless_another_format_is_asked_for(trainer
 
 def test_the_split_is_written_where_it_was_drawn(trainer, tmp_path):
   path = epath.Path(tmp_path / 'split.csv')
-  results.save_split(path, trainer.domains)
+  results.save_split(path, trainer.domains, trainer.domains)
   assert not path.exists()
   whole = make_images([0, 1, 0, 1])
   train, test = (SubsetDataset(whole, np.array(part)) for part in ([0, 3], [1, 2]))
-  results.save_split(path, trainer.domains._replace(target=train, test=test))
-  assert pyarrow.csv.read_csv(path).to_pydict() == {
+  drawn = trainer.domains._replace(target=train, test=test)
+  results.save_split(path, drawn, drawn)
+  rows = {
     'image': [0, 3, 1, 2],
     'class': ['a', 'b, c', 'b, c', 'a'],
     'set': ['train', 'train', 'test', 'test'],
   }
+  assert pyarrow.csv.read_csv(path).to_pydict() == rows
+  # A copy of a test image, and a test image that cannot be read.
+  screened = [SubsetDataset(data, np.array([1])) for data in (train, test)]
+  results.save_split(path, drawn, drawn._replace(target=screened[0], test=screened[1]))
+  rows['set'] = ['left out', 'train', 'left out', 'test']
+  assert pyarrow.csv.read_csv(path).to_pydict() == rows
+  assert results.count_trained(path, ['0', '3', '1', '2']) == 1
   with artifacts.suppress_writes(epath.Path(tmp_path)):
-    results.save_split(path, trainer.domains)
+    results.save_split(path, trainer.domains, trainer.domains)
   assert path.exists()
-  results.save_split(path, trainer.domains)
+  results.save_split(path, trainer.domains, trainer.domains)
   assert not path.exists()
 
 
@@ -244,7 +263,8 @@ def test_results_of_other_data_or_without_their_files_are_none(tmp_path, capsys)
   assert results.load_results(workdir, 'this') is None
   saved = make_results(none=[make_round(0.75, 0.25, 0.25, 0.75)])
   artifacts.write_json(workdir / 'results.json', saved)
-  needed = ['config.json', 'network.json', 'test_images.npz', 'arms/none/rounds/1/round.npz']
+  needed = ['config.json', 'network.json', 'test_images.npz', 'ranking.npz']
+  needed.append('arms/none/rounds/1/round.npz')
   for name in needed:
     assert results.load_results(workdir, 'this') is None
     assert f'{workdir / name} is missing' in ''.join(capsys.readouterr().out.splitlines())

@@ -13,6 +13,7 @@ import pytest
 import small_run
 from etils import epath
 
+import sjft_jax
 from sjft_jax import config as configs
 from sjft_jax import inputs, pipeline, tuned_settings, tuning, workdir
 from sjft_jax.data.dataset import Domains
@@ -481,3 +482,16 @@ def test_pretraining_of_the_folds_to_come_counts_in_the_time_to_go():
   arms = [ArmSearch(None, [{}] * 2, {0: [trial]})]
   assert arms[0].num_trials(3) == 4
   assert tuning._seconds_to_go(arms, 3) == pytest.approx(3 * 4 + 2 * 30)
+
+
+@pytest.mark.parametrize('name', ['screened.json', 'results.json'])
+def test_lists_of_a_run_are_not_replaced(small_data, tmp_path, name):
+  options = small_run.make_config(small_data)
+  (tmp_path / name).write_text('{}')
+  with pytest.raises(ValueError, match='is the work directory of a run, whose lists of images'):
+    sjft_jax.tune(options, tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+  trial = tmp_path / 'fold1' / 'none-0.npz'  # The run came later; the tuning can go on.
+  trial.parent.mkdir()
+  trial.touch()
+  tuning._check_no_run(epath.Path(tmp_path))

@@ -77,6 +77,13 @@ def test_other_options_are_refused_by_name_and_harmless_ones_accepted_on_demand(
       workdir.check_unchanged(harmful, directory, resume_with_changes=accept)
     assert 'accepts only the harmless training.workers was 0, now 4' in str(error.value)
 
+  moved = changed(source__path='elsewhere')
+  with pytest.raises(ValueError, match='the same options; where the same images have moved, a li'):
+    workdir.check_unchanged(moved, directory)
+  moved.training.steps = 3
+  with pytest.raises(ValueError, match='or the same options$'):
+    workdir.check_unchanged(moved, directory)
+
   c = config.default()
   del c.overrides.none['loss']
   with pytest.raises(ValueError, match=r'overrides\.none\.loss\.target_weight was 1\.0, now None'):

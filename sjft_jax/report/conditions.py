@@ -59,7 +59,8 @@ def _seconds(run: RunRecord) -> Iterator[Table]:
 
 def _versions(path: epath.Path) -> Iterator[Table]:
   if path.exists():
-    versions = artifacts.load_json(path, {})
+    # A finished run does not write it anew.
+    versions = artifacts.load_json(path, {}, 'delete it: the report does without')
     yield Table(
       caption=f'Versions of all {len(versions)} installed packages',
       headings=('package', 'version'),
