@@ -11,7 +11,7 @@ The number behind the colon may also be 15, 45 or 60. Training images are drawn 
 --config.target.split_seed; all others are for testing, as is usual. There are 257 classes, of which
 the background is one. The paper's mean class accuracy (Table 4) for 15, 30, 45 and 60 images is
 80.5 ± 0.3, 83.8 ± 0.5, 87.0 ± 0.1 and 89.1 ± 0.2; without a source it is 76.4 ± 0.1, 81.2 ± 0.2,
-83.5 ± 0.2 and 86.4 ± 0.3. It was not repeated with this code.
+83.5 ± 0.2 and 86.4 ± 0.3. This code has not reproduced it.
 """
 
 from ml_collections import ConfigDict

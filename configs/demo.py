@@ -6,12 +6,13 @@ as for someone whose images no published network has seen anything like.
 
   python -m sjft_jax.main --config=configs/demo.py --workdir=runs/demo
 
-All arms have one learning rate, of 0.0009, 0.003, 0.009 and 0.03 the one with the lowest mean
-cross-entropy on held-out training images in what this command tried:
+All arms have the same learning rate, 0.009. Of the four rates that this command tries (0.0009,
+0.003, 0.009 and 0.03) it had the lowest cross-entropy on held-out training images, as a mean over
+the arms:
 
   python -m sjft_jax.tune --config=configs/demo.py --workdir=runs/demo-tuning
 
-It chooses a rate for each arm, which with 52 held-out images is much less certain
+The command itself chooses a rate for each arm, which is much less certain with 52 held-out images
 (experiments/README.md, "One rate for all arms of the demo").
 """
 

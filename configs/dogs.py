@@ -8,7 +8,7 @@ Prepare the images once. The dogs are downloaded; ImageNet's archives have to li
   python -m sjft_jax.main --config=configs/dogs.py --workdir=runs/dogs
 
 The paper's mean class accuracy (Table 2) is 90.2; without growing neighbourhoods it is 88.3, and
-without a source 80.4. It was not repeated with this code. Stanford Dogs is taken from ImageNet: its
+without a source 80.4. This code has not reproduced it. Stanford Dogs is taken from ImageNet: its
 test images are kept out of the source (screening.exclude_duplicates_of), which the paper does not
 mention.
 """

@@ -9,7 +9,7 @@ Prepare the images once. The flowers are downloaded; ImageNet's archives have to
 
 The paper's mean class accuracy (Table 3) is 94.7, with all rounds fused 95.8; without a source it
 is 92.3. Trained on the validation images as well, with
---config.target.train_split=train+validation, it is 97.0. It was not repeated with this code.
+--config.target.train_split=train+validation, it is 97.0. This code has not reproduced it.
 
 Table 1 compares filter banks with a half-width ResNet-50 that learns from the source first:
 

@@ -10,8 +10,8 @@ Prepare the images once. Indoor is downloaded; the other archives have to lie in
 
 The source behind the colon may also be imagenet or places; hybrid is both. The paper's mean class
 accuracy (Table 5) is 82.8 with ImageNet, 85.8 with Places, 85.5 with both and 81.7 without a
-source; the average of the networks with Places and with both (sjft_jax.fuse) has 86.9. It was not
-repeated with this code.
+source; the average of the networks with Places and with both (sjft_jax.fuse) has 86.9. This code
+has not reproduced it.
 
 The authors' own network started from one that knew both sources. The nearest that is published is
 --config.model.name=resnet152v1 --config.model.pretrained=places365/resnet152_hybrid. Networks that

@@ -4,9 +4,9 @@
 
 The run is the work directory of a training with repeats. The table has the mean class accuracy of
 every arm and round on the test images, per cent, in the view of the closing table, and the gain
-over the first arm that trains with its 95 % interval (Student's t over seeds, paired). Updates are
-the arm's own, without a pretraining. The picture has the means, with their standard deviation over
-seeds as bands.
+over the first arm that trains with its 95 % interval (Student's t over seeds, paired); above it
+stands how many repeats are finished, which alone count. Updates are the arm's own, without a
+pretraining. The picture has the means, with their standard deviation over seeds as bands.
 """
 
 from collections.abc import Iterable
@@ -82,7 +82,8 @@ def _scores(repeat: dict[str, Any], arm: str) -> list[float]:
 
 def print_points(points: Iterable[Point]) -> None:
   """Print the points as a table."""
-  table = Table()
+  points = list(points)
+  table = Table(title=f'{len(points[0].accuracy["values"])} seeds')
   for heading in ('arm', 'updates', 'accuracy', 'gain', '95 % interval'):
     table.add_column(heading, justify='left' if heading == 'arm' else 'right')
   for arm, updates, accuracy, gain in points:

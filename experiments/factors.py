@@ -6,8 +6,9 @@
 The task's own options (see tasks.py) are the level `as it is`. There, and with every level of
 every factor, random source and selected images are trained, as many of the one as of the other and
 without growth, and plain fine-tuning where the factor changes it. All arms have one learning rate.
-Everything is kept in the work directory: a command that was stopped goes on, further seeds and
-factors are added, and a run that fails does not stop the others.
+Every run is kept in the work directory: a command that was stopped goes on, further seeds and
+factors are added, and a run that fails does not stop the others. The table, and factors.json with
+it, has the factors and seeds that the last command names.
 """
 
 from collections.abc import Collection
@@ -48,7 +49,11 @@ def get_factors(config: ConfigDict) -> dict[str, dict[str, Changes]]:
     'updates': {'a quarter': _updates(steps // 4), '4 times as many': _updates(4 * steps)},
     'rounds': {
       'one': {'selection.rounds': 1, **_updates(steps * config.selection.rounds)},
-      'one schedule': {'training.restart_schedule': False},
+      # Its drop keeps its place in the schedule.
+      'one schedule': {
+        'training.restart_schedule': False,
+        'solver.drop_every': steps * config.selection.rounds * 3 // 4,
+      },
     },
     'K0': {'a quarter': {k0: source_images // 4}, 'twice': twice | {k0: 2 * source_images}},
     'bank': {

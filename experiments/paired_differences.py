@@ -40,6 +40,8 @@ def load_scores(run: str) -> tuple[str, list[int], dict[str, list[float]]]:
     if name in scores:  # With one round, both selected arms have the same title.
       name += f', row {number}'
     scores[name] = [100 * value for value in row[SCORE.value]['values']]
+  if not scores:  # Of one round.
+    raise app.UsageError(f'{run} has no rounds to fuse; compare another --score')
   return results['view'], results['seeds'], scores
 
 

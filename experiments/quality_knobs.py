@@ -11,9 +11,9 @@ Measured are
   to; which share of each target image's K0 neighbours is a texture, as the target is; and, of the
   target's training images ranked against each other, which share of the nearest others is of the
   same class;
-- accuracy of the arm `constant` on held-out target training images, trained and scored as in the
-  demo. Seed s holds out fold s of `folds`, around and around: an even number of seeds counts
-  every held-out image as often.
+- accuracy of the arm `constant` on held-out target training images, after the last of the task's
+  rounds, in ten crops. Seed s holds out fold s of `folds`, around and around: an even number of
+  seeds counts every held-out image as often.
 
 The test images are not looked at. Differences to the task's configuration are over the same seeds
 and images; their standard error is over images, all seeds' answers about one image taken together.
@@ -46,6 +46,7 @@ from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.demo import DemoDiverse
 from sjft_jax.descriptors import bank
 from sjft_jax.ranking import DescriptorOptions, RankingInputs, rank_sources
+from sjft_jax.results import load_predictions
 from sjft_jax.runtime import artifacts
 from sjft_jax.selection.growth import SelectionOptions
 
@@ -142,16 +143,16 @@ def measure_accuracy(variant: str, seed: int, rankings: Path, scratch: Path) -> 
   scratch.mkdir(parents=True)
   if ranking.exists():
     shutil.copy(ranking, scratch / 'ranking.npz')
-  results = pipeline.run_on_datasets(domains, config, scratch)
+  results = pipeline.run_on_datasets(domains, config, epath.Path(scratch))
   ranking.parent.mkdir(exist_ok=True)
   (scratch / 'ranking.npz').replace(ranking)
-  with np.load(scratch / 'arms' / 'constant' / 'rounds' / '1' / 'round.npz') as arrays:
-    p = arrays['test/ten_crop']
-  labels = domains.test.labels
+  # After the last round, as in a closing table.
+  test = load_predictions(str(scratch / 'arms' / 'constant'), 'ten_crop')
+  p, labels = test.probabilities, test.labels
   loss = -np.log(np.maximum(p[np.arange(len(p)), labels], 1e-30))
   return {
     'fold': fold,
-    **results['arms']['constant']['rounds'][0]['test']['ten_crop'],
+    **results['arms']['constant']['rounds'][-1]['test']['ten_crop'],
     'is_correct': (p.argmax(axis=1) == labels).astype(int).tolist(),
     'loss': [round(float(x), 4) for x in loss],
   }

@@ -11,7 +11,8 @@ need pretrained weights start from a trunk that has learned from the source). Ta
 with rows that the paper lacks and a sceptic asks for. Rows that differ only in their arm share a
 run; runs share what they can. Everything is kept in the work directory: a command that was stopped
 goes on, a run that fails does not stop the others, and its rows are listed. With --tuned every arm
-has the settings of a tuned.json; rows with another bank, network or pretraining are refused then.
+has the settings of a tuned.json; rows with another bank, network or pretraining are refused then,
+and so are rows whose own option it would replace.
 """
 
 import shlex
@@ -28,6 +29,7 @@ import sjft_jax
 from configs import caltech256, dogs, flowers, indoor
 from experiments import tasks
 from sjft_jax import inputs, planning, results, tuned_settings
+from sjft_jax.config import arm_configs
 from sjft_jax.runtime import artifacts, cli, compilation, console
 
 # Options that differ from a configuration, 'section.option' → value.
@@ -244,7 +246,8 @@ def make_config(run: Run, seed: int, seeds: int = 1, tuned: str | None = None) -
     tuned: a tuned.json, whose settings it takes.
 
   Raises:
-    ValueError: the tuned.json was made for other options, or has seen test images of other seeds.
+    ValueError: the tuned.json was made for other options, has seen test images of other seeds, or
+      replaces what the run is about.
   """
   config = run.config()
   config.arms = tuple(run.arms)
@@ -257,6 +260,14 @@ def make_config(run: Run, seed: int, seeds: int = 1, tuned: str | None = None) -
     config.repeats = seeds
     config = tuned_settings.apply_tuned(config, tuned)
     config.repeats = 1
+    for arm, options in arm_configs(config).items():
+      for name, value in run.changes.items():
+        section, _, option = name.partition('.')
+        if (now := options[section][option]) != value:
+          raise ValueError(
+            f'tuned={tuned} gives the arm {arm} {name}={now}, but this run is about {name}={value}'
+            '; tune without this option, or leave tuned out'
+          )
   config.seed = config.target.split_seed = seed
   return config
 

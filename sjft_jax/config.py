@@ -42,7 +42,8 @@ def default() -> ConfigDict:
   c.target = t = ConfigDict()
   t.dataset = 'folder'  # 'folder', a name of TFDS such as 'stanford_dogs', or 'demo_textures'.
   # For TFDS its data directory. For a folder a path with <split>/<class>/<image> below it, or
-  # <class>/<image>, or a list (.csv, .parquet) with the columns path, label and, for splits, split.
+  # <class>/<image>, or a list (.csv, .tsv, .parquet) with the columns path, label and, for splits,
+  # split.
   t.path = ''
   t.train_split = 'train'
   t.test_split = 'test'  # '' tests on the images that are not drawn for training.

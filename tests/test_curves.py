@@ -45,6 +45,7 @@ def test_points_and_picture(tmp_path):
   write_run(tmp_path / 'run')
   picture = tmp_path / 'curves.png'
   output, _ = draw(f'--run={tmp_path}/run', f'--output={picture}')
+  assert '3 seeds' in output
   rows = [[cell.strip() for cell in line.split('│')[1:-1]] for line in output.splitlines()]
   rows = [row for row in rows if len(row) == 5]
   gains = 100 * (np.array(SCORES['constant']) - SCORES['none'])[:, 1]

@@ -1,6 +1,7 @@
 """One factor at a time: every level can be configured, and gains are paired by seed."""
 
 import jax
+import numpy as np
 import pytest
 import small_run
 
@@ -9,6 +10,8 @@ from sjft_jax import config as configs
 from sjft_jax import inputs, option_checks, repeats
 from sjft_jax.ranking import DescriptorOptions
 from sjft_jax.selection.growth import SelectionOptions
+from sjft_jax.training.optimizer import SolverOptions, learning_rates
+from sjft_jax.training.trainer import TrainingOptions
 
 
 @pytest.mark.parametrize('task', ['textures', 'satellite_related'])
@@ -55,6 +58,16 @@ def test_gains_are_paired_by_seed_with_the_plain_fine_tuning_of_the_same(monkeyp
   assert weights['scores'] == {'none': [60.0], 'random': [50.0], 'constant': [55.0]}
   assert 'constant - none' not in weights
   factors.print_rows([base, bins, weights], 'title')
+
+
+def test_one_schedule_drops_where_the_schedules_of_the_rounds_do():
+  runs = factors.get_runs('textures', ['rounds'])
+  rates = {}
+  for name in ('rounds/one-schedule', 'rounds/one'):
+    options = configs.arm_config(tables.make_config(runs[name], seed=0), 'constant')
+    steps = TrainingOptions(**options.training).schedule_steps(options.selection.rounds)
+    rates[name] = learning_rates(steps, SolverOptions(**options.solver))
+  np.testing.assert_array_equal(rates['rounds/one-schedule'], rates['rounds/one'])
 
 
 @pytest.mark.slow

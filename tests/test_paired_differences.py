@@ -64,6 +64,18 @@ def test_rows_without_the_score_are_left_out(runs):
 
 
 @pytest.mark.slow
+def test_a_run_of_one_round_has_nothing_fused_to_compare(runs):
+  path = epath.Path(runs[0]) / 'results.json'
+  results = artifacts.load_json(path, {})
+  for row in results['table']:
+    row.pop('fused', None)
+  artifacts.write_json(path, results)
+  command = [sys.executable, '-m', 'experiments.paired_differences', f'--run={runs[0]}']
+  _, errors = commands.start([*command, '--score=fused']).communicate(timeout=300)
+  assert f'{runs[0]} has no rounds to fuse' in errors
+
+
+@pytest.mark.slow
 def test_a_run_without_repeats_is_not_called_damaged(tmp_path):
   artifacts.write_json(
     epath.Path(tmp_path) / 'results.json', {'seed': 0, 'view': 'center', 'table': []}

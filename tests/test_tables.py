@@ -123,9 +123,9 @@ def test_what_an_earlier_command_left_is_no_score_of_a_run_that_is_refused(tmp_p
   assert list(record['errors']) == [str(path)]
 
 
-def write_tuned(path, run, arms):
+def write_tuned(path, run, arms, **more):
   options = workdir.result_options(tables.make_config(run, 0), *tuned_settings.SECTIONS)
-  setting = {'setting': {'solver.learning_rate': 0.003}}
+  setting = {'setting': {'solver.learning_rate': 0.003, **more}}
   content = {'arms': dict.fromkeys(arms, setting), 'options': options}
   artifacts.write_json(epath.Path(path), content)
   return str(path)
@@ -139,6 +139,17 @@ def test_every_seed_and_the_commands_have_the_settings_of_a_tuned_json(tmp_path)
     assert (config.seed, config.target.split_seed, config.repeats) == (seed, seed, 1)
     assert configs.arm_config(config, 'none').solver.learning_rate == 0.003
   assert f'--tuned={tuned}' in tables.command(run, tmp_path, tuned)
+
+
+def test_a_tuned_json_does_not_replace_what_a_row_is_about(tmp_path):
+  run = tables.get_table('2', 'small').runs['l2-sp']
+  more = {'solver.l2_sp': 0.1}
+  tuned = write_tuned(tmp_path / 'tuned.json', run, ['none'], **more)
+  with pytest.raises(ValueError, match=r'none solver\.l2_sp=0\.1, but this run is about .*=0\.01'):
+    tables.make_config(run, 0, 1, tuned)
+  plain = tables.get_table('2', 'small').runs['as many images']
+  config = tables.make_config(plain, 0, 1, tuned)
+  assert configs.arm_config(config, 'none').solver.l2_sp == 0.1
 
 
 def test_further_seeds_do_not_test_on_what_tune_has_seen(tmp_path):

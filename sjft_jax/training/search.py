@@ -101,7 +101,8 @@ def draw_settings(config: ConfigDict, options: TuningOptions, seed: int) -> list
       setting['solver.warmup_steps'] = round(steps * solver.warmup_steps)
     if has_source:
       setting['loss.source_weight'] = _rounded(source_weight * loss.source_weight)
-    settings.append(setting)
+    if setting not in settings:  # A factor on a weight of 0, or on very few steps, changes nothing.
+      settings.append(setting)
   return settings[: options.settings]
 
 

@@ -51,6 +51,14 @@ def test_arm_without_a_source_has_no_weight_of_it():
   assert all('loss.source_weight' not in setting for setting in settings)
 
 
+def test_factors_that_change_nothing_make_no_setting_twice():
+  config = configs.default()
+  config.overrides.rounds.loss = {'source_weight': 0.0}
+  options = TuningOptions(**GRID | {'settings': 100})
+  settings = search.draw_settings(configs.arm_config(config, 'rounds'), options, seed=0)
+  assert len({tuple(setting.items()) for setting in settings}) == len(settings) == 8
+
+
 def test_steps_move_the_schedule_along():
   settings = draw('none', settings=100, steps=(0.5,))
   assert settings[0]['training.steps'] == 16000
