@@ -72,9 +72,7 @@ def rank(
   """
   from sjft_jax import config, folder_ranking, option_checks, ranking
   from sjft_jax.runtime import artifacts
-  from sjft_jax.runtime.choice import whole_number
 
-  k = whole_number('k', k, 1)
   options = config.with_changes(
     config.default(),
     {

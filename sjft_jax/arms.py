@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from sjft_jax import results
+from sjft_jax import results, round_files
 from sjft_jax.config import FROZEN_ARMS
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.folds import assign_folds
 from sjft_jax.features import load_or_compute
-from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
+from sjft_jax.round_files import Round
 from sjft_jax.rounds import predict_round, run_rounds
 from sjft_jax.runtime import console
 from sjft_jax.screening.near_duplicates import group_images
@@ -76,7 +76,7 @@ def run_frozen(
     trainer: has the data sets and the network.
     variables, after_round: as for `run_arms`.
   """
-  round_ = results.load_round(trainer, 0)
+  round_ = round_files.load_round(trainer.directory, 0, trainer.fingerprint)
   if round_ is not None:
     console.say('  done before')
     return round_
@@ -107,8 +107,9 @@ def run_frozen(
       session.checkpoints.save(session.progress.step, state, {'seconds': session.progress.seconds})
       session.checkpoints.wait()
       if trainer.options.keep_rounds:
-        session.save_variables(results.round_dir(trainer, 0) / results.NETWORK)
-    results.save_round(trainer, 0, round_)
+        directory = round_files.round_dir(trainer.directory, 0)
+        session.save_variables(directory / round_files.NETWORK)
+    round_files.save_round(trainer, 0, round_)
   after_round()
   return round_
 

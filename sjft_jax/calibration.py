@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 
 from sjft_jax import config as configs
 from sjft_jax import ranking as rankings
-from sjft_jax import results
+from sjft_jax import results, round_files
 from sjft_jax.data.batches import Batches, SourceBatches
 from sjft_jax.data.dataset import Dataset, SubsetDataset
-from sjft_jax.inputs import Inputs
+from sjft_jax.inputs import Inputs, ranking_depth
 from sjft_jax.output import tables
 from sjft_jax.report import draw
 from sjft_jax.retrieval import knn
@@ -107,7 +107,7 @@ class _Calibrator:
     self._selections = {
       name: SelectionOptions(**options.selection) for name, options in inputs.arms.items()
     }
-    self._depth = max(selection.ranking_depth for selection in self._selections.values())
+    self._depth = ranking_depth(inputs.arms.values())
     self._trained: dict[Any, tuple[Cost, int, int]] = {}
     self._saving_seconds = 0.0
 
@@ -328,7 +328,7 @@ class _Calibrator:
         p = {
           view: rng.dirichlet(np.ones(shape[1]), shape[0]) for view in self._config.evaluation.views
         }
-        round_ = results.Round(
+        round_ = round_files.Round(
           num_neighbors=np.full(num_target, options.num_neighbors),
           source_images=len(domains.source),
           hardness=rng.random(num_target),
@@ -336,7 +336,7 @@ class _Calibrator:
           test={view: each.astype(np.float32) for view, each in p.items()},
           seconds=1.0,
         )
-        results.save_round(trainer, number, round_)
+        round_files.save_round(trainer, number, round_)
     shape = num_target, self._depth
     ranking = knn.Ranking(
       rng.integers(len(domains.source), size=shape, dtype=np.int32),

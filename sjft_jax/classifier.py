@@ -12,7 +12,7 @@ from etils import epath
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from sjft_jax import results
+from sjft_jax import results, round_files
 from sjft_jax import workdir as workdirs
 from sjft_jax.config import FROZEN_ARMS, arm_config, arm_names
 from sjft_jax.data import transforms
@@ -167,14 +167,14 @@ def _load_options(network: TrainedNetwork) -> PredictionOptions:
 def _load_rounds(network: TrainedNetwork, options: PredictionOptions) -> list[TrainedNetwork]:
   """Load the network that each round of an arm ended with."""
   directories = [
-    network.directory / 'rounds' / str(number) / results.NETWORK
-    for number in range(1, options.num_rounds + 1)
+    round_files.round_dir(network.directory, number) / round_files.NETWORK
+    for number in range(options.num_rounds)
   ]
   missing = [directory for directory in directories if not directory.exists()]
   if missing:
     # A round is finished only once its network is kept, so here it was not; the same command
     # repeats no finished round.
-    is_finished = any((directory.parent / results.ROUND).exists() for directory in missing)
+    is_finished = any((directory.parent / round_files.ROUND).exists() for directory in missing)
     remedy = (
       f'they were not kept: delete {network.directory} and {network.workdir / results.RESULTS} and '
       'run the command of this work directory with training.keep_rounds=True and '

@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sjft_jax import results as result_files
-from sjft_jax import workdir
+from sjft_jax import round_files, workdir
 from sjft_jax.classifier import Classifier
 from sjft_jax.config import FROZEN_ARMS, arm_config, arm_names
 from sjft_jax.data import registry
@@ -27,15 +27,10 @@ from sjft_jax.runtime import artifacts, console
 from sjft_jax.training import significance
 
 # What the card shows of the options: those that decide the network, and no places of files.
-_SECTIONS = (
-  *('seed', 'bank', 'descriptors', 'selection', 'model', 'pretrain'),
-  *('images', 'training', 'loss', 'solver', 'evaluation'),
-)
-# Those that decide nothing where no network is fine-tuned, or only a pretraining.
-_SELECTION_SECTIONS, _TRAINING_SECTIONS = (
-  ('bank', 'descriptors', 'selection'),
-  ('pretrain', 'training', 'loss', 'solver'),
-)
+_SECTIONS = {'seed', 'model', 'images', 'evaluation'}
+# Where the network is fine-tuned, these decide it too; the latter also where it is only pretrained.
+_SELECTION_SECTIONS = {'bank', 'descriptors', 'selection'}
+_TRAINING_SECTIONS = {'pretrain', 'training', 'loss', 'solver'}
 # What the target was fine-tuned together with, by the method of selection.
 _TRAININGS = {
   'none': 'alone',
@@ -174,8 +169,7 @@ def _make_card(
 def _name_data(options: ConfigDict) -> str:
   """Return what the card calls a data set: where it lies on this machine is nobody's business."""
   names = options.dataset.split('+')
-  paths = options.path.split(',') if len(names) > 1 else [options.path]
-  paths = paths if len(paths) == len(names) else paths * len(names)
+  paths = registry.values_per_dataset('path', options.path, len(names))
   return ' + '.join(
     (Path(path).name if name == 'folder' else '') or name
     for name, path in zip(names, paths, strict=True)
@@ -190,10 +184,9 @@ def _name_weights(pretrained: str) -> str:
 def _list_settings(config: ConfigDict, arm: str) -> list[tuple[str, str, str]]:
   """Return the options that differ from their defaults, with both values as texts."""
   options = json.loads(config.to_json())
-  sections = set(_SECTIONS)
-  if arm in FROZEN_ARMS:
-    sections -= {*_SELECTION_SECTIONS}
-    sections -= {*_TRAINING_SECTIONS} if not config.pretrain.steps else set()
+  is_trained = arm not in FROZEN_ARMS
+  sections = _SECTIONS | (_SELECTION_SECTIONS if is_trained else set())
+  sections |= _TRAINING_SECTIONS if is_trained or config.pretrain.steps else set()
   for section in ('model', 'bank'):
     options[section]['pretrained'] = _name_weights(options[section]['pretrained'])
   return [
@@ -252,7 +245,7 @@ def _describe_rounds(
   if results is None:
     return lines
   rounds = results['arms'][arm.name]['rounds']
-  last = result_files.read_round(arm / 'rounds' / str(len(rounds)), results['fingerprint'])
+  last = round_files.load_round(arm, len(rounds) - 1, results['fingerprint'])
   if last is not None:
     lines.insert(0, ('target images for training', f'{len(last.num_neighbors):,}'))
   if config.selection.method == 'none':
@@ -275,7 +268,7 @@ def _count_classes(arm: epath.Path, config: ConfigDict) -> list[tuple[str, int, 
   is_named = is_folder or source.dataset in registry.DEMOS
   if config.selection.method not in ('nearest', 'similar', 'classes') or not is_named:
     return []
-  directory = arm / 'rounds' / str(config.selection.rounds)
+  directory = round_files.round_dir(arm, config.selection.rounds - 1)
   if (path := directory / 'selection.csv').exists():
     with path.open('r') as file:
       counts = Counter(row['source'].partition('/')[0] for row in csv.DictReader(file))

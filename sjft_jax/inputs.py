@@ -1,7 +1,7 @@
 """What a run starts from, as its options name it: the data sets, the filters and the network."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -117,6 +117,11 @@ def load_bank(config: ConfigDict) -> banks.FilterBank:
     return banks.load(variant, **options)
 
 
+def ranking_depth(arms: Iterable[ConfigDict]) -> int:
+  """Return how deep the ranking by filter responses has to be for arms with these options."""
+  return max(SelectionOptions(**options.selection).ranking_depth for options in arms)
+
+
 def load_inputs(config: ConfigDict, domains: Domains) -> Inputs:
   """Check all options, load the filters and build the network.
 
@@ -131,7 +136,7 @@ def load_inputs(config: ConfigDict, domains: Domains) -> Inputs:
   if distributed.is_primary_process():
     metric_writer.check_wandb(config.logging.wandb)
   bank = load_bank(config)
-  if any(SelectionOptions(**options.selection).ranking_depth for options in arms.values()):
+  if ranking_depth(arms.values()):
     with configs.option_section('descriptors'):
       ranking.check_crop(bank, config.descriptors.crop)
   with configs.option_section('model'):

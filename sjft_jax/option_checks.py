@@ -20,14 +20,7 @@ from sjft_jax.selection.subset import METHODS
 _MAX_SEED = 2**63 - 1
 # Limits of numbers, by section.
 _POSITIVE = {
-  'descriptors': (
-    'resize',
-    'crop',
-    'num_bins',
-    'smoothing',
-    'batch_size',
-    'checkpoint_minutes',
-  ),
+  'descriptors': ('resize', 'crop', 'num_bins', 'smoothing', 'batch_size', 'checkpoint_minutes'),
   'selection': ('num_neighbors', 'rounds'),
   'pretrain': ('learning_rate', 'drop_every', 'drop_factor'),
   'model': ('width',),
@@ -48,10 +41,7 @@ _NOT_NEGATIVE = {
   'solver': ('warmup_steps', 'momentum', 'weight_decay', 'l2_sp', 'ema'),
 }
 _BELOW_1 = {'loss': ('label_smoothing',), 'solver': ('momentum', 'ema')}
-_AT_MOST_1 = {
-  'screening': ('max_bad_share',),
-  'solver': ('layer_decay',),
-}
+_AT_MOST_1 = {'screening': ('max_bad_share',), 'solver': ('layer_decay',)}
 
 
 def check_consumers(config: ConfigDict, consumers: Mapping[str, Callable[..., Any]]) -> None:

@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sjft_jax import config as configs
-from sjft_jax import features, option_checks
+from sjft_jax import features, option_checks, round_files
 from sjft_jax import inputs as run_inputs
 from sjft_jax import ranking as rankings
 from sjft_jax import results as result_files
@@ -134,7 +134,7 @@ def run_stages(
   selections = {
     name: SelectionOptions(**options.selection) for name, options in inputs.arms.items()
   }
-  depth = max(selection.ranking_depth for selection in selections.values())
+  depth = run_inputs.ranking_depth(inputs.arms.values())
   descriptors = rankings.DescriptorOptions(**config.descriptors)
   workdirs.check_start(inputs.fingerprint, workdir)
   domains, left_out = screen_images(inputs, config, workdir)
@@ -169,7 +169,7 @@ def run_stages(
       domains.target, domains.source, inputs.bank, depth, descriptors
     )
     ranking, seconds['rank'] = reuse_or_rank(ranking_inputs, workdir / 'ranking.npz', earlier_runs)
-    result_files.save_neighbor_figure(workdir / 'neighbors.png', domains, ranking)
+    round_files.save_neighbor_figure(workdir / 'neighbors.png', domains, ranking)
   selections = resolve_num_neighbors(
     selections, ranking, len(domains.source), config.overrides.to_dict()
   )

@@ -18,7 +18,6 @@ from sjft_jax.data import registry
 from sjft_jax.inputs import Inputs
 from sjft_jax.runtime import console, memory
 from sjft_jax.runtime.host_memory import format_bytes, free_host_bytes
-from sjft_jax.selection.growth import SelectionOptions
 
 
 class Counts(NamedTuple):
@@ -88,8 +87,7 @@ def plan(config: ConfigDict) -> Plan:
   calibration = calibrate(config, inputs)
   calibration_seconds = time.monotonic() - start_time
   domains, repeats, num_target = inputs.domains, config.repeats, len(inputs.domains.target)
-  selections = [SelectionOptions(**options.selection) for options in inputs.arms.values()]
-  depth = max(selection.ranking_depth for selection in selections)
+  depth = run_inputs.ranking_depth(inputs.arms.values())
   size = sum(inputs.bank.num_filters) * config.descriptors.num_bins
   stages = [start, calibration.screening]
   if calibration.ranking:

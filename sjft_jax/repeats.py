@@ -80,9 +80,8 @@ def run(
       )
     )
     finished.append(path)
-    if (
-      not number and distributed.is_primary_process()
-    ):  # Not before: the options have proved possible.
+    # Not before: the options have proved possible.
+    if not number and distributed.is_primary_process():
       workdirs.save_config(config, directory)
   if not all(results):  # Each ended after a stage.
     return {}
@@ -106,7 +105,8 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
   rows = []
   for position, row in enumerate(results[0]['table']):
     same = [result['table'][position] for result in results]
-    summarized = {'name': row['name'], 'source_images': round(_mean(same, 'source_images'))}
+    source_images = float(np.mean([r['source_images'] for r in same]))
+    summarized = {'name': row['name'], 'source_images': round(source_images)}
     for score in ('mean_class_accuracy', 'top1', 'cross_entropy', 'fused', 'gain'):
       if score in row:
         summarized[score] = spread([r[score] for r in same])
@@ -117,10 +117,6 @@ def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
     'test_images': results[0]['test_images'],
     'table': rows,
   }
-
-
-def _mean(rows: list[dict[str, Any]], score: str) -> float:
-  return float(np.mean([row[score] for row in rows]))
 
 
 def spread(values: list[float]) -> dict[str, Any]:

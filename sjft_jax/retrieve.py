@@ -56,10 +56,7 @@ def define_flags() -> None:
     'network modules that give a map, such as stem.',
   )
   flags.DEFINE_enum(
-    'tap',
-    bank.tap,
-    ('linear', 'relu'),
-    'Responses before (linear) or after the nonlinearity.',
+    'tap', bank.tap, ('linear', 'relu'), 'Responses before (linear) or after the nonlinearity.'
   )
   flags.DEFINE_string(
     'pretrained',

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from sjft_jax import results
+from sjft_jax import round_files
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.sampler import repeats
-from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
-from sjft_jax.runtime import console
+from sjft_jax.round_files import Round
+from sjft_jax.runtime import console, distributed
 from sjft_jax.runtime.option_names import name_overrides
 from sjft_jax.selection.coverage import Coverage, choose_num_neighbors
 from sjft_jax.selection.growth import SelectionOptions, grow
@@ -135,7 +135,7 @@ class _Arm:
     if session is None:
       return
     if not is_saved:
-      results.save_selection(trainer, number, subset, self.ranking)
+      round_files.save_selection(trainer, number, subset, self.ranking)
     first, stop = self._first_step(number), self._first_step(number + 1)
     if session.progress.step < stop:
       if trainer.options.restart_schedule and session.progress.step == first:
@@ -156,7 +156,7 @@ class _Arm:
     stop = self._first_step(number + 1)
     # False where a checkpoint from after this round was restored, since the round's file was lost.
     is_newest = session.progress.step == stop
-    network_dir = results.round_dir(self.trainer, number) / results.NETWORK
+    network_dir = round_files.round_dir(self.trainer.directory, number) / round_files.NETWORK
     if round_ is None:
       session.checkpoints.wait()
       progress = session.progress if is_newest else session.load_progress(network_dir, stop)
@@ -172,14 +172,14 @@ class _Arm:
       # In other arms K_i and the ranking decide no draw.
       own = self.options.has_own_neighbors
       ranking = self.ranking if own else Ranking.empty(len(domains.target))
-      metrics = results.round_metrics(domains, round_, ranking)
+      metrics = round_files.round_metrics(domains, round_, ranking)
       session.writer.log(stop, metrics)
       session.writer.flush()
     if self.saved_rounds[number] is None:
       if is_newest and self.trainer.options.keep_rounds:
         session.save_variables(network_dir)
       # Last: once a round is saved, neither its network nor its log is looked at again.
-      results.save_round(self.trainer, number, round_)
+      round_files.save_round(self.trainer, number, round_)
     return round_
 
   def _first_step(self, number: int) -> int:
@@ -190,7 +190,10 @@ class _Arm:
 def _open_arm(
   trainer: Trainer, variables: dict[str, Any], ranking: Ranking, options: SelectionOptions
 ) -> Iterator[_Arm]:
-  saved_rounds = [results.load_round(trainer, number) for number in range(options.rounds)]
+  saved_rounds = [
+    round_files.load_round(trainer.directory, number, trainer.fingerprint)
+    for number in range(options.rounds)
+  ]
   if None not in saved_rounds:
     yield _Arm(trainer, ranking, options, saved_rounds, None)
     return
@@ -239,5 +242,5 @@ def predict_round(
     is_correct=p.argmax(axis=1) == target.labels,
     test={view: predict(test, view) for view in evaluator.options.views},
     seconds=progress.seconds,
-    device=results.device(),
+    device=distributed.describe_devices(),
   )

@@ -26,7 +26,6 @@ from sjft_jax.runtime.lock import lock
 from sjft_jax.screening.exact_duplicates import exclude_test_files
 from sjft_jax.screening.near_duplicates import group_images
 from sjft_jax.screening.screen import exclude_unreadable
-from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training import metrics, search, significance
 from sjft_jax.training.search import Setting, TuningOptions
 
@@ -81,14 +80,12 @@ class ArmSearch:
 
   def score(self, number: int, folds: int) -> tuple[float, float]:
     """Return cross-entropy at the best temperature (nats) and accuracy over the first folds."""
-    p, labels = self.predictions(number, folds)
-    accuracy = metrics.mean_class_accuracy(p, labels, p.shape[1])
-    return metrics.calibrated_cross_entropy(p, labels), accuracy
+    return _score(*self.predictions(number, folds))
 
   def predictions(self, number: int, folds: int) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities and labels of the images of the first folds."""
-    trials = self.trials[number][:folds]
-    return tuple(np.concatenate([t[part] for t in trials]) for part in (0, 1))  # type: ignore[return-value]
+    p, labels, *_ = zip(*self.trials[number][:folds], strict=True)
+    return np.concatenate(p), np.concatenate(labels)
 
   def num_completed_folds(self) -> int:
     """Return on how many folds everything that was to be tried was."""
@@ -242,7 +239,7 @@ def _try_settings(
   """
   start_time = time.monotonic()
   # The arm with the deepest ranking first: those of the others are its beginning.
-  names = sorted(arms, key=lambda name: -_ranking_depth(arms[name].config))
+  names = sorted(arms, key=lambda name: -inputs.ranking_depth([arms[name].config]))
   num_folds = config.tuning.folds
   total, finished = sum(arm.num_trials(num_folds) for arm in arms.values()), 0
   for fold in range(num_folds):
@@ -330,7 +327,7 @@ def _load_or_train(path: epath.Path, domains: Domains, config: ConfigDict, start
   arrays = artifacts.load(path, fingerprint)
   if arrays is None:
     # Ranking and pretraining, by the first training of a fold, take long enough to be shown.
-    stages = {'ranking.npz': _ranking_depth(options), 'pretrain': options.pretrain.steps}
+    stages = {'ranking.npz': inputs.ranking_depth([options]), 'pretrain': options.pretrain.steps}
     needed = [name for name, amount in stages.items() if amount]
     console.set_quiet(all((path.parent / name).exists() for name in needed))
     try:
@@ -388,10 +385,6 @@ def _train(workdir: epath.Path, domains: Domains, config: ConfigDict) -> Trial:
   )
 
 
-def _ranking_depth(config: ConfigDict) -> int:
-  return SelectionOptions(**config.selection).ranking_depth
-
-
 def _choose(arms: Mapping[str, ArmSearch]) -> dict[str, Any]:
   """Choose a setting for every arm, and the arm, from what was tried.
 
@@ -443,7 +436,7 @@ def _choose(arms: Mapping[str, ArmSearch]) -> dict[str, Any]:
     'arms': chosen,
     'tried': [
       {'arm': name, **arm.settings[number], 'fold': fold + 1}
-      | dict(zip(('cross_entropy', 'accuracy'), _score_one(trial), strict=True))
+      | dict(zip(('cross_entropy', 'accuracy'), _score(*trial[:2]), strict=True))
       | {'seconds': trial.seconds}
       for name, arm in arms.items()
       for number, trials in arm.trials.items()
@@ -465,9 +458,6 @@ def _choose_arm(
   return best
 
 
-def _score_one(trial: Trial) -> tuple[float, float]:
-  p, labels = trial.probabilities, trial.labels
-  return (
-    metrics.calibrated_cross_entropy(p, labels),
-    metrics.mean_class_accuracy(p, labels, p.shape[1]),
-  )
+def _score(p: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+  accuracy = metrics.mean_class_accuracy(p, labels, p.shape[1])
+  return metrics.calibrated_cross_entropy(p, labels), accuracy

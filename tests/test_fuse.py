@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from sjft_jax import fuse as fuse_command
-from sjft_jax import results
+from sjft_jax import results, round_files
 from sjft_jax.data.dataset import ImageArrays
 from sjft_jax.runtime import artifacts
 
@@ -60,7 +60,7 @@ def test_every_run_is_averaged_in_the_first_view_of_the_first_run(tmp_path):
     test.classes, test.labels = ('a', 'b'), p.argmax(axis=1)
     results.save_test_images(workdir, 'f', test)
     trainer = SimpleNamespace(directory=workdir / 'arms' / 'none', fingerprint='f')
-    round_ = results.Round(
+    round_ = round_files.Round(
       num_neighbors=np.zeros(1, int),
       source_images=0,
       hardness=np.zeros(1),
@@ -68,7 +68,7 @@ def test_every_run_is_averaged_in_the_first_view_of_the_first_run(tmp_path):
       test={'ten_crop': p, 'center': 1 - p},
       seconds=1.0,
     )
-    results.save_round(trainer, 0, round_)
+    round_files.save_round(trainer, 0, round_)
     summary = results.summarize({'none': [round_]}, test, (view,))
     start = {'fingerprint': 'f', 'seed': 0, 'device': '', 'seconds': {}}
     artifacts.write_json(workdir / 'results.json', start | summary)

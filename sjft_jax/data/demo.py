@@ -259,9 +259,8 @@ def _regions(name: str, file: pathlib.Path, split: str, count: int) -> list[Regi
   return [(top, left, top + rows, left + columns) for top, left in cells[:count]]
 
 
-_Family = tuple[
-  list[_Class], list[pathlib.Path]
-]  # Classes, and the files that they are drawn from.
+# Classes, and the files that they are drawn from.
+_Family = tuple[list[_Class], list[pathlib.Path]]
 
 
 def _earth() -> _Family:

@@ -87,7 +87,11 @@ def digest_files(
 
   sizes = stamps[unknown, 0]
   is_shown = len(unknown) >= _MIN_SHOWN_FILES or sizes.sum() >= _MIN_SHOWN_BYTES
-  progress = console.progress(f'reading {name}', len(unknown)) if is_shown else _no_progress()
+  progress = (
+    console.progress(f'reading {name}', len(unknown))
+    if is_shown
+    else contextlib.nullcontext(lambda count: None)
+  )
   save_time = time.monotonic()
   with progress as advance:
     results = _map_in_threads(functools.partial(_digest_file, root), paths.take(pa.array(unknown)))
@@ -101,11 +105,6 @@ def digest_files(
   if kind:
     save()
   return digests
-
-
-@contextlib.contextmanager
-def _no_progress() -> Iterator[Callable[..., None]]:
-  yield lambda count: None
 
 
 def _stat_file(root: str, path: str) -> tuple[int, int, int]:
@@ -178,10 +177,7 @@ def _to_arrays(
 
 
 def _take_cached(
-  cached: dict[str, np.ndarray],
-  paths: pa.LargeStringArray,
-  stamps: np.ndarray,
-  digests: np.ndarray,
+  cached: dict[str, np.ndarray], paths: pa.LargeStringArray, stamps: np.ndarray, digests: np.ndarray
 ) -> Bool[np.ndarray, ' file']:
   """Fill in the digests of files whose stamps are as in the cache; return which these are."""
   cached_paths = pa.LargeStringArray.from_buffers(

@@ -40,8 +40,8 @@ def load(*, dataset: str, path: str, split: str) -> Dataset:
   names = dataset.split('+')
   if len(names) == 1:
     return _load_single(dataset, path, split)
-  paths = _values_per_dataset('path', path, len(names))
-  splits = _values_per_dataset('split', split, len(names))
+  paths = values_per_dataset('path', path, len(names))
+  splits = values_per_dataset('split', split, len(names))
   parts = [_load_single(*each) for each in zip(names, paths, splits, strict=True)]
   # The name of a folder or list goes on with its split, which is no part of the names of classes:
   # those of training and test images are the same.
@@ -52,8 +52,13 @@ def load(*, dataset: str, path: str, split: str) -> Dataset:
   return ConcatDataset(parts, prefixes if len(set(prefixes)) == len(parts) else None)
 
 
-def _values_per_dataset(option: str, value: str, count: int) -> list[str]:
-  values = value.split(',')
+def values_per_dataset(option: str, value: str, count: int) -> list[str]:
+  """Return the value of an option for each of `count` data sets, which commas separate.
+
+  Raises:
+    ValueError: there are neither as many values nor a single one.
+  """
+  values = value.split(',') if count > 1 else [value]
   if len(values) not in (1, count):
     raise ValueError(
       f'{option}={value!r} names {len(values)} for {count} data sets; give one for all, or one for '
@@ -101,8 +106,8 @@ def check_outside_classes(directory: str, *, dataset: str, path: str, split: str
   if artifacts.is_remote(directory):  # For the system, a path below the current folder.
     return
   names = dataset.split('+')
-  paths = _values_per_dataset('path', path, len(names)) if len(names) > 1 else [path]
-  splits = _values_per_dataset('split', split, len(names)) if len(names) > 1 else [split]
+  paths = values_per_dataset('path', path, len(names))
+  splits = values_per_dataset('split', split, len(names))
   for each_name, each_path, each_split in zip(names, paths, splits, strict=True):
     if each_name != 'folder' or is_list(each_path):
       continue
@@ -299,7 +304,7 @@ def _check_joined_splits(dataset: str, path: str, train_split: str, test_split: 
   if len(names) == 1:
     return
   options = {'path': path, 'train_split': train_split, 'test_split': test_split}
-  values = (_values_per_dataset(option, value, len(names)) for option, value in options.items())
+  values = (values_per_dataset(option, value, len(names)) for option, value in options.items())
   for name, each, *splits in zip(names, *values, strict=True):
     if name == 'folder' and _is_unsplit(each, *splits):
       raise ValueError(

@@ -189,8 +189,7 @@ def _equal_mass_edges(
 
 @jax.jit
 def counts(
-  edges: Float[Array, 'filter edge'],
-  responses: Float[Array, 'batch height width filter'],
+  edges: Float[Array, 'filter edge'], responses: Float[Array, 'batch height width filter']
 ) -> Int[Array, 'batch filter bin']:
   """Count the pixels in each of the edge + 1 bins; a pixel's bin is the number of edges ≤ it.
 
@@ -222,9 +221,7 @@ def _count_above_blockwise(
   pixels is written out as a sum, which runs in registers while the block is in the L1 cache.
   """
 
-  def count_block(
-    block: Float[Array, 'batch pixel filter'],
-  ) -> Int[Array, 'batch edge filter']:
+  def count_block(block: Float[Array, 'batch pixel filter']) -> Int[Array, 'batch edge filter']:
     terms = [(block[:, i, None] >= edges).astype(jnp.int32) for i in range(block.shape[1])]
     return functools.reduce(jnp.add, terms)
 

@@ -53,9 +53,7 @@ class Conv(nn.Module):
       outputs = [
         self._convolve(group, group_kernel)
         for group, group_kernel in zip(
-          jnp.split(x, self.groups, axis=-1),
-          jnp.split(kernel, self.groups, axis=-1),
-          strict=True,
+          jnp.split(x, self.groups, axis=-1), jnp.split(kernel, self.groups, axis=-1), strict=True
         )
       ]
       out = outputs[0] if self.groups == 1 else jnp.concatenate(outputs, axis=-1)

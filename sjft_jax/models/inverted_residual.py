@@ -240,13 +240,7 @@ class InvertedResidualNet(nn.Module):
       for j in range(1, stage.num_blocks + 1):
         stride = stage.stride if j == 1 else 1
         x = block(
-          stage.features,
-          stage.expansion,
-          stage.size,
-          stride,
-          conv,
-          norm,
-          name=f'stage{i}_block{j}',
+          stage.features, stage.expansion, stage.size, stride, conv, norm, name=f'stage{i}_block{j}'
         )(x, is_source)
     x = conv(self.head_features, 1, name='head')(x)
     x = nn.relu6(norm(name='head_norm')(x, is_source))

@@ -127,7 +127,4 @@ def replace_trunk(
     path: flatten_dict(batch_stats)[(*path[1:-1], path[-1].removeprefix('source_'))]
     for path in flatten_dict(variables['batch_stats'])
   }
-  return {
-    'params': {**variables['params'], 'trunk': params},
-    'batch_stats': unflatten_dict(stats),
-  }
+  return {'params': {**variables['params'], 'trunk': params}, 'batch_stats': unflatten_dict(stats)}

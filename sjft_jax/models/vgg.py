@@ -80,11 +80,7 @@ class VGG(nn.Module):
         )(x)
         if module.norm:
           x = BatchNorm(
-            train,
-            module.batch_norm,
-            module.batch_norm_momentum,
-            epsilon=1e-5,
-            name=f'norm{i}_{j}',
+            train, module.batch_norm, module.batch_norm_momentum, epsilon=1e-5, name=f'norm{i}_{j}'
           )(x, is_source)
         x = nn.relu(x)
       return x

@@ -107,9 +107,7 @@ def table_suffix(table_format: str, num_rows: int) -> str:
 
 
 def write_table(
-  path: os.PathLike[str] | str,
-  columns: Mapping[str, pa.DataType],
-  parts: Iterable[Sequence[Any]],
+  path: os.PathLike[str] | str, columns: Mapping[str, pa.DataType], parts: Iterable[Sequence[Any]]
 ) -> None:
   """Write a table, which appears under its name once it is complete.
 

@@ -97,14 +97,14 @@ def _choose_targets(run: RunRecord, rounds: Sequence[RoundDigest]) -> list[int]:
   candidates = [int(i) for i in np.lexsort((-hardness, position))[:_MAX_TARGETS]]
   chosen: list[int] = []
   names: set[Name] = set()
-  num_bytes, block = 0, 25  # Images whose pictures are made at once.
-  for start in range(0, len(candidates), block):
+  num_bytes = 0
+  for start in range(0, len(candidates), _BLOCK):
     needed: dict[int, set[Name]] = {
       index: {
         ('target', index),
         *(('source', int(run.ranking.indices[index, r - 1])) for r in _shown_ranks(rounds, index)),
       }
-      for index in candidates[start : start + block]
+      for index in candidates[start : start + _BLOCK]
     }
     run.thumbnails.prepare(sorted(set().union(*needed.values())))
     for index, own in needed.items():
@@ -121,11 +121,7 @@ def _shown_ranks(rounds: Sequence[RoundDigest], index: int) -> list[int]:
 
 
 def _neighbor(
-  run: RunRecord,
-  rounds: Sequence[RoundDigest],
-  index: int,
-  rank: int,
-  pictures: dict[int, int],
+  run: RunRecord, rounds: Sequence[RoundDigest], index: int, rank: int, pictures: dict[int, int]
 ) -> dict[str, Any]:
   source = int(run.ranking.indices[index, rank - 1])
   name = class_names(run.domains.source, source)

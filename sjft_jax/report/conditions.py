@@ -38,18 +38,18 @@ def settings_section(run: RunRecord) -> Section:
       rows=[cells(option) for option in options],
       is_folded=True,
     ),
-    *_seconds(run),
+    _seconds(run),
     *_versions(run.workdir / 'versions.json'),
   ]
   text = [f'Device: {run.results["device"]}. Seed {run.config.seed}.'] if run.results else []
   return Section(id='settings', title='Settings, seconds, versions', text=text, tables=tables)
 
 
-def _seconds(run: RunRecord) -> Iterator[Table]:
+def _seconds(run: RunRecord) -> Table:
   seconds = {f'train {arm}': rounds[-1].seconds for arm, rounds in run.rounds.items() if rounds} | (
     run.results['seconds'] if run.results else {}
   )
-  yield Table(
+  return Table(
     caption='Seconds a stage',
     headings=('stage', 'seconds'),
     rows=[[name, f'{value:,.1f}'] for name, value in seconds.items()],

@@ -7,7 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sjft_jax import config as configs
-from sjft_jax import inputs, results
+from sjft_jax import inputs, results, round_files
 from sjft_jax import ranking as rankings
 from sjft_jax import workdir as workdirs
 from sjft_jax.data.dataset import Domains
@@ -18,7 +18,6 @@ from sjft_jax.report.record import RoundDigest, RunRecord
 from sjft_jax.retrieval.knn import Ranking
 from sjft_jax.runtime import artifacts, console, distributed
 from sjft_jax.screening.screen import screen
-from sjft_jax.selection.growth import SelectionOptions
 
 FILE = 'report.html'
 
@@ -89,14 +88,14 @@ class RunReport:
   def _load_rounds(self, arm: str) -> list[RoundDigest]:
     """Return the finished rounds of an arm."""
     digests: list[RoundDigest] = []
-    while (digest := self._load_round(arm, len(digests) + 1)) is not None:
+    while (digest := self._load_round(arm, len(digests))) is not None:
       digests.append(digest)
     return digests
 
   def _load_round(self, arm: str, number: int) -> RoundDigest | None:
     if (arm, number) not in self._digests:
-      directory = self._workdir / 'arms' / arm / 'rounds' / str(number)
-      round_ = results.read_round(directory, self._fingerprint)
+      directory = self._workdir / 'arms' / arm
+      round_ = round_files.load_round(directory, number, self._fingerprint)
       if round_ is None:
         return None
       self._digests[arm, number] = record.digest(round_, self._domains.test)
@@ -131,8 +130,7 @@ def open_run(run: str | os.PathLike[str]) -> RunReport:
   _load(workdir / results.TEST_IMAGES, fingerprint)  # Another fingerprint is refused.
   with artifacts.suppress_writes(workdir):  # What the run has listed stays as it is.
     domains, _ = screen(workdir, *opened, **config.screening)
-  arms = configs.arm_configs(config).values()
-  depth = max(SelectionOptions(**arm.selection).ranking_depth for arm in arms)
+  depth = inputs.ranking_depth(configs.arm_configs(config).values())
   descriptors = rankings.DescriptorOptions(**config.descriptors)
   ranking_inputs = rankings.RankingInputs(domains.target, domains.source, bank, depth, descriptors)
   arrays = _load(workdir / 'ranking.npz', ranking_inputs.fingerprint) if depth else None

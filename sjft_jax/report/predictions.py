@@ -9,6 +9,7 @@ from sjft_jax import config
 from sjft_jax.report import charts
 from sjft_jax.report.page import Chart, Picture, Section, Table
 from sjft_jax.report.record import RunRecord
+from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training import metrics
 
 _MAX_MISTAKES = 24
@@ -142,10 +143,8 @@ def mistake_section(run: RunRecord) -> Section:
 def hardness_section(run: RunRecord) -> Section:
   """Show how hard the training images are after each round, and how neighbourhoods grow by it."""
   arm = run.main_arm
-  selection = config.arm_config(run.config, arm).selection
-  # Other arms have one pool for all target images.
-  has_neighbors = selection.method in ('nearest', 'similar')
-  delta = selection.delta
+  selection = SelectionOptions(**config.arm_config(run.config, arm).selection)
+  has_neighbors, delta = selection.has_own_neighbors, selection.delta
   boxes, rows = [], []
   for number, round_ in enumerate(run.rounds[arm], 1):
     values = np.quantile(round_.hardness, list(_QUANTILES.values()))

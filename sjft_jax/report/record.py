@@ -14,8 +14,8 @@ from sjft_jax.config import FROZEN_ARMS, arm_config
 from sjft_jax.data.dataset import Dataset, Domains
 from sjft_jax.report.summary import verdict_arms
 from sjft_jax.report.thumbnails import SIDE, Name, Thumbnails
-from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
+from sjft_jax.round_files import Round
 from sjft_jax.selection.borrowing import Borrowing, count_borrowing
 
 
@@ -24,7 +24,7 @@ class RoundDigest:
   """What the report shows of a round.
 
   Attributes:
-    num_neighbors, source_images, hardness, is_correct, seconds: as in `results.Round`.
+    num_neighbors, source_images, hardness, is_correct, seconds: as in `round_files.Round`.
     predicted: the likeliest class of each test image in the first view.
     confidence: its probability.
     scores: by view, as in results.json.

@@ -46,11 +46,7 @@ def score_section(run: RunRecord) -> Section:
   """Show the closing table, or the scores so far."""
   if run.results is None:
     rows = [
-      [
-        run.title(arm),
-        f'{len(rounds)} of {run.num_rounds(arm)}',
-        *_score_cells(rounds[-1]),
-      ]
+      [run.title(arm), f'{len(rounds)} of {run.num_rounds(arm)}', *_score_cells(rounds[-1])]
       for arm, rounds in run.rounds.items()
       if rounds
     ]

@@ -24,14 +24,20 @@ def print_table(results: dict[str, Any]) -> None:
   Args:
     results: what results.json holds.
   """
-  table = Table(title=table_title(results))
-  for heading in HEADINGS:
-    table.add_column(heading, justify='left' if heading == 'training' else 'right', no_wrap=True)
+  table = _make_table(table_title(results), HEADINGS)
   for row in results['table']:
     table.add_row(*table_row(row))
   console.print_table(table)
   for line in verdicts(results):
     console.say(line)
+
+
+def _make_table(title: str, headings: Iterable[str]) -> Table:
+  """Return a table without rows, of names and the numbers that belong to each."""
+  table = Table(title=title)
+  for position, heading in enumerate(headings):
+    table.add_column(heading, justify='right' if position else 'left', no_wrap=True)
+  return table
 
 
 def table_title(results: dict[str, Any]) -> str:
@@ -131,7 +137,6 @@ def print_repeats(results: dict[str, Any]) -> None:
   title = (
     f'{len(seeds)} repeats, seeds {seeds[0]} to {seeds[-1]}; {view}; mean ± standard deviation'
   )
-  table = Table(title=title)
   scores = {
     'class accuracy': 'mean_class_accuracy',
     'top-1': 'top1',
@@ -139,8 +144,7 @@ def print_repeats(results: dict[str, Any]) -> None:
     '95 % interval of its mean': 'interval',
     'fused': 'fused',
   }
-  for heading in ('training', 'source', *scores):
-    table.add_column(heading, justify='left' if heading == 'training' else 'right', no_wrap=True)
+  table = _make_table(title, ('training', 'source', *scores))
   for row in results['table']:
     source = f'{row["source_images"]:,}' if row['source_images'] else '–'
     table.add_row(row['name'], source, *(_spread(row, score) for score in scores.values()))
@@ -179,9 +183,7 @@ def print_predictions(headings: Sequence[str], columns: Sequence[Any]) -> None:
 
 def print_scores(rows: Sequence[tuple[str, dict[str, float]]], title: str) -> None:
   """Print the scores of several predictions, one a row."""
-  table = Table(title=title)
-  for heading in ('predictions', 'class accuracy', 'top-1', 'cross-entropy'):
-    table.add_column(heading, justify='left' if heading == 'predictions' else 'right', no_wrap=True)
+  table = _make_table(title, ('predictions', 'class accuracy', 'top-1', 'cross-entropy'))
   for name, scores in rows:
     accuracy, top1 = scores['mean_class_accuracy'], scores['top1']
     table.add_row(name, f'{accuracy:.1%}', f'{top1:.1%}', f'{scores["cross_entropy"]:z.3f}')

@@ -112,10 +112,7 @@ def divergences(targets: Factors, sources: Factors) -> Float[Array | np.ndarray,
 
 
 def _factors(
-  images: Float[Array | np.ndarray, 'image filter bin'],
-  center: Center,
-  out: Any,
-  is_target: bool,
+  images: Float[Array | np.ndarray, 'image filter bin'], center: Center, out: Any, is_target: bool
 ) -> Factors:
   if isinstance(images, np.ndarray):
     return _factors_by_numpy(images, center, out, is_target)

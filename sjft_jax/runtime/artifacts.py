@@ -191,9 +191,7 @@ def write_json(path: os.PathLike[str], value: Mapping[str, Any]) -> None:
 
 
 def load_json(
-  path: epath.Path,
-  types: Mapping[str, type | tuple[type, ...]],
-  remedy: str = REMEDY,
+  path: epath.Path, types: Mapping[str, type | tuple[type, ...]], remedy: str = REMEDY
 ) -> dict[str, Any]:
   """Load what `write_json` has written.
 

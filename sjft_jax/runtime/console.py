@@ -149,11 +149,6 @@ def quiet() -> Iterator[None]:
     set_quiet(was_quiet)
 
 
-def use_stderr() -> None:
-  """Print to the standard error from now on; the standard output is left to the caller."""
-  _console.stderr = True
-
-
 @contextlib.contextmanager
 def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
   """Show a bar with the remaining time, and at the end a line with the speed.

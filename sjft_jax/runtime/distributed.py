@@ -43,6 +43,11 @@ def is_primary_process() -> bool:
   return jax.process_index() == 0
 
 
+def describe_devices() -> str:
+  """Return number and kind of this process's devices, and the version of JAX."""
+  return f'{jax.local_device_count()} × {jax.local_devices()[0].device_kind}, jax {jax.__version__}'
+
+
 def barrier() -> None:
   """Wait until all processes are here."""
   if jax.process_count() == 1:

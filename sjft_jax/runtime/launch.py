@@ -85,11 +85,8 @@ def check_flags() -> None:
     ValueError: they do not.
   """
   options = flags.FLAGS
-  coordinator, num_processes, process = (
-    options.coordinator,
-    options.num_processes,
-    options.process_id,
-  )
+  coordinator, num_processes = options.coordinator, options.num_processes
+  process = options.process_id
   missing = [value is None for value in (coordinator, num_processes, process)]
   if all(missing):
     return
@@ -120,10 +117,7 @@ def initialize_distributed() -> None:
   try:
     # Without arguments JAX reads the environment of SLURM and the like.
     distributed.call_in_thread(
-      jax.distributed.initialize,
-      options.coordinator,
-      options.num_processes,
-      options.process_id,
+      jax.distributed.initialize, options.coordinator, options.num_processes, options.process_id
     )
   except (RuntimeError, ValueError) as error:
     reason = str(error).splitlines()[0]

@@ -55,9 +55,7 @@ def available_bytes() -> float:
   )
 
 
-def warn_if_too_large(
-  step: CompiledFunction, *, what: str, hint: str, limit: float | None = None
-) -> Callable[..., Any]:
+def warn_if_too_large(step: CompiledFunction, *, what: str, hint: str) -> Callable[..., Any]:
   """Return the step, with a warning before its first run if more memory is planned than is free.
 
   Where a host's memory runs out, the system kills the process, which then cannot say why.
@@ -66,7 +64,6 @@ def warn_if_too_large(
     step: its arguments that are on the devices already are not counted as needed.
     what: the work, for the message: 'training …'.
     hint: what to change, for the message.
-    limit: bytes that a device may use for the rest. Default: `available_bytes()` at the first run.
   """
   is_first = True
 
@@ -74,7 +71,7 @@ def warn_if_too_large(
     nonlocal is_first
     if is_first:
       is_first = False
-      free = available_bytes() if limit is None else limit
+      free = available_bytes()
       leaves = jax.tree.leaves(arguments)
       on_device = sum(x.nbytes / len(x.devices()) for x in leaves if isinstance(x, jax.Array))
       needed = (planned_bytes(step.program(*arguments)) or 0) - on_device

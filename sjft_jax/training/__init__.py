@@ -1,1 +1,1 @@
-"""The trainer, the training step, the loop around it, evaluation, metrics and checkpoints."""
+"""The trainer, the training step, the loop around it, evaluation and metrics."""

@@ -33,11 +33,7 @@ Training = tuple[CompiledFunction, TrainState]
 
 
 def load_or_choose_accumulation(
-  path: epath.Path,
-  trainings: Sequence[Training],
-  batch: dict[str, Any],
-  *,
-  batch_size: int,
+  path: epath.Path, trainings: Sequence[Training], batch: dict[str, Any], *, batch_size: int
 ) -> int:
   """Load the number of micro-batches from a file, or choose it and write the file.
 

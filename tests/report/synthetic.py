@@ -9,8 +9,8 @@ from sjft_jax import config, results
 from sjft_jax.data.dataset import Domains
 from sjft_jax.report import record
 from sjft_jax.report.record import RunRecord
-from sjft_jax.results import Round
 from sjft_jax.retrieval.knn import Ranking
+from sjft_jax.round_files import Round
 from sjft_jax.runtime import artifacts
 
 ARMS = ('probe', 'none', 'random', 'constant', 'rounds')

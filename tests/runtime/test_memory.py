@@ -1,6 +1,5 @@
 """Plans and budgets of memory, and errors that name the setting to lower."""
 
-import functools
 import math
 from pathlib import Path
 
@@ -79,23 +78,27 @@ def test_process_that_cannot_be_started_is_out_of_memory():
     raise OSError(12, 'Cannot allocate memory')
 
 
-def test_too_large_step_warns_once(capsys):
+def test_too_large_step_warns_once(capsys, monkeypatch):
   step = CompiledFunction(jax.pmap(lambda x: jnp.sort(x) @ x, axis_name='batch'))
   x = np.ones((2, 100, 100), np.float32)
   needed = memory.planned_bytes(step.program(x))
-  warned = functools.partial(memory.warn_if_too_large, step, what='this', hint='lower that')
-  run = warned(limit=needed - 1)
+
+  def warned(limit):
+    monkeypatch.setattr(memory, 'available_bytes', lambda: limit)
+    return memory.warn_if_too_large(step, what='this', hint='lower that')
+
+  run = warned(needed - 1)
   for _ in range(2):
     np.testing.assert_array_equal(run(x), np.full_like(x, 100))
   output = capsys.readouterr().out
   assert output.count('warning: this is planned to take another') == 1
   assert 'lower that' in output
-  warned(limit=needed)(x)
+  warned(needed)(x)
   # What is on the devices needs no more room.
   on_device = jax.pmap(lambda x: x)(x)
-  warned(limit=needed - 40_000)(on_device)
+  warned(needed - 40_000)(on_device)
   assert capsys.readouterr().out == ''
-  warned(limit=needed - 40_001)(on_device)
+  warned(needed - 40_001)(on_device)
   assert 'warning' in capsys.readouterr().out
 
 

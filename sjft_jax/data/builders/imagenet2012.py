@@ -31,9 +31,7 @@ class Builder(ArchiveBuilder):
       checksum='md5:1d675b47d978889d74fa0da5fadfb00e',
     ),
     Archive(
-      'ILSVRC2012_img_val.tar',
-      size=6_744_924_160,
-      checksum='md5:29b22e2961454d5413ddabcf34fc5622',
+      'ILSVRC2012_img_val.tar', size=6_744_924_160, checksum='md5:29b22e2961454d5413ddabcf34fc5622'
     ),
   )
 

@@ -14,12 +14,7 @@ from sjft_jax.models import preprocess, trunk
 from sjft_jax.models.trunk import TrunkSpec
 from sjft_jax.models.weights import formats, published
 from sjft_jax.models.weights.formats import Checkpoint
-from sjft_jax.models.weights.layout_match import (
-  LayoutMatch,
-  find_stem,
-  match_layout,
-  trunk_bytes,
-)
+from sjft_jax.models.weights.layout_match import LayoutMatch, find_stem, match_layout, trunk_bytes
 from sjft_jax.models.weights.layouts import layouts
 from sjft_jax.runtime import artifacts
 

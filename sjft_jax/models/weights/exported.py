@@ -22,7 +22,11 @@ from sjft_jax.models.trunk import TrunkSpec
 from sjft_jax.models.weights import formats, libraries
 from sjft_jax.models.weights.convert import NORMALIZATION_KEY
 from sjft_jax.models.weights.libraries import Architecture
-from sjft_jax.models.weights.run_checkpoint import TrainedNetwork, drop_source_statistics
+from sjft_jax.models.weights.run_checkpoint import (
+  NETWORK_TYPES,
+  TrainedNetwork,
+  drop_source_statistics,
+)
 from sjft_jax.runtime import artifacts
 from sjft_jax.runtime.choice import choose
 
@@ -76,15 +80,8 @@ class PredictionOptions:
       choose('views', str(view), VIEWS)
 
 
-_NETWORK_TYPES: dict[str, type | tuple[type, ...]] = {
-  'name': str,
-  'width': (int, float),
-  'fully_connected': bool,
-  'style': str,
-  'normalization': str,
-}
 _TYPES: dict[str, type | tuple[type, ...]] = {
-  **_NETWORK_TYPES,
+  **NETWORK_TYPES,
   **{field.name: int for field in dataclasses.fields(PredictionOptions)},
   'dtype': str,
   'views': list,
@@ -180,7 +177,7 @@ def write_config(
     'pretrained_cfg': pretrained,
     _SECTION: {
       'format': _FORMAT,
-      **{name: description[name] for name in _NETWORK_TYPES},
+      **{name: description[name] for name in NETWORK_TYPES},
       **dataclasses.asdict(options),
       'step': network.step,
       'library': architecture.library if architecture else '',
@@ -231,7 +228,7 @@ class Folder:
     self._saved = saved = config[_SECTION]
     if saved.get('format') != _FORMAT:
       raise ValueError(f'{self._path} was exported by another version of sjft_jax; {_REMEDY}')
-    self._description = {name: saved.get(name) for name in _NETWORK_TYPES}
+    self._description = {name: saved.get(name) for name in NETWORK_TYPES}
     self._description['classes'] = config['label_names']
     try:
       self._check(config['label_names'])

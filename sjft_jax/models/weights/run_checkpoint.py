@@ -16,13 +16,13 @@ from sjft_jax.runtime import artifacts, checkpoints, console
 DESCRIPTION = 'network.json'
 # The weights in an exported folder, and in most of others.
 _EXPORTED = 'model.safetensors'
-_DESCRIPTION_TYPES: dict[str, type | tuple[type, ...]] = {
+# What a description says of the trunk, as JSON has it.
+NETWORK_TYPES: dict[str, type | tuple[type, ...]] = {
   'name': str,
   'width': (int, float),
   'fully_connected': bool,
   'style': str,
   'normalization': str,
-  'classes': list,
 }
 
 
@@ -199,7 +199,7 @@ def _find_training(path: str) -> _Training:
   workdir = next((p for p in (directory, *directory.parents) if (p / DESCRIPTION).is_file()), None)
   if workdir is None:
     raise ValueError(f'{directory} lies in no work directory: {DESCRIPTION} is missing above it')
-  description = artifacts.load_json(workdir / DESCRIPTION, _DESCRIPTION_TYPES)
+  description = artifacts.load_json(workdir / DESCRIPTION, NETWORK_TYPES | {'classes': list})
   if not all(isinstance(name, str) for name in description['classes']):
     raise ValueError(f'{workdir / DESCRIPTION} has a class that is no text; {artifacts.REMEDY}')
   return _Training(directory, workdir, description)
