@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from sjft_jax.descriptors import bank as banks
 from sjft_jax.descriptors.alexnet import USUAL, Variant
 from sjft_jax.models.build import ModelOptions, Network, build_network
 from sjft_jax.models.weights import run_checkpoint
-from sjft_jax.runtime import distributed
+from sjft_jax.runtime import console, distributed
 from sjft_jax.screening.screen import screen
 from sjft_jax.selection.growth import SelectionOptions
 from sjft_jax.training import evaluation, losses, metric_writer, optimizer
@@ -80,18 +81,41 @@ def open_domains(config: ConfigDict) -> Domains:
 
 
 def check_outside_data(config: ConfigDict, workdir: epath.Path) -> None:
-  """Check that a work directory lies in no folder whose folders are classes.
+  """Check that work directory and source lie in no folder whose folders are the target's classes.
+
+  Nor may the work directory lie in such a folder of the source; where the target does, a line is
+  printed.
 
   Raises:
-    ValueError: it does, so that its files would be taken for images.
+    ValueError: one does, so that its files would be taken for images of a class.
   """
   t = config.target
-  for place in (
+  places = [
     {'dataset': t.dataset, 'path': t.path, 'split': t.train_split},
     {'dataset': t.dataset, 'path': t.path, 'split': t.test_split or t.train_split},
-    config.source,
-  ):
+  ]
+  for place in (*places, config.source):
     registry.check_outside_classes(os.fspath(workdir), **place)
+  targets = dict.fromkeys(folder for place in places for folder in registry.class_roots(**place))
+  for source in registry.class_roots(**config.source):
+    for target in targets:
+      if _lies_in(source, target):
+        raise ValueError(
+          f'the source {source} lies in {target}, where it is taken for a class of the target; '
+          'move it out'
+        )
+      if _lies_in(target, source):
+        console.say(
+          f'  warning: the target {target} lies in {source}, where it is a part of a class of the '
+          'source; if it is not meant to be, move it out'
+        )
+
+
+def _lies_in(inner: str, outer: str) -> bool:
+  if not os.path.isdir(inner):
+    return False
+  inner_path, outer_path = (Path(os.path.realpath(folder)) for folder in (inner, outer))
+  return inner_path != outer_path and inner_path.is_relative_to(outer_path)
 
 
 def load_bank(config: ConfigDict) -> banks.FilterBank:

@@ -109,6 +109,7 @@ def check_values(config: ConfigDict, domains: Domains, *, num_devices: int) -> N
     ValueError: the first value that is impossible, with its limit and what to change.
   """
   check_ranges(config)
+  _check_items(config)
   _check_choices(config)
   if not config.evaluation.views:
     raise ValueError(f'evaluation.views is empty; use any of {", ".join(VIEWS)}')
@@ -116,6 +117,18 @@ def check_values(config: ConfigDict, domains: Domains, *, num_devices: int) -> N
     choose('evaluation.views', view, VIEWS)
   _check_training(config, num_devices)
   check_sizes(config, domains)
+
+
+def _check_items(config: ConfigDict) -> None:
+  """Check that tuples hold texts and numbers of Python, which config.json can keep."""
+  for section, options in config.items():
+    for name, value in options.items() if isinstance(options, ConfigDict) else ():
+      for item in value if isinstance(value, tuple) else ():
+        if not isinstance(item, str | int | float):
+          raise ValueError(
+            f'{section}.{name} holds {item!r} of the type {type(item).__name__}; give texts or '
+            "numbers of Python, as NumPy's tolist() returns them"
+          )
 
 
 def _check_choices(config: ConfigDict) -> None:
@@ -209,6 +222,13 @@ def check_sizes(config: ConfigDict, domains: Domains) -> None:
     raise ValueError(
       f'selection.num_neighbors={k0} can grow to {depth} in {config.selection.rounds} rounds, '
       f'which exceeds the {num_source} source images; {remedy}'
+    )
+  source = domains.source
+  is_used = config.selection.method != 'none' or config.pretrain.steps
+  if is_used and len(source.classes) < 2 and source.labels.ndim == 1:
+    raise ValueError(
+      f'the source has one class, {source.classes[0]!r}, of which its head has nothing to learn; '
+      'give it two or more, or where it has none use sjft_jax.retrieve, which needs no labels'
     )
 
 

@@ -289,3 +289,25 @@ def test_arms_that_train_nothing_choose_no_micro_batches(arm):
   c.training.accumulation, c.training.class_cap = 0, 2
   training = config.arm_config(c, arm).training
   assert (training.accumulation, training.class_cap) == (1, 0)
+
+
+def test_a_source_of_one_class_is_refused_where_it_is_trained_on():
+  source = Images(10_000)
+  source.classes, source.labels = ('a',), np.zeros(10_000, np.int32)
+  domains = DOMAINS._replace(source=source)
+  c = config.default()
+  for arm in ('rounds', 'random'):
+    with pytest.raises(ValueError, match="the source has one class, 'a'"):
+      check(config.arm_config(c, arm), domains)
+  check(config.arm_config(c, 'none'), domains)
+  with pytest.raises(ValueError, match='the source has one class'):
+    check(config.arm_config(make_config(pretrain__steps=5), 'none'), domains)
+  source.labels = np.ones((10_000, 1), bool)  # Each image shows it or not.
+  check(config.arm_config(c, 'rounds'), domains)
+
+
+def test_numbers_of_numpy_in_a_tuple_are_refused_before_config_json_is_written():
+  c = make_config(bank__layer_weights=[np.int64(1)])
+  with pytest.raises(ValueError, match=r'bank.layer_weights holds np.int64\(1\) of the type int64'):
+    check(c)
+  check(make_config(tuning__learning_rates=list(np.geomspace(0.1, 1, 3))))

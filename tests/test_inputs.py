@@ -1,6 +1,8 @@
+import shutil
+
 import pytest
 from etils import epath
-from small_run import make_config
+from small_run import make_config, write_data
 
 from sjft_jax import inputs
 
@@ -32,3 +34,18 @@ def test_filters_that_do_not_fit_are_named_before_any_stage(small_data):
     inputs.load_inputs(config, domains)
   config.arms = ('none',)
   inputs.load_inputs(config, domains)
+
+
+def test_a_source_among_the_classes_of_the_target_is_refused(tmp_path, capsys):
+  data = write_data(tmp_path / 'data')
+  train = data / 'target/train'
+  shutil.copytree(data / 'source/train', train / 'source')
+  config = make_config(data, **{'target.path': str(train), 'source.path': str(train / 'source')})
+  with pytest.raises(ValueError, match='lies in .* where it is taken for a class of the target'):
+    inputs.check_outside_data(config, epath.Path(tmp_path / 'run'))
+  config = make_config(data)
+  inputs.check_outside_data(config, epath.Path(tmp_path / 'run'))
+  assert not capsys.readouterr().out
+  config = make_config(data, **{'source.path': str(data)})  # Its classes are target and source.
+  inputs.check_outside_data(config, epath.Path(tmp_path / 'run'))
+  assert 'where it is a part of a class of the source' in ' '.join(capsys.readouterr().out.split())

@@ -14,6 +14,7 @@ from sjft_jax.data import digests
 from sjft_jax.data.dataset import EncodedDataset
 from sjft_jax.data.decode import MAX_BYTES, UnreadableError
 from sjft_jax.data.image_formats import is_image
+from sjft_jax.runtime import console
 
 # So many bytes of a file that is no image are enough for the error to say what it is.
 _NAMING_BYTES = 512
@@ -54,6 +55,7 @@ class FileDataset(EncodedDataset):
       file = os.path.join(root, error.object)
       raise ValueError(f'{file!r} has a name that is not UTF-8; rename it') from error
     super().__init__(name, tuple(classes), labels)
+    _report_twins(self.classes, root)
 
   @functools.cached_property
   def digests(self) -> UInt8[np.ndarray, 'image byte']:  # type: ignore[override]
@@ -99,6 +101,17 @@ class FileDataset(EncodedDataset):
         return file.readall()
     except OSError as error:
       raise UnreadableError(f'cannot be opened: {error.strerror}') from error
+
+
+def _report_twins(classes: Sequence[str], root: str) -> None:
+  """Print a line about classes whose names differ in capitals alone, and may be meant as one."""
+  spellings: dict[str, list[str]] = {}
+  for name in classes:
+    spellings.setdefault(name.casefold(), []).append(name)
+  twins = [' and '.join(names) for names in spellings.values() if len(names) > 1]
+  if twins:
+    named = ', '.join(twins[:3]) + (', …' if len(twins) > 3 else '')
+    console.say(f'  Classes of {root} that differ in capitals alone count as several: {named}')
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:

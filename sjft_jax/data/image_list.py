@@ -15,6 +15,7 @@ import pyarrow.csv
 
 from sjft_jax.data import digests, parquet_list
 from sjft_jax.data.file_dataset import FileDataset, normalize_class_name, sort_classes
+from sjft_jax.runtime import console
 from sjft_jax.runtime.choice import choose
 
 LIST_SUFFIXES = ('.csv', '.tsv', '.parquet')
@@ -28,8 +29,9 @@ class ListedImages(FileDataset):
   """The images of a list, a .csv, .tsv or .parquet file, in its order.
 
   Its columns, in any case, are 'path', absolute or from the list's own folder, 'label', and, where
-  there are splits, 'split'; others are passed over. Images with the same value in a column 'group',
-  such as the photographs of one object, are never divided between training and held-out images.
+  there are splits, 'split'; a line names the others, which are not read. Images with the same
+  value in a column 'group', such as the photographs of one object, are never divided between
+  training and held-out images.
   Labels become classes in sorted order, by value if all are numbers. Blanks around labels and their
   Unicode form do not matter.
 
@@ -45,7 +47,7 @@ class ListedImages(FileDataset):
   def __init__(self, path: str, split: str):
     path = os.path.expanduser(path)
     root = os.path.dirname(path)
-    rows = _read_columns(path)
+    rows = _read_columns(path, report=True)
     _check_rows(rows, path)
     _check_distinct(rows['path'].to_pylist(), path)
     if 'group' in rows.column_names:
@@ -155,8 +157,15 @@ def _check_files(names: Sequence[str], path: str) -> None:
   raise ValueError(f'{path}: {place} is not there{count}; {remedy}')
 
 
-def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.Table:
+def _read_columns(
+  path: str, required: Sequence[str] = ('path', 'label'), *, report: bool = False
+) -> pa.Table:
   """Read the columns of a list as strings.
+
+  Args:
+    path: the list.
+    required: the columns that must be there.
+    report: print a line about columns that are not read.
 
   Raises:
     ValueError: the file cannot be read, or a column is missing or occurs twice.
@@ -189,7 +198,14 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
     for column in present:
       if names.count(column) > 1:
         raise ValueError(f'it has {names.count(column)} columns {column}; keep one')
-    rows = {column: table[column].cast(pa.string()) for column in present}
+    # Those without a name, and Arrow's, are row numbers that pandas has written.
+    others = [name for name in names if name and not name.startswith('__') and name not in present]
+    if report and others:
+      named = ', '.join(others[:5]) + (', …' if len(others) > 5 else '')
+      console.say(
+        f'  Not read in {path}: the columns {named}; what counts is {", ".join(_COLUMNS)}'
+      )
+    rows = {column: _to_text(table[column]) for column in present}
     for name, column in rows.items():
       column.validate(full=True)
       is_odd = pc.match_substring_regex(pc.fill_null(column, ''), r'^\s+"')
@@ -203,11 +219,20 @@ def _read_columns(path: str, required: Sequence[str] = ('path', 'label')) -> pa.
     return pa.table(rows)
   except (ValueError, OSError, pa.ArrowException) as error:
     message = (getattr(error, 'strerror', None) or str(error)).splitlines()[0]
+    if 'Expected 1 columns' in message:  # Of a line with semicolons and decimal commas.
+      message += '; columns are separated by commas, in a .tsv by tabs'
     if 'invalid utf8' in message.lower():
       message = 'its text is not UTF-8; save it as UTF-8'
     raise ValueError(
       f'{path} cannot be read as a list of {" and ".join(required)}: {message}'
     ) from error
+
+
+def _to_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+  """Return a column as texts; what is not a number (NaN) is no value."""
+  if pa.types.is_floating(column.type):
+    column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+  return column.cast(pa.string())
 
 
 def _check_quotes(table: pa.Table, path: str, delimiter: str) -> None:

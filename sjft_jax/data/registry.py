@@ -105,20 +105,32 @@ def check_outside_classes(directory: str, *, dataset: str, path: str, split: str
   """
   if artifacts.is_remote(directory):  # For the system, a path below the current folder.
     return
+  for folder in class_roots(dataset=dataset, path=path, split=split):
+    if Path(os.path.realpath(directory)).is_relative_to(os.path.realpath(folder)):
+      raise ValueError(
+        f'the work directory {directory} lies in {folder}, where it would be taken for a class; '
+        'give another one'
+      )
+
+
+def class_roots(*, dataset: str, path: str, split: str) -> list[str]:
+  """Return the folders whose folders are the classes of a data set; of lists there are none.
+
+  Args:
+    dataset, path, split: as for `load`.
+  """
   names = dataset.split('+')
   paths = values_per_dataset('path', path, len(names))
   splits = values_per_dataset('split', split, len(names))
+  roots = []
   for each_name, each_path, each_split in zip(names, paths, splits, strict=True):
     if each_name != 'folder' or is_list(each_path):
       continue
     folder = os.path.expanduser(each_path)
     if not _is_unsplit(each_path, each_split):
       folder = os.path.join(folder, match_split(each_path, each_split))
-    if Path(os.path.realpath(directory)).is_relative_to(os.path.realpath(folder)):
-      raise ValueError(
-        f'the work directory {directory} lies in {folder}, where it would be taken for a class; '
-        'give another one'
-      )
+    roots.append(folder)
+  return roots
 
 
 def draws_test(*, dataset: str, path: str, train_split: str, test_split: str, **_: object) -> bool:
@@ -190,6 +202,7 @@ def open_target(
     _check_test_split(path, test_split)
   test = load(dataset=dataset, path=path, split=test_split)
   _check_same_classes(train.classes, test.classes, train_split, test_split)
+  _check_trained_classes(train, test, train_split, test_split)
   _check_groups(train, test)
   if train_per_class:
     train_indices, _ = stratified_split(
@@ -273,6 +286,23 @@ def _check_same_classes(
         f'{len(only_here):,} of {len(classes):,} classes of {split!r} are not in {other_split!r}'
         f'{hint}; training and test set need the same classes'
       )
+
+
+def _check_trained_classes(
+  train: Dataset, test: Dataset, train_split: str, test_split: str
+) -> None:
+  """Check that every class with test images has training images; a part of a split may lack them.
+
+  Raises:
+    ValueError: a class has none, so that its test images could only be wrong.
+  """
+  untrained = np.setdiff1d(test.labels, train.labels)
+  if len(untrained):
+    example = train.classes[untrained[0]]
+    raise ValueError(
+      f'{len(untrained):,} of {len(train.classes):,} classes, such as {example!r}, have images in '
+      f'{test_split!r} but none in {train_split!r}; take a larger part of the training split'
+    )
 
 
 def _check_test_split(path: str, test_split: str) -> None:

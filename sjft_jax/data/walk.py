@@ -24,6 +24,8 @@ _SUFFIXES = frozenset(
   ]
 )
 _HEIC_SUFFIXES = frozenset({'.heic', '.heif', '.hif'})
+# What editors, and ExifTool, put behind the name of a file for the copy that they leave beside it.
+_COPY_ENDINGS = ('_original', '.bak', '.orig')
 # What operating systems and storage devices add to folders.
 _HIDDEN = frozenset({'$RECYCLE.BIN', '@eaDir', '__MACOSX', 'lost+found'})
 
@@ -111,12 +113,21 @@ class FolderWalk:
       console.say(f'  Passed over in {self.root}: {self.describe_passed_over()}')
 
 
+def _is_copy(name: str) -> bool:
+  """Return whether a name is that of an image with an ending of copies behind it."""
+  for ending in _COPY_ENDINGS:
+    if name.lower().endswith(ending):
+      suffix = os.path.splitext(name[: -len(ending)])[1].lower()
+      return suffix in _SUFFIXES or suffix in _HEIC_SUFFIXES
+  return False
+
+
 def _non_image_kind(entry: os.DirEntry) -> str:
   """Return what a file that is passed over is, in the plural; '' for an image, or its name."""
   try:
     if not entry.is_file():
       return 'links that lead nowhere' if entry.is_symlink() else 'pipes and devices'
-    if entry.name.endswith('~'):
+    if entry.name.endswith('~') or _is_copy(entry.name):
       return 'copies that an editor left'
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix in _SUFFIXES or (suffix in _HEIC_SUFFIXES and load_heic_reader()):

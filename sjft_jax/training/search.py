@@ -50,7 +50,7 @@ class TuningOptions:
     for name in (*names, 'l2_sps'):
       for value in getattr(self, name):
         if not isinstance(value, int | float):
-          raise ValueError(f'{name}: {value!r} is no number')
+          raise ValueError(f'{name}: {value!r} is no number of Python (int or float)')
     for name in names:
       values = getattr(self, name)
       for value in values:

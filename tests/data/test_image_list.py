@@ -235,3 +235,41 @@ def test_one_file_by_two_ways_is_an_error(tmp_path, image, other):
   path.write_text(f'path,label\n1.png,a\n{other.format(tmp_path)},a\n')
   with pytest.raises(ValueError, match='the same file; keep one row'):
     ListedImages(str(path), '')
+
+
+def test_columns_that_are_not_read_are_named(tmp_path, image, capsys):
+  write(tmp_path / '1.png', image)
+  (tmp_path / 'list.csv').write_text(',Path,label,groups,set\n0,1.png,x,A,test\n')
+  ListedImages(str(tmp_path / 'list.csv'), '')
+  printed = ' '.join(capsys.readouterr().out.split())
+  assert 'the columns groups, set; what counts is path, label, split, group' in printed
+  (tmp_path / 'list.csv').write_text('path,label,group\n1.png,x,A\n')
+  ListedImages(str(tmp_path / 'list.csv'), '')
+  assert not capsys.readouterr().out
+
+
+def test_a_label_or_group_that_is_not_a_number_is_no_value(tmp_path, image):
+  paths = [f'{number}.png' for number in range(3)]
+  for path in paths:
+    write(tmp_path / path, image)
+  numbers = np.array([0.0, 1.0, np.nan])
+  path = write_list(tmp_path / 'list.parquet', path=paths, label=numbers)
+  with pytest.raises(ValueError, match='row 3: label is empty; fill it in or remove the row'):
+    ListedImages(path, '')
+  groups = numbers[[0, 2, 2]]
+  path = write_list(tmp_path / 'list.parquet', path=paths, label=[0, 0, 1], group=groups)
+  assert len(set(ListedImages(path, '').groups)) == 3
+
+
+def test_semicolons_with_decimal_commas_have_a_remedy(tmp_path):
+  (tmp_path / 'list.csv').write_text('path;label;weight\n1.png;x;0,5\n')
+  with pytest.raises(ValueError, match='columns are separated by commas, in a .tsv by tabs'):
+    ListedImages(str(tmp_path / 'list.csv'), '')
+
+
+def test_classes_that_differ_in_capitals_alone_are_named(tmp_path, image, capsys):
+  for number in range(3):
+    write(tmp_path / f'{number}.png', image)
+  (tmp_path / 'list.csv').write_text('path,label\n0.png,OK\n1.png,ok\n2.png,defect\n')
+  assert len(ListedImages(str(tmp_path / 'list.csv'), '').classes) == 3
+  assert 'capitals alone count as several: OK and ok' in ' '.join(capsys.readouterr().out.split())

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from commands import ROOT
 
-from sjft_jax.data import records, riegeli
+from sjft_jax.data import records, registry, riegeli
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.records import Records
 
@@ -386,3 +386,13 @@ def test_rows_for_all_classes_are_bounded(data_dir, tmp_path, monkeypatch):
   shutil.copytree(data_dir / 'scene', tmp_path / 'scene')
   with pytest.raises(ValueError, match='7 images of 4 classes are too many'):
     Records('scene', str(tmp_path), 'train')
+
+
+def test_a_part_of_a_split_without_images_of_a_class_is_refused(data_dir):
+  options = {'dataset': 'thing', 'path': str(data_dir), 'train_per_class': 0}
+  options |= {'test_share': 0.2, 'split_seed': 0, 'test_split': 'validation'}
+  with pytest.raises(ValueError, match=r"1 of 2 classes, such as .* but none in 'train\[:1\]'"):
+    registry.open_target(**options, train_split='train[:1]')
+  # A class without test images alone does no harm: the score is the mean of the others.
+  train, _ = registry.open_target(**options | {'test_split': 'validation[:1]'}, train_split='train')
+  assert len(train) == COUNT

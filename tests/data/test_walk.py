@@ -1,5 +1,5 @@
 import numpy as np
-from data.image_files import write
+from data.image_files import keys, write
 
 from sjft_jax.data.dataset import Dataset
 from sjft_jax.data.folder import UnlabelledFolder
@@ -31,3 +31,13 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path, image):
   (tmp_path / 'data/broken.png').symlink_to(tmp_path / 'nowhere.png')
   data = UnlabelledFolder(str(tmp_path / 'data'))
   assert [data.key(i) for i in range(len(data))] == ['a/link/1.png']
+
+
+def test_copies_that_exiftool_and_editors_leave_are_passed_over(tmp_path, image, capsys):
+  write(tmp_path / '1.png', image)
+  write(tmp_path / 'the_original.png', image)
+  content = (tmp_path / '1.png').read_bytes()
+  for name in ('1.png_original', '1.PNG.bak', '1.png.orig', '1.png~', 'without_original'):
+    (tmp_path / name).write_bytes(content)
+  assert keys(UnlabelledFolder(str(tmp_path))) == ['1.png', 'the_original.png', 'without_original']
+  assert '4 copies that an editor left' in ' '.join(capsys.readouterr().out.split())
