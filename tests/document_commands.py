@@ -137,7 +137,7 @@ def small_options(flags: list[str]) -> list[str]:
       options['training.steps'] = int(flag.partition('=')[2]) + 3
   for file, more in OF_CONFIG.items():
     if any(flag.startswith(f'--config={file}') for flag in flags):
-      options |= more
+      options |= {name: value for name, value in more.items() if not has_option(flags, name)}
   return [f'--config.{name}={value}' for name, value in options.items()]
 
 
