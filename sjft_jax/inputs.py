@@ -14,6 +14,7 @@ from sjft_jax import option_checks, ranking, results
 from sjft_jax import workdir as workdirs
 from sjft_jax.data import registry, transforms
 from sjft_jax.data.dataset import Domains
+from sjft_jax.data.walk import is_visible
 from sjft_jax.descriptors import bank as banks
 from sjft_jax.descriptors.alexnet import USUAL, Variant
 from sjft_jax.models.build import ModelOptions, Network, build_network
@@ -112,10 +113,14 @@ def check_outside_data(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def _lies_in(inner: str, outer: str) -> bool:
-  if not os.path.isdir(inner):
+  """Return whether a walk of a folder comes to another one, which may be or lie below a link."""
+  if not (os.path.isdir(inner) and os.path.isdir(outer)) or os.path.samefile(inner, outer):
     return False
-  inner_path, outer_path = (Path(os.path.realpath(folder)) for folder in (inner, outer))
-  return inner_path != outer_path and inner_path.is_relative_to(outer_path)
+  for path in (Path(os.path.abspath(inner)), Path(os.path.realpath(inner))):
+    for parent in filter(os.path.exists, path.parents):
+      if os.path.samefile(parent, outer) and all(map(is_visible, path.relative_to(parent).parts)):
+        return True
+  return False
 
 
 def load_bank(config: ConfigDict) -> banks.FilterBank:

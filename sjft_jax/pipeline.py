@@ -145,6 +145,8 @@ def run_stages(
     }
   )
   workdirs.check_screened(domains, workdir)
+  # Not before: it says which images have trained the networks that are there.
+  result_files.save_split(workdir / 'split.csv', inputs.domains, domains)
   run_inputs.save_inputs(inputs, config, workdir, domains)
   if stop_after == 'screen':
     return {}
@@ -207,7 +209,6 @@ def screen_images(inputs: Inputs, config: ConfigDict, workdir: epath.Path) -> Sc
   """Leave out unreadable images and copies of test images, and check that enough are left."""
   console.stage('Looking at every image')
   result = screen(workdir, *inputs.domains, **config.screening)
-  result_files.save_split(workdir / 'split.csv', inputs.domains, result.domains)
   for arm, options in inputs.arms.items():
     with configs.arm_options(config, arm):
       option_checks.check_sizes(options, result.domains)

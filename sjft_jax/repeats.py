@@ -82,11 +82,13 @@ def run(
     finished.append(path)
     # Not before: the options have proved possible.
     if not number and distributed.is_primary_process():
-      workdirs.save_config(config, directory)
+      workdirs.save_config(same, directory)
   if not all(results):  # Each ended after a stage.
     return {}
   summarized = summarize(results)
   if distributed.is_primary_process():
+    if same.repeats < config.repeats:  # Not before: fewer can be asked for again until then.
+      workdirs.save_config(config, directory)
     artifacts.write_json(directory / 'results.json', summarized)
   summary.print_repeats(summarized)
   return summarized

@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -371,7 +372,8 @@ def _train(workdir: epath.Path, domains: Domains, config: ConfigDict) -> Trial:
     # The trainings that follow take these from there: of the fold, or of the whole tuning.
     if (workdir / 'ranking.npz').exists() and not (fold / 'ranking.npz').exists():
       os.replace(workdir / 'ranking.npz', fold / 'ranking.npz')
-    if own.exists() and not pretrained.exists():
+    # Where it cannot be read, it stays where the error says that it is.
+    if own.exists() and not pretrained.exists() and not isinstance(sys.exception(), ValueError):
       os.replace(own, pretrained)
     for chosen in workdir.glob('accumulation.*.json'):
       os.replace(chosen, whole / chosen.name)

@@ -43,6 +43,14 @@ def test_a_source_among_the_classes_of_the_target_is_refused(tmp_path, capsys):
   config = make_config(data, **{'target.path': str(train), 'source.path': str(train / 'source')})
   with pytest.raises(ValueError, match='lies in .* where it is taken for a class of the target'):
     inputs.check_outside_data(config, epath.Path(tmp_path / 'run'))
+  # A link is followed, so it is a class too; a hidden folder is none.
+  (train / 'link').symlink_to(data / 'source/train')
+  config = make_config(data, **{'target.path': str(train), 'source.path': str(train / 'link')})
+  with pytest.raises(ValueError, match='lies in .* where it is taken for a class of the target'):
+    inputs.check_outside_data(config, epath.Path(tmp_path / 'run'))
+  (train / 'source').rename(train / '.source')
+  config = make_config(data, **{'target.path': str(train), 'source.path': str(train / '.source')})
+  inputs.check_outside_data(config, epath.Path(tmp_path / 'run'))
   config = make_config(data)
   inputs.check_outside_data(config, epath.Path(tmp_path / 'run'))
   assert not capsys.readouterr().out

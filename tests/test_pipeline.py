@@ -15,11 +15,15 @@ from PIL import Image
 from small_run import command, interrupt_at, make_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sjft_jax import config as configs
+from sjft_jax import inputs as run_inputs
 from sjft_jax import pipeline
-from sjft_jax.data.dataset import ImageArrays
+from sjft_jax import workdir as workdirs
+from sjft_jax.data.dataset import ImageArrays, SubsetDataset
 from sjft_jax.models import build
 from sjft_jax.runtime import artifacts, console
 from sjft_jax.runtime.lock import LockLostError
+from sjft_jax.screening.screen import ScreeningResult
 
 ARMS = ('none', 'random', 'all', 'constant', 'rounds')
 
@@ -65,6 +69,27 @@ def test_refused_weights_leave_what_describes_the_trained_network(data, tmp_path
   with pytest.raises(ValueError, match='was made with other images, weights or filters'):
     pipeline.run(config, run)
   assert {path.name: path.read_bytes() for path in run.glob('*.*')} == files
+
+
+def test_a_run_that_is_refused_after_the_screening_leaves_its_split(data, tmp_path, monkeypatch):
+  """It says which images the networks have seen, also where one cannot be read now."""
+  whole = {'target.path': str(data / 'target/train'), 'pretrain.steps': 0, 'arms': ('none',)}
+  config, run = make_config(data, **whole), epath.Path(tmp_path / 'run')
+  domains = run_inputs.open_domains(config)
+  arms = configs.arm_configs(config)
+  opened = run_inputs.Inputs(domains, arms, None, None, 'f', 'f')
+  left = [domains]
+  monkeypatch.setattr(pipeline, 'screen', lambda *_, **__: ScreeningResult(left[0], {}))
+  monkeypatch.setattr(run_inputs, 'save_inputs', lambda *_: None)
+  pipeline.run_stages(opened, config, run, (), 'screen', None)
+  workdirs.save_screened(domains, run, 'f')
+  (run / 'arms').mkdir()
+  split = (run / 'split.csv').read_text()
+  fewer = SubsetDataset(domains.target, np.arange(1, len(domains.target)))
+  left[0] = domains._replace(target=fewer)
+  with pytest.raises(ValueError, match='was made with other target images'):
+    pipeline.run_stages(opened, config, run, (), 'screen', None)
+  assert (run / 'split.csv').read_text() == split
 
 
 @pytest.mark.parametrize('extra', [(), ('report.html', 'neighbors.png')])

@@ -70,6 +70,23 @@ def test_repeats_are_added_to_those_that_are_there(tmp_path, monkeypatch):
     repeats.run(config, tmp_path)
 
 
+def test_repeats_that_were_begun_can_be_given_up(tmp_path, monkeypatch):
+  def run_one(config, path, **_):
+    if config.seed == 2:
+      raise KeyboardInterrupt
+    return make_result(config.seed, 0.5, 0.01)
+
+  monkeypatch.setattr(repeats.pipeline, 'run', run_one)
+  config = configs.default()
+  config.repeats = 2
+  repeats.run(config, tmp_path)
+  config.repeats = 20
+  with pytest.raises(KeyboardInterrupt):
+    repeats.run(config, tmp_path)
+  config.repeats = 2
+  assert repeats.run(config, tmp_path)['seeds'] == [0, 1]
+
+
 def run(command_line):
   process = commands.start(command_line, subprocess.STDOUT)
   output, _ = process.communicate(timeout=300)

@@ -464,6 +464,23 @@ def test_trainings_of_a_fold_share_its_pretraining(small_data, tmp_path, monkeyp
   np.testing.assert_array_equal(second.probabilities, alone.probabilities)
 
 
+def test_a_pretraining_that_is_refused_stays_where_the_error_says(tmp_path, monkeypatch):
+  """Moved, it could not be deleted there, and would be taken over and refused again."""
+
+  def refuse(domains, config, workdir, **_):
+    raise ValueError(f'{workdir / "pretrain"} was made from other data; delete this one')
+
+  monkeypatch.setattr(pipeline, 'run_on_datasets', refuse)
+  config = configs.default()
+  config.arms = ('none',)
+  fold = epath.Path(tmp_path / 'fold1')
+  (fold / 'pretrain').mkdir(parents=True)
+  for _ in range(2):
+    with pytest.raises(ValueError, match='delete this one'):
+      tuning._train(fold / 'none-0', None, config)
+    assert (fold / 'none-0' / 'pretrain').exists()
+
+
 def replace_once():
   """Return an os.replace that works once."""
   calls, replace = [], tuning.os.replace

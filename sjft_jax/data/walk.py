@@ -30,8 +30,13 @@ _COPY_ENDINGS = ('_original', '.bak', '.orig')
 _HIDDEN = frozenset({'$RECYCLE.BIN', '@eaDir', '__MACOSX', 'lost+found'})
 
 
+def is_visible(name: str) -> bool:
+  """Return whether a walk looks at a file or folder of this name."""
+  return not name.startswith('.') and name not in _HIDDEN
+
+
 def _is_visible(entry: os.DirEntry) -> bool:
-  return not entry.name.startswith('.') and entry.name not in _HIDDEN
+  return is_visible(entry.name)
 
 
 def scan_visible(folder: str) -> list[os.DirEntry]:
@@ -113,12 +118,13 @@ class FolderWalk:
       console.say(f'  Passed over in {self.root}: {self.describe_passed_over()}')
 
 
-def _is_copy(name: str) -> bool:
-  """Return whether a name is that of an image with an ending of copies behind it."""
+def _is_copy(entry: os.DirEntry) -> bool:
+  """Return whether a name is that of an image beside it with an ending of copies behind it."""
   for ending in _COPY_ENDINGS:
-    if name.lower().endswith(ending):
-      suffix = os.path.splitext(name[: -len(ending)])[1].lower()
-      return suffix in _SUFFIXES or suffix in _HEIC_SUFFIXES
+    if entry.name.lower().endswith(ending):
+      original = entry.path[: -len(ending)]
+      suffix = os.path.splitext(original)[1].lower()
+      return (suffix in _SUFFIXES or suffix in _HEIC_SUFFIXES) and os.path.exists(original)
   return False
 
 
@@ -127,7 +133,7 @@ def _non_image_kind(entry: os.DirEntry) -> str:
   try:
     if not entry.is_file():
       return 'links that lead nowhere' if entry.is_symlink() else 'pipes and devices'
-    if entry.name.endswith('~') or _is_copy(entry.name):
+    if entry.name.endswith('~') or _is_copy(entry):
       return 'copies that an editor left'
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix in _SUFFIXES or (suffix in _HEIC_SUFFIXES and load_heic_reader()):

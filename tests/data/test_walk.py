@@ -37,7 +37,10 @@ def test_copies_that_exiftool_and_editors_leave_are_passed_over(tmp_path, image,
   write(tmp_path / '1.png', image)
   write(tmp_path / 'the_original.png', image)
   content = (tmp_path / '1.png').read_bytes()
-  for name in ('1.png_original', '1.PNG.bak', '1.png.orig', '1.png~', 'without_original'):
+  copies = ['1.png_original', '1.png.BAK', '1.png.orig', '1.png~']
+  alone = ['2.png_original', '3.jpg.bak', 'without_original']  # No copy of anything.
+  for name in (*copies, *alone):
     (tmp_path / name).write_bytes(content)
-  assert keys(UnlabelledFolder(str(tmp_path))) == ['1.png', 'the_original.png', 'without_original']
+  names = sorted(['1.png', 'the_original.png', *alone])
+  assert keys(UnlabelledFolder(str(tmp_path))) == names
   assert '4 copies that an editor left' in ' '.join(capsys.readouterr().out.split())
